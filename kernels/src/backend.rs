@@ -1,0 +1,220 @@
+//! The coarse operations of a transformer on rows of activations: what a CPU or a GPU must be able to do.
+//!
+//! Each operation's equation is its definition. Rows are the tokens of one batch, whatever sequence they
+//! belong to and however many there are: **the arithmetic of a row never depends on the other rows**, on
+//! the number of threads or on how a prompt was cut into steps, so an answer is bit-equal alone and in any
+//! company. Indices: `t` row (token), `o` output, `i` input, `h` head, `p` position.
+
+use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::format::Format;
+use crate::tensor::{Error, Tensor};
+
+/// Positions in one page of the KV cache, and in one tile of attention.
+pub const PAGE: usize = 32;
+
+/// Puts weights where a backend wants them. Shared by all threads: adapters are prepared while steps run.
+pub trait Device: Send + Sync + 'static {
+    /// A weight matrix prepared for [`Backend::linear`].
+    type Matrix: Send + Sync + 'static;
+    /// A vector of weights: a norm's, a bias.
+    type Vector: Send + Sync + 'static;
+    /// A table of rows prepared for [`Backend::embed`].
+    type Table: Send + Sync + 'static;
+
+    /// Prepares a weight matrix `[outputs, inputs]`.
+    fn matrix(&self, weight: &Tensor) -> Result<Self::Matrix, Error>;
+    /// Prepares a vector.
+    fn vector(&self, values: &[f32]) -> Result<Self::Vector, Error>;
+    /// Prepares an embedding table `[entries, width]`.
+    fn table(&self, rows: &Tensor) -> Result<Self::Table, Error>;
+    /// Bytes that a prepared matrix keeps in memory.
+    fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize;
+}
+
+/// The shape of a KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheShape {
+    /// Layers that attend.
+    pub layers: usize,
+    /// Key (and value) heads of a layer.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// `F16` or `F32`.
+    pub format: Format,
+}
+
+impl CacheShape {
+    /// The width of a head in memory: whole vectors of 16.
+    pub fn padded_head_dim(&self) -> usize {
+        self.head_dim.next_multiple_of(16)
+    }
+
+    /// Bytes of one page: [`PAGE`] positions of keys and values of every layer.
+    pub fn page_bytes(&self) -> usize {
+        2 * self.layers * self.kv_heads * self.padded_head_dim() * PAGE * self.format.block_bytes()
+    }
+}
+
+/// Consecutive rows of a batch that are consecutive positions of one sequence.
+#[derive(Clone, Debug)]
+pub struct Span<'a> {
+    /// The rows.
+    pub rows: Range<usize>,
+    /// Position of the first of them in its sequence.
+    pub position: usize,
+    /// Pages of the sequence: position `p` lies in `pages[p / PAGE]`. Covers every position of the rows.
+    pub pages: &'a [u32],
+}
+
+/// Where the two members of a rotated pair lie in a head of `rotary` dimensions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeLayout {
+    /// Dimensions `i` and `i + rotary / 2`: Hugging Face files, and GGUF files of most architectures.
+    Halves,
+    /// Dimensions `2 i` and `2 i + 1`: GGUF files of the Llama family.
+    Interleaved,
+}
+
+/// The angles by which the rows of a step are rotated.
+#[derive(Clone, Copy, Debug)]
+pub struct Angles<'a> {
+    /// Cosines `[rows, rotary / 2]`, times the attention factor where a scaling has one.
+    pub cos: &'a [f32],
+    /// Sines, likewise.
+    pub sin: &'a [f32],
+    /// Dimensions of each head that are rotated, from its first; the rest pass through.
+    pub rotary: usize,
+    /// Where the members of a pair lie.
+    pub layout: RopeLayout,
+}
+
+/// The function of a gated feed-forward block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x / (1 + exp(-x))`.
+    Silu,
+}
+
+/// The prepared matrix type of a backend.
+pub type Matrix<B> = <<B as Backend>::Device as Device>::Matrix;
+/// The prepared vector type of a backend.
+pub type Vector<B> = <<B as Backend>::Device as Device>::Vector;
+/// The prepared table type of a backend.
+pub type Table<B> = <<B as Backend>::Device as Device>::Table;
+
+/// What an adapter changes in one linear layer, for some rows of the batch.
+pub struct Graft<'a, B: Backend> {
+    /// The rows whose request uses the adapter.
+    pub rows: Range<usize>,
+    /// Weight of the change: the request's weight times the adapter's own scale.
+    pub scale: f32,
+    /// The change.
+    pub change: Change<'a, B>,
+}
+
+/// A change of a linear layer.
+pub enum Change<'a, B: Backend> {
+    /// `y[t,o] += scale * (sum_r B[o,r] (sum_i A[r,i] x[t,i]) + bias[o])`, as `B (scale A x) + scale bias`.
+    LowRank {
+        /// `A [r, inputs]`.
+        a: &'a Matrix<B>,
+        /// `B [outputs, r]`.
+        b: &'a Matrix<B>,
+        /// `[outputs]`.
+        bias: Option<&'a Vector<B>>,
+    },
+    /// `y[t,o] += scale * v[o]`.
+    Bias(&'a Vector<B>),
+}
+
+/// One output of [`Backend::linear`].
+pub struct Output<'a, B: Backend> {
+    /// `[rows, outputs]`; must have the rows of the input already.
+    pub y: &'a mut B::Rows,
+    /// `W [outputs, inputs]`.
+    pub weight: &'a Matrix<B>,
+    /// `[outputs]`.
+    pub bias: Option<&'a Vector<B>>,
+    /// Add to `y` what it already holds (the residual stream).
+    pub accumulate: bool,
+    /// Applied in this order.
+    pub grafts: &'a [Graft<'a, B>],
+}
+
+/// What runs a transformer. Shapes are the caller's duty: a mismatch is a bug and panics.
+pub trait Backend: Send + Sized + 'static {
+    /// Where weights are prepared.
+    type Device: Device;
+    /// A matrix of f32 activations `[rows, cols]`.
+    type Rows: Send;
+    /// The pages of the KV cache.
+    type Cache: Send;
+
+    /// Where weights are prepared; may be kept and used by other threads.
+    fn device(&self) -> &Arc<Self::Device>;
+
+    /// Room for activations `[0, cols]`.
+    fn rows(&mut self, cols: usize) -> Self::Rows;
+
+    /// Gives `x` this number of rows. The values are unspecified afterwards.
+    fn resize(&mut self, x: &mut Self::Rows, rows: usize) -> Result<(), Error>;
+
+    /// An empty KV cache.
+    fn cache(&mut self, shape: CacheShape) -> Self::Cache;
+
+    /// Gives the cache pages `0..pages`; those it has keep their content, it never shrinks.
+    fn grow(&mut self, cache: &mut Self::Cache, pages: usize) -> Result<(), Error>;
+
+    /// Copies a page.
+    fn copy_page(&mut self, cache: &mut Self::Cache, from: u32, to: u32);
+
+    /// Runs the operations of one step inside one parallel region: threads are awake from its start to its end.
+    fn step<R>(&mut self, operations: impl FnOnce(&mut Self) -> R) -> R;
+
+    /// `y[t,:] = table[tokens[t],:]`.
+    fn embed(&mut self, y: &mut Self::Rows, table: &Table<Self>, tokens: &[u32]);
+
+    /// `y[t,i] = x[t,i] w[i] / sqrt(mean_i x[t,i]^2 + eps)` (Zhang and Sennrich, 2019).
+    fn rms_norm(&mut self, y: &mut Self::Rows, x: &Self::Rows, weight: &Vector<Self>, eps: f32);
+
+    /// `y[t,o] = sum_i W[o,i] x[t,i] + bias[o]` for every output, then its grafts.
+    ///
+    /// For weights in a block format with integer codes, `x` is first rounded to 8 bits in blocks of 32.
+    fn linear(&mut self, x: &Self::Rows, outputs: &mut [Output<'_, Self>]);
+
+    /// Rotates each pair `(a, b)` of each head to `(a cos - b sin, a sin + b cos)` (Su et al., 2021).
+    fn rotate(&mut self, x: &mut Self::Rows, heads: usize, angles: &Angles<'_>);
+
+    /// Writes keys and values `[rows, kv_heads * head_dim]` of the spans' positions into the cache.
+    fn store(
+        &mut self,
+        cache: &mut Self::Cache,
+        layer: usize,
+        kv: (&Self::Rows, &Self::Rows),
+        spans: &[Span<'_>],
+    );
+
+    /// `y[t,h,:] = sum_p softmax_p(scale q[t,h,:] k[p,g,:]) v[p,g,:]` over `p <=` the row's position,
+    /// with `g = h * kv_heads / heads`; the cache must hold the rows' own positions.
+    fn attend(
+        &mut self,
+        y: &mut Self::Rows,
+        q: &Self::Rows,
+        cache: (&Self::Cache, usize),
+        spans: &[Span<'_>],
+        scale: f32,
+    );
+
+    /// `y[t,i] = act(y[t,i]) x[t,i]` (Shazeer, 2020).
+    fn gate(&mut self, y: &mut Self::Rows, x: &Self::Rows, act: Activation);
+
+    /// `y[j,:] = x[rows[j],:]`.
+    fn select(&mut self, y: &mut Self::Rows, x: &Self::Rows, rows: &[usize]);
+
+    /// The values `[rows, cols]`, row after row.
+    fn read<'a>(&'a mut self, x: &'a Self::Rows) -> Cow<'a, [f32]>;
+}

@@ -1,0 +1,289 @@
+//! AVX2 with FMA and F16C: sixteen lanes are two registers.
+
+use std::arch::x86_64::*;
+use std::array::from_fn;
+
+use super::isa::{BLOCK, LANES, Simd};
+
+/// Proof that this CPU has AVX2, FMA and F16C.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx2(());
+
+impl Avx2 {
+    /// The token, where the CPU has all three.
+    pub fn new() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        has.then_some(Self(()))
+    }
+}
+
+/// Applies an intrinsic to both halves.
+macro_rules! both {
+    ($f:ident, $($x:expr),+) => {{
+        // SAFETY: the caller holds an `Avx2`, so the CPU has what this intrinsic needs.
+        unsafe { [$f($($x[0]),+), $f($($x[1]),+)] }
+    }};
+}
+
+/// Two registers from two halves of memory.
+macro_rules! load {
+    ($f:ident, $x:expr, $half:expr, $ty:ty) => {{
+        let p = $x.as_ptr();
+        // SAFETY: the caller holds an `Avx2`; the array has two halves of `$half` elements, read unaligned.
+        unsafe { [$f(p.cast::<$ty>()), $f(p.add($half).cast::<$ty>())] }
+    }};
+}
+
+impl Simd for Avx2 {
+    type F = [__m256; 2];
+    type I = [__m256i; 2];
+    type Codes = [__m256i; 2];
+
+    #[inline(always)]
+    fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn inner<R>(f: impl FnOnce() -> R) -> R {
+            f()
+        }
+        // SAFETY: `self` proves that the CPU has the three features.
+        unsafe { inner(f) }
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        // SAFETY: `self` proves AVX.
+        unsafe { [_mm256_set1_ps(x); 2] }
+    }
+
+    #[inline(always)]
+    fn load(self, x: &[f32; LANES]) -> Self::F {
+        load!(_mm256_loadu_ps, x, 8, f32)
+    }
+
+    #[inline(always)]
+    fn load_f16(self, x: &[u16; LANES]) -> Self::F {
+        let x = load!(_mm_loadu_si128, x, 8, __m128i);
+        both!(_mm256_cvtph_ps, x)
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, x: &[u16; LANES]) -> Self::F {
+        let x = load!(_mm_loadu_si128, x, 8, __m128i);
+        // SAFETY: `self` proves AVX2.
+        x.map(|x| unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x))) })
+    }
+
+    #[inline(always)]
+    fn store(self, x: Self::F, out: &mut [f32; LANES]) {
+        let p = out.as_mut_ptr();
+        // SAFETY: `self` proves AVX; `out` holds two registers, written unaligned.
+        unsafe {
+            _mm256_storeu_ps(p, x[0]);
+            _mm256_storeu_ps(p.add(8), x[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn store_f16(self, x: Self::F, out: &mut [u16; LANES]) {
+        let p = out.as_mut_ptr();
+        // SAFETY: `self` proves F16C; `out` holds two half registers, written unaligned.
+        unsafe {
+            _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x[0]));
+            _mm_storeu_si128(p.add(8).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x[1]));
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_add_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_sub_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_mul_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_div_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        both!(_mm256_fmadd_ps, a, b, c)
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_max_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_min_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn abs(self, a: Self::F) -> Self::F {
+        // SAFETY: `self` proves AVX.
+        a.map(|a| unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), a) })
+    }
+
+    #[inline(always)]
+    fn round(self, a: Self::F) -> Self::F {
+        // SAFETY: `self` proves AVX.
+        a.map(|a| unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) })
+    }
+
+    #[inline(always)]
+    fn exp2(self, n: Self::F) -> Self::F {
+        // SAFETY: `self` proves AVX2.
+        n.map(|n| unsafe {
+            let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
+        })
+    }
+
+    #[inline(always)]
+    fn sum(self, a: Self::F) -> f32 {
+        // SAFETY: `self` proves AVX.
+        unsafe {
+            let a = _mm256_add_ps(a[0], a[1]);
+            let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_add_ss(a, _mm_shuffle_ps::<1>(a, a)))
+        }
+    }
+
+    #[inline(always)]
+    fn largest(self, a: Self::F) -> f32 {
+        // SAFETY: `self` proves AVX.
+        unsafe {
+            let a = _mm256_max_ps(a[0], a[1]);
+            let a = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = _mm_max_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_max_ss(a, _mm_shuffle_ps::<1>(a, a)))
+        }
+    }
+
+    #[inline(always)]
+    fn load_codes(self, bytes: &[u8; 4 * LANES]) -> Self::Codes {
+        load!(_mm256_loadu_si256, bytes, 32, __m256i)
+    }
+
+    #[inline(always)]
+    fn low_nibbles(self, bytes: &[u8; 4 * LANES]) -> Self::Codes {
+        let bytes = self.load_codes(bytes);
+        // SAFETY: `self` proves AVX2.
+        bytes.map(|b| unsafe { _mm256_and_si256(b, _mm256_set1_epi8(15)) })
+    }
+
+    #[inline(always)]
+    fn high_nibbles(self, bytes: &[u8; 4 * LANES]) -> Self::Codes {
+        let bytes = self.load_codes(bytes);
+        // SAFETY: `self` proves AVX2.
+        bytes.map(|b| unsafe { _mm256_and_si256(_mm256_srli_epi16::<4>(b), _mm256_set1_epi8(15)) })
+    }
+
+    #[inline(always)]
+    fn store_codes(self, codes: Self::Codes, out: &mut [u8; 4 * LANES]) {
+        let p = out.as_mut_ptr();
+        // SAFETY: `self` proves AVX2; `out` holds two registers, written unaligned.
+        unsafe {
+            _mm256_storeu_si256(p.cast(), codes[0]);
+            _mm256_storeu_si256(p.add(32).cast(), codes[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn dot_nibbles<const T: usize>(
+        self,
+        codes: impl Fn(usize) -> Self::Codes,
+        x: [&[i8; BLOCK]; T],
+    ) -> [Self::I; T] {
+        // SAFETY: `self` proves AVX2. A lane of 16 bits adds 16 products of at most 15 * 127 = 1905: no
+        // `maddubs` saturates, and the sum stays below 2^15.
+        unsafe {
+            let mut sums = [[_mm256_setzero_si256(); 2]; T];
+            for step in 0..BLOCK / 4 {
+                let w = codes(step);
+                for t in 0..T {
+                    let x = group(x[t], step);
+                    sums[t] = from_fn(|h| _mm256_add_epi16(sums[t][h], _mm256_maddubs_epi16(w[h], x)));
+                }
+            }
+            let ones = _mm256_set1_epi16(1);
+            sums.map(|s| s.map(|s| _mm256_madd_epi16(s, ones)))
+        }
+    }
+
+    #[inline(always)]
+    fn dot_bytes<const T: usize>(
+        self,
+        codes: impl Fn(usize) -> Self::Codes,
+        x: [&[i8; BLOCK]; T],
+    ) -> [Self::I; T] {
+        // SAFETY: `self` proves AVX2. |code| is at most 128 and |x| at most 127: two products are at most
+        // 32512, so no `maddubs` saturates.
+        unsafe {
+            let ones = _mm256_set1_epi16(1);
+            let mut sums = [[_mm256_setzero_si256(); 2]; T];
+            for step in 0..BLOCK / 4 {
+                let w = codes(step);
+                let magnitude = w.map(|w| _mm256_abs_epi8(w));
+                for t in 0..T {
+                    let x = group(x[t], step);
+                    sums[t] = from_fn(|h| {
+                        let pairs = _mm256_maddubs_epi16(magnitude[h], _mm256_sign_epi8(x, w[h]));
+                        _mm256_add_epi32(sums[t][h], _mm256_madd_epi16(pairs, ones))
+                    });
+                }
+            }
+            sums
+        }
+    }
+
+    #[inline(always)]
+    fn sub_int(self, a: Self::I, b: i32) -> Self::I {
+        // SAFETY: `self` proves AVX2.
+        a.map(|a| unsafe { _mm256_sub_epi32(a, _mm256_set1_epi32(b)) })
+    }
+
+    #[inline(always)]
+    fn to_float(self, a: Self::I) -> Self::F {
+        both!(_mm256_cvtepi32_ps, a)
+    }
+
+    #[inline(always)]
+    fn to_bytes(self, a: Self::F) -> [i8; LANES] {
+        let a = both!(_mm256_cvtps_epi32, a);
+        let mut out = [0; LANES];
+        // SAFETY: `self` proves AVX2; `out` holds one 128-bit register, written unaligned.
+        unsafe {
+            // The packs work within 128-bit lanes: put the four groups of four back in order afterwards.
+            let words = _mm256_packs_epi32(a[0], a[1]);
+            let bytes = _mm256_packs_epi16(words, words);
+            let ordered = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5));
+            _mm_storeu_si128(out.as_mut_ptr().cast(), _mm256_castsi256_si128(ordered));
+        }
+        out
+    }
+}
+
+/// Columns `4 step..4 step + 4` of `x`, for every row.
+///
+/// # Safety
+/// The CPU must have AVX2.
+#[inline(always)]
+unsafe fn group(x: &[i8; BLOCK], step: usize) -> __m256i {
+    let four = from_fn(|i| x[4 * step + i].cast_unsigned());
+    // SAFETY: the caller's duty.
+    unsafe { _mm256_set1_epi32(i32::from_le_bytes(four)) }
+}

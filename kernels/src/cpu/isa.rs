@@ -1,0 +1,149 @@
+//! Instruction sets as values: code that needs one takes its token, and a token exists only where the CPU has it.
+//!
+//! Every kernel is written once, over [`Simd`]: sixteen lanes of f32 and the dot products of 8-bit codes.
+//! An instruction set is one implementation of that trait. All of them do the same operations on the same
+//! lanes in the same order, with one rounding per fused multiply-add, so **all give the same bits**.
+
+use super::portable::Portable;
+
+/// Rows of a strip, and f32 lanes of every vector operation.
+pub const LANES: usize = 16;
+
+/// Columns that one block of 8-bit activations spans.
+pub const BLOCK: usize = 32;
+
+/// The vector operations that kernels are written in.
+pub trait Simd: Copy + Send + Sync + 'static {
+    /// Sixteen f32.
+    type F: Copy;
+    /// Sixteen i32.
+    type I: Copy;
+    /// For each of sixteen rows, the codes of four consecutive columns.
+    type Codes: Copy;
+
+    /// Runs `f` compiled for this instruction set. `f` must be inlined into it: `#[inline(always)]`.
+    fn vectorize<R>(self, f: impl FnOnce() -> R) -> R;
+
+    /// `x` in every lane.
+    fn splat(self, x: f32) -> Self::F;
+    /// Lane `i` is `x[i]`.
+    fn load(self, x: &[f32; LANES]) -> Self::F;
+    /// Lane `i` is the half `x[i]`.
+    fn load_f16(self, x: &[u16; LANES]) -> Self::F;
+    /// Lane `i` is the bfloat16 `x[i]`.
+    fn load_bf16(self, x: &[u16; LANES]) -> Self::F;
+    /// `out[i]` is lane `i`.
+    fn store(self, x: Self::F, out: &mut [f32; LANES]);
+    /// `out[i]` is lane `i` as half, ties to even.
+    fn store_f16(self, x: Self::F, out: &mut [u16; LANES]);
+    /// `a + b`.
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a - b`.
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a b`.
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a / b`.
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a b + c`, rounded once.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `a` where `a > b`, else `b`.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a` where `a < b`, else `b`.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The magnitude.
+    fn abs(self, a: Self::F) -> Self::F;
+    /// To the nearest integer, ties to even.
+    fn round(self, a: Self::F) -> Self::F;
+    /// `2^n` for integral `n` in `-126..=127`.
+    fn exp2(self, n: Self::F) -> Self::F;
+    /// The sum of the lanes: halves folded together until one is left.
+    fn sum(self, a: Self::F) -> f32;
+    /// The largest lane.
+    fn largest(self, a: Self::F) -> f32;
+
+    /// The bytes as they are.
+    fn load_codes(self, bytes: &[u8; 4 * LANES]) -> Self::Codes;
+    /// The low nibble of each byte.
+    fn low_nibbles(self, bytes: &[u8; 4 * LANES]) -> Self::Codes;
+    /// The high nibble of each byte.
+    fn high_nibbles(self, bytes: &[u8; 4 * LANES]) -> Self::Codes;
+    /// The bytes of `codes`, as [`Simd::load_codes`] takes them.
+    fn store_codes(self, codes: Self::Codes, out: &mut [u8; 4 * LANES]);
+    /// `sum_k codes[row,k] x[t][k]` over one block, exactly; codes are unsigned, at most 15; step `j` gives columns `4 j..4 j + 4`.
+    fn dot_nibbles<const T: usize>(
+        self,
+        codes: impl Fn(usize) -> Self::Codes,
+        x: [&[i8; BLOCK]; T],
+    ) -> [Self::I; T];
+    /// The same for signed 8-bit codes. `x` must not hold -128.
+    fn dot_bytes<const T: usize>(
+        self,
+        codes: impl Fn(usize) -> Self::Codes,
+        x: [&[i8; BLOCK]; T],
+    ) -> [Self::I; T];
+    /// `a - b` in every lane.
+    fn sub_int(self, a: Self::I, b: i32) -> Self::I;
+    /// As f32, exact up to 2^24.
+    fn to_float(self, a: Self::I) -> Self::F;
+    /// 8-bit codes of sixteen integral values in `-127..=127`.
+    fn to_bytes(self, a: Self::F) -> [i8; LANES];
+}
+
+/// A computation written over [`Simd`]. `run` must be `#[inline(always)]`.
+pub trait Kernel {
+    /// What it gives back.
+    type Out;
+    /// Computes with the operations of `s`.
+    fn run<S: Simd>(self, s: S) -> Self::Out;
+}
+
+macro_rules! isas {
+    ($($(#[doc = $doc:literal])* $(#[cfg($cfg:meta)])? $variant:ident($token:path) = $name:literal;)*) => {
+        /// An instruction set that this CPU has.
+        #[derive(Clone, Copy, Debug)]
+        #[non_exhaustive]
+        pub enum Isa { $($(#[doc = $doc])* $(#[cfg($cfg)])? $variant($token),)* }
+
+        impl Isa {
+            /// Every instruction set that this CPU has, slowest first. The first is always [`Portable`].
+            pub fn all() -> Vec<Isa> {
+                let mut all = Vec::new();
+                $($(#[cfg($cfg)])? all.extend(<$token>::new().map(Isa::$variant));)*
+                all
+            }
+
+            /// A short name, such as `avx2`.
+            pub fn name(self) -> &'static str {
+                match self { $($(#[cfg($cfg)])? Isa::$variant(_) => $name,)* }
+            }
+
+            /// Runs a kernel with this instruction set.
+            #[inline]
+            pub fn run<K: Kernel>(self, kernel: K) -> K::Out {
+                match self {
+                    $($(#[cfg($cfg)])? Isa::$variant(s) => s.vectorize(#[inline(always)] || kernel.run(s)),)*
+                }
+            }
+        }
+    };
+}
+
+isas! {
+    /// Plain Rust: the definition.
+    Portable(Portable) = "portable";
+    /// AVX2 with FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
+    Avx2(super::avx2::Avx2) = "avx2";
+}
+
+impl Isa {
+    /// The fastest instruction set that this CPU has.
+    pub fn best() -> Isa {
+        Self::all().pop().unwrap_or(Isa::Portable(Portable))
+    }
+
+    /// The instruction set with this name, if this CPU has it.
+    pub fn named(name: &str) -> Option<Isa> {
+        Self::all().into_iter().find(|isa| isa.name() == name)
+    }
+}

@@ -1,0 +1,462 @@
+//! The CPU: a team of threads, and kernels written once over the vector operations of an instruction set.
+//!
+//! A step is a sequence of operations; each is cut into chunks that the team's threads claim. Weights are packed
+//! at load into strips of sixteen rows ([`strip`]), so that a vector lane is a row: every instruction set then sums a
+//! row's products in the same order, and their results are equal to the bit.
+
+pub mod attention;
+#[cfg(target_arch = "x86_64")]
+pub mod avx2;
+pub mod isa;
+pub mod limits;
+pub mod linear;
+pub mod math;
+pub mod portable;
+pub mod rows;
+pub mod strip;
+pub mod team;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use attention::{Attend, Element, Pages};
+use bytemuck::Zeroable;
+use isa::{BLOCK, Isa, LANES};
+use linear::{Inputs, Lane, Matrix, Quantize};
+use rows::{Gate, RmsNorm, Rotate};
+use strip::Activations;
+use team::{Grid, Scratch, Team, Tile};
+
+use crate::backend::{Activation, Angles, Backend, CacheShape, Change, Device, Graft, Output, PAGE, Span};
+use crate::format::Format;
+use crate::tensor::{Error, Tensor};
+
+/// Rows of one sequence that one attention job takes.
+const ATTENTION_ROWS: usize = 16;
+
+/// Chunks per thread that an operation is cut into: enough to even out threads of different speed.
+const CHUNKS: usize = 4;
+
+/// Prepares weights for the CPU.
+#[derive(Clone, Copy, Debug)]
+pub struct CpuDevice;
+
+impl Device for CpuDevice {
+    type Matrix = Matrix;
+    type Vector = Vec<f32>;
+    type Table = Tensor;
+
+    fn matrix(&self, weight: &Tensor) -> Result<Matrix, Error> {
+        Matrix::pack(weight)
+    }
+
+    fn vector(&self, values: &[f32]) -> Result<Vec<f32>, Error> {
+        let mut vector = Vec::new();
+        vector
+            .try_reserve_exact(values.len())
+            .map_err(|_| Error::OutOfMemory { bytes: size_of_val(values) })?;
+        vector.extend_from_slice(values);
+        Ok(vector)
+    }
+
+    fn table(&self, rows: &Tensor) -> Result<Tensor, Error> {
+        Ok(rows.clone())
+    }
+
+    fn matrix_bytes(&self, matrix: &Matrix) -> usize {
+        matrix.bytes()
+    }
+}
+
+/// Activations `[rows, cols]`.
+pub struct Rows {
+    data: Vec<f32>,
+    rows: usize,
+    cols: usize,
+}
+
+impl Rows {
+    fn row(&self, t: usize) -> &[f32] {
+        &self.data[t * self.cols..][..self.cols]
+    }
+
+    fn values(&self) -> &[f32] {
+        &self.data[..self.rows * self.cols]
+    }
+
+    fn by_rows(&mut self, rows: usize) -> Grid<'_, f32> {
+        Grid::by_rows(&mut self.data[..self.rows * self.cols], self.cols, rows)
+    }
+}
+
+/// The KV cache, in halves or singles.
+pub enum Cache {
+    /// Halves.
+    F16(Pages<u16>),
+    /// Singles.
+    F32(Pages<f32>),
+}
+
+/// The CPU as a backend.
+pub struct Cpu {
+    device: Arc<CpuDevice>,
+    isa: Isa,
+    team: Team,
+    /// The input of the linear layer in progress, in 8 bits.
+    x8: Vec<Activations>,
+    /// `scale A x` of the grafts of the linear layer in progress.
+    low: Vec<f32>,
+}
+
+impl Cpu {
+    /// A CPU backend with `threads` threads (the caller's among them) and this instruction set.
+    pub fn new(threads: usize, isa: Isa) -> std::io::Result<Self> {
+        let team = Team::new(threads.max(1))?;
+        Ok(Self { device: Arc::new(CpuDevice), isa, team, x8: Vec::new(), low: Vec::new() })
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Threads in use.
+    pub fn threads(&self) -> usize {
+        self.team.threads()
+    }
+
+    /// Rows per chunk when `rows` rows are shared out.
+    fn share(&self, rows: usize) -> usize {
+        rows.div_ceil(self.team.threads() * CHUNKS).max(1)
+    }
+
+    /// Rounds the rows of `x` to 8 bits.
+    fn quantize(&mut self, x: &Rows) {
+        let blocks = x.cols / BLOCK;
+        assert_eq!(x.cols % BLOCK, 0, "quantized weights have whole blocks of inputs");
+        self.x8.resize(x.rows * blocks, Activations::zeroed());
+        let (isa, share) = (self.isa, self.share(x.rows));
+        let mut grid = [Grid::by_rows(&mut self.x8, blocks, share)];
+        self.team.tiles(&mut grid, |_, mut tile, _| {
+            for t in tile.rows.clone() {
+                isa.run(Quantize { x: x.row(t), out: tile.row(t) });
+            }
+        });
+    }
+
+    /// Computes `scale A x` of all low-rank grafts into `low`; gives where each graft's rows start there.
+    fn project(&mut self, x: &Rows, outputs: &[Output<'_, Self>]) -> Vec<Vec<usize>> {
+        let mut end = 0;
+        let mut starts = Vec::with_capacity(outputs.len());
+        let mut grafts = Vec::new();
+        for output in outputs {
+            let mut places = Vec::with_capacity(output.grafts.len());
+            for graft in output.grafts {
+                places.push(end);
+                if let Change::LowRank { a, b, .. } = &graft.change {
+                    assert!(a.cols() == x.cols && b.cols() == a.rows(), "shapes of a low-rank change");
+                    assert!(!b.integer(), "the second factor of a low-rank change is in a float format");
+                    grafts.push((graft.rows.clone(), graft.scale, *a, a.rows()));
+                    end += graft.rows.len() * a.rows();
+                }
+            }
+            starts.push(places);
+        }
+        if grafts.is_empty() {
+            return starts;
+        }
+        self.low.resize(end, 0.0);
+        let inputs = Inputs { x: &x.data, stride: x.cols, cols: x.cols, x8: &self.x8 };
+        let isa = self.isa;
+        let mut low = &mut self.low[..];
+        let mut grids = Vec::with_capacity(grafts.len());
+        for (rows, _, _, rank) in &grafts {
+            let (part, rest) = low.split_at_mut(rows.len() * rank);
+            low = rest;
+            // Decode rows are few and a chunk is cheap; prompts are cut so that all threads have some.
+            let cuts = (0..rows.len()).step_by(64).chain([rows.len()]).collect();
+            grids.push(Grid::new(part, *rank, cuts, LANES));
+        }
+        self.team.tiles(&mut grids, |g, mut tile, scratch| {
+            let (rows, scale, a, _) = &grafts[g];
+            let lanes = scratch.lanes.slice::<Lane>(tile.rows.len());
+            let range = rows.start + tile.rows.start..rows.start + tile.rows.end;
+            a.strip(isa, tile.cols.start / LANES, &inputs, range, (lanes, &mut scratch.work));
+            for (t, lane) in tile.rows.clone().zip(&*lanes) {
+                for (y, x) in tile.row(t).iter_mut().zip(lane) {
+                    *y = x * scale;
+                }
+            }
+        });
+        starts
+    }
+
+    fn attend_in<E: Element>(
+        &mut self,
+        y: &mut Rows,
+        q: &Rows,
+        (pages, layer): (&Pages<E>, usize),
+        spans: &[Span<'_>],
+        scale: f32,
+    ) {
+        let shape = pages.shape();
+        let dim = shape.head_dim;
+        let group = q.cols / dim / shape.kv_heads;
+        let mut cuts = Vec::new();
+        let mut owners = Vec::new();
+        for span in spans {
+            for start in span.rows.clone().step_by(ATTENTION_ROWS) {
+                cuts.push(start);
+                owners.push(span);
+            }
+        }
+        cuts.push(spans.last().map_or(0, |s| s.rows.end));
+        // Heads of a group share the unpacking of a page, unless that leaves threads without work.
+        let shared = owners.len() * shape.kv_heads >= self.team.threads() * CHUNKS;
+        let heads = if shared { group } else { 1 };
+        let isa = self.isa;
+        let mut grid = [Grid::new(&mut y.data, y.cols, cuts, heads * dim)];
+        self.team.tiles(&mut grid, |_, tile, scratch| {
+            let span = owners[tile.index];
+            let kv_head = tile.cols.start / dim / group;
+            let position = span.position + tile.rows.start - span.rows.start;
+            let q = &q.data[..tile.rows.end * q.cols];
+            isa.run(Attend {
+                cache: pages,
+                layer,
+                pages: span.pages,
+                position,
+                q,
+                kv_head,
+                scale,
+                y: tile,
+                scratch,
+            });
+        });
+    }
+}
+
+/// One output of a linear layer, without the rows it goes to.
+struct Layer<'a> {
+    weight: &'a Matrix,
+    bias: Option<&'a Vec<f32>>,
+    accumulate: bool,
+    grafts: &'a [Graft<'a, Cpu>],
+    /// Where each graft's `scale A x` starts in `low`.
+    places: Vec<usize>,
+}
+
+impl Layer<'_> {
+    /// Computes the tile's strips for its rows.
+    fn compute(&self, isa: Isa, x: &Inputs<'_>, low: &[f32], mut tile: Tile<'_, f32>, scratch: &mut Scratch) {
+        let rows = tile.rows.clone();
+        let (lanes, change) = scratch.lanes.slice::<Lane>(2 * rows.len()).split_at_mut(rows.len());
+        for first in tile.cols.clone().step_by(LANES) {
+            let strip = first / LANES;
+            let cols = first..tile.cols.end.min(first + LANES);
+            self.weight.strip(isa, strip, x, rows.clone(), (lanes, &mut scratch.work));
+            if let Some(bias) = self.bias {
+                lanes.iter_mut().for_each(|lane| add(lane, &bias[cols.clone()], 1.0));
+            }
+            for (graft, &place) in self.grafts.iter().zip(&self.places) {
+                let lanes = &mut lanes[graft.rows.clone()];
+                match graft.change {
+                    Change::Bias(v) => {
+                        lanes.iter_mut().for_each(|lane| add(lane, &v[cols.clone()], graft.scale))
+                    }
+                    Change::LowRank { b, bias, .. } => {
+                        let rank = b.cols();
+                        let x = Inputs { x: &low[place..], stride: rank, cols: rank, x8: &[] };
+                        let change = &mut change[..lanes.len()];
+                        b.strip(isa, strip, &x, 0..lanes.len(), (change, &mut scratch.work));
+                        for (lane, change) in lanes.iter_mut().zip(change) {
+                            add(lane, change, 1.0);
+                            if let Some(bias) = bias {
+                                add(lane, &bias[cols.clone()], graft.scale);
+                            }
+                        }
+                    }
+                }
+            }
+            let at = first - tile.cols.start;
+            for (row, lane) in rows.clone().zip(&*lanes) {
+                let y = &mut tile.row(row)[at..][..cols.len()];
+                if self.accumulate {
+                    y.iter_mut().zip(lane).for_each(|(y, x)| *y += x);
+                } else {
+                    y.copy_from_slice(&lane[..cols.len()]);
+                }
+            }
+        }
+    }
+}
+
+/// `lane += scale v`.
+fn add(lane: &mut Lane, v: &[f32], scale: f32) {
+    for (y, v) in lane.iter_mut().zip(v) {
+        *y += scale * v;
+    }
+}
+
+impl Backend for Cpu {
+    type Device = CpuDevice;
+    type Rows = Rows;
+    type Cache = Cache;
+
+    fn device(&self) -> &Arc<CpuDevice> {
+        &self.device
+    }
+
+    fn rows(&mut self, cols: usize) -> Rows {
+        Rows { data: Vec::new(), rows: 0, cols }
+    }
+
+    fn resize(&mut self, x: &mut Rows, rows: usize) -> Result<(), Error> {
+        let size = rows * x.cols;
+        if size > x.data.len() {
+            let bytes = size * size_of::<f32>();
+            x.data.try_reserve_exact(size - x.data.len()).map_err(|_| Error::OutOfMemory { bytes })?;
+            x.data.resize(size, 0.0);
+        }
+        x.rows = rows;
+        Ok(())
+    }
+
+    fn cache(&mut self, shape: CacheShape) -> Cache {
+        match shape.format {
+            Format::F32 => Cache::F32(Pages::new(shape)),
+            _ => Cache::F16(Pages::new(shape)),
+        }
+    }
+
+    fn grow(&mut self, cache: &mut Cache, pages: usize) -> Result<(), Error> {
+        match cache {
+            Cache::F16(c) => c.grow(pages),
+            Cache::F32(c) => c.grow(pages),
+        }
+    }
+
+    fn copy_page(&mut self, cache: &mut Cache, from: u32, to: u32) {
+        match cache {
+            Cache::F16(c) => c.copy(from as usize, to as usize),
+            Cache::F32(c) => c.copy(from as usize, to as usize),
+        }
+    }
+
+    fn step<R>(&mut self, operations: impl FnOnce(&mut Self) -> R) -> R {
+        self.team.wake();
+        operations(self)
+    }
+
+    fn embed(&mut self, y: &mut Rows, table: &Tensor, tokens: &[u32]) {
+        assert_eq!(y.rows, tokens.len(), "one row per token");
+        for (y, &token) in y.data.chunks_exact_mut(y.cols).zip(tokens) {
+            table.decode_row(token as usize, y);
+        }
+    }
+
+    fn rms_norm(&mut self, y: &mut Rows, x: &Rows, weight: &Vec<f32>, eps: f32) {
+        assert!(y.rows == x.rows && y.cols == x.cols && weight.len() == x.cols, "shapes of a norm");
+        let (isa, share) = (self.isa, self.share(x.rows));
+        self.team.tiles(&mut [y.by_rows(share)], |_, mut tile, _| {
+            for t in tile.rows.clone() {
+                isa.run(RmsNorm { x: x.row(t), weight, eps, y: tile.row(t) });
+            }
+        });
+    }
+
+    fn linear(&mut self, x: &Rows, outputs: &mut [Output<'_, Self>]) {
+        let integer = outputs.iter().any(|o| {
+            let low = |g: &Graft<'_, Self>| matches!(&g.change, Change::LowRank { a, .. } if a.integer());
+            o.weight.integer() || o.grafts.iter().any(low)
+        });
+        if integer {
+            self.quantize(x);
+        } else {
+            self.x8.clear();
+        }
+        let places = self.project(x, outputs);
+        let strips: usize = outputs.iter().map(|o| o.weight.rows().div_ceil(LANES)).sum();
+        let width = (strips / (self.team.threads() * CHUNKS)).max(1) * LANES;
+        let mut layers = Vec::with_capacity(outputs.len());
+        let mut grids = Vec::with_capacity(outputs.len());
+        for (output, places) in outputs.iter_mut().zip(places) {
+            let Output { y, weight, bias, accumulate, grafts } = output;
+            assert!(
+                y.rows == x.rows && y.cols == weight.rows() && x.cols == weight.cols(),
+                "linear layer [{}, {}] from rows [{}, {}] to [{}, {}]",
+                weight.rows(),
+                weight.cols(),
+                x.rows,
+                x.cols,
+                y.rows,
+                y.cols,
+            );
+            layers.push(Layer { weight, bias: *bias, accumulate: *accumulate, grafts, places });
+            grids.push(Grid::new(&mut y.data, y.cols, vec![0, x.rows], width));
+        }
+        let inputs = Inputs { x: &x.data, stride: x.cols, cols: x.cols, x8: &self.x8 };
+        let (isa, low) = (self.isa, &self.low);
+        self.team.tiles(&mut grids, |g, tile, scratch| layers[g].compute(isa, &inputs, low, tile, scratch));
+    }
+
+    fn rotate(&mut self, x: &mut Rows, heads: usize, angles: &Angles<'_>) {
+        let (half, head_dim, layout) = (angles.rotary / 2, x.cols / heads, angles.layout);
+        let (isa, share) = (self.isa, self.share(x.rows));
+        self.team.tiles(&mut [x.by_rows(share)], |_, mut tile, _| {
+            for t in tile.rows.clone() {
+                let (cos, sin) = (&angles.cos[t * half..][..half], &angles.sin[t * half..][..half]);
+                isa.run(Rotate { x: tile.row(t), head_dim, cos, sin, layout });
+            }
+        });
+    }
+
+    fn store(&mut self, cache: &mut Cache, layer: usize, (k, v): (&Rows, &Rows), spans: &[Span<'_>]) {
+        for span in spans {
+            for (i, row) in span.rows.clone().enumerate() {
+                let position = span.position + i;
+                let place = (span.pages[position / PAGE], position % PAGE);
+                match cache {
+                    Cache::F16(c) => c.store(place, layer, k.row(row), v.row(row)),
+                    Cache::F32(c) => c.store(place, layer, k.row(row), v.row(row)),
+                }
+            }
+        }
+    }
+
+    fn attend(
+        &mut self,
+        y: &mut Rows,
+        q: &Rows,
+        (cache, layer): (&Cache, usize),
+        spans: &[Span<'_>],
+        scale: f32,
+    ) {
+        assert!(y.rows == q.rows && y.cols == q.cols, "attention keeps the shape of the queries");
+        match cache {
+            Cache::F16(c) => self.attend_in(y, q, (c, layer), spans, scale),
+            Cache::F32(c) => self.attend_in(y, q, (c, layer), spans, scale),
+        }
+    }
+
+    fn gate(&mut self, y: &mut Rows, x: &Rows, act: Activation) {
+        assert!(y.rows == x.rows && y.cols == x.cols, "shapes of a gate");
+        let (isa, share) = (self.isa, self.share(x.rows));
+        self.team.tiles(&mut [y.by_rows(share)], |_, mut tile, _| {
+            for t in tile.rows.clone() {
+                isa.run(Gate { y: tile.row(t), x: x.row(t), act });
+            }
+        });
+    }
+
+    fn select(&mut self, y: &mut Rows, x: &Rows, rows: &[usize]) {
+        assert!(y.rows == rows.len() && y.cols == x.cols, "shapes of a selection");
+        for (y, &row) in y.data.chunks_exact_mut(x.cols).zip(rows) {
+            y.copy_from_slice(x.row(row));
+        }
+    }
+
+    fn read<'a>(&'a mut self, x: &'a Rows) -> Cow<'a, [f32]> {
+        Cow::Borrowed(x.values())
+    }
+}

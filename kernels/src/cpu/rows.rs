@@ -1,0 +1,104 @@
+//! Operations on one row at a time: norm, rotation, gate.
+
+use super::isa::{Kernel, LANES, Simd};
+use super::math::{exp, load_part, store_part};
+use crate::backend::{Activation, RopeLayout};
+
+/// `y[i] = x[i] w[i] / sqrt(mean x^2 + eps)`. The sum of squares is folded over lanes `i mod 16`.
+pub struct RmsNorm<'a> {
+    /// The row.
+    pub x: &'a [f32],
+    /// Its weights.
+    pub weight: &'a [f32],
+    /// Added to the mean square.
+    pub eps: f32,
+    /// The result.
+    pub y: &'a mut [f32],
+}
+
+impl Kernel for RmsNorm<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut squares = s.splat(0.0);
+        for x in self.x.chunks(LANES) {
+            let x = load_part(s, x);
+            squares = s.fma(x, x, squares);
+        }
+        let mean = s.sum(squares) / self.x.len() as f32;
+        let scale = s.splat(1.0 / (mean + self.eps).sqrt());
+        let parts = self.y.chunks_mut(LANES).zip(self.x.chunks(LANES)).zip(self.weight.chunks(LANES));
+        for ((y, x), w) in parts {
+            store_part(s, s.mul(s.mul(load_part(s, x), scale), load_part(s, w)), y);
+        }
+    }
+}
+
+/// Rotates the pairs of every head of one row.
+pub struct Rotate<'a> {
+    /// The row: heads of `head_dim` values.
+    pub x: &'a mut [f32],
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Cosines of the row's position, one per pair.
+    pub cos: &'a [f32],
+    /// Sines.
+    pub sin: &'a [f32],
+    /// Where the members of a pair lie.
+    pub layout: RopeLayout,
+}
+
+impl Kernel for Rotate<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let half = self.cos.len();
+        for head in self.x.chunks_exact_mut(self.head_dim) {
+            let rotated = &mut head[..2 * half];
+            let angles = self.cos.iter().zip(self.sin);
+            match self.layout {
+                RopeLayout::Halves => {
+                    let (a, b) = rotated.split_at_mut(half);
+                    for ((a, b), (cos, sin)) in a.iter_mut().zip(b).zip(angles) {
+                        (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+                    }
+                }
+                RopeLayout::Interleaved => {
+                    for ([a, b], (cos, sin)) in rotated.as_chunks_mut::<2>().0.iter_mut().zip(angles) {
+                        (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `y[i] = act(y[i]) x[i]`.
+pub struct Gate<'a> {
+    /// Goes through the activation; overwritten.
+    pub y: &'a mut [f32],
+    /// The other factor.
+    pub x: &'a [f32],
+    /// The activation.
+    pub act: Activation,
+}
+
+impl Kernel for Gate<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (y, x) in self.y.chunks_mut(LANES).zip(self.x.chunks(LANES)) {
+            let g = load_part(s, y);
+            let act = match self.act {
+                Activation::Silu => {
+                    let e = exp(s, s.sub(s.splat(0.0), g));
+                    s.div(g, s.add(s.splat(1.0), e))
+                }
+            };
+            store_part(s, s.mul(act, load_part(s, x)), y);
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! Strips: sixteen rows of a weight matrix side by side, so that one vector lane is one row.
+//!
+//! Each lane sums its row's products in one order, whatever the instruction set, the number of tokens or the
+//! number of threads. That order is the definition of [`crate::backend::Backend::linear`]:
+//!
+//! * integer codes ([`Int`]): over blocks `b` of 32 columns in order, with exact `n = sum_k q[o,k] x8[t,k]`,
+//!   `y = fma(d_w[o,b] * d_x[t,b], n, y)`, then `y = fma(m_w[o,b], d_x[t,b] sum_k x8[t,k], y)` if the format has minima;
+//! * floats ([`Float`]): over segments of 64 columns in order, `y += s` with `s = fma(w[o,i], x[t,i], s)` from zero over the segment's columns in order.
+
+use std::array::from_fn;
+use std::marker::PhantomData;
+
+use bytemuck::{Pod, Zeroable};
+
+use super::isa::{BLOCK, LANES, Simd};
+use crate::format::Block;
+use crate::format::f32::PanelF32;
+
+/// Columns whose products are summed before they join the row's sum, for float weights.
+const SEGMENT: usize = 64;
+
+/// Thirty-two activations rounded to 8 bits: `x = d q`.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct Activations {
+    /// The codes, in `-127..=127`.
+    pub q: [i8; BLOCK],
+    /// The scale.
+    pub d: f32,
+    /// `sum q`.
+    pub sum: i32,
+    /// `d sum q`.
+    pub dsum: f32,
+}
+
+/// One row of activations, as both kinds of strips want it.
+#[derive(Clone, Copy)]
+pub struct Input<'a> {
+    /// The values.
+    pub x: &'a [f32],
+    /// The values in 8 bits; empty if no weight has integer codes.
+    pub x8: &'a [Activations],
+}
+
+/// How sixteen rows of a format lie side by side, and their dot product with rows of activations.
+pub trait Strip: Send + Sync + 'static {
+    /// The format's block.
+    type Block: Block;
+    /// One block of each of sixteen rows.
+    type Panel: Pod + Send + Sync;
+    /// A panel unpacked for use with many tokens.
+    type Expanded: Pod + Send + Sync;
+    /// Whether activations are rounded to 8 bits.
+    const INTEGER: bool;
+
+    /// Lays sixteen blocks side by side.
+    fn pack(blocks: [&Self::Block; LANES]) -> Self::Panel;
+
+    /// Unpacks a panel.
+    fn expand<S: Simd>(s: S, panel: &Self::Panel) -> Self::Expanded;
+
+    /// The dot products of sixteen rows with each of `T` rows of activations.
+    fn dot<S: Simd, const T: usize>(s: S, strip: &[Self::Panel], x: [Input<'_>; T]) -> [S::F; T];
+
+    /// The same from unpacked panels, to the same bits.
+    fn dot_expanded<S: Simd, const T: usize>(s: S, strip: &[Self::Expanded], x: [Input<'_>; T]) -> [S::F; T];
+}
+
+/// What the codes of a format can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CodeRange {
+    /// Unsigned, at most 15.
+    Nibble,
+    /// Signed 8 bits.
+    Byte,
+}
+
+/// Thirty-two columns of sixteen rows, whose codes are integers.
+pub trait Codes {
+    /// The codes of columns `4 step..4 step + 4`.
+    fn codes<S: Simd>(&self, s: S, step: usize) -> S::Codes;
+    /// The scales `d`.
+    fn scale<S: Simd>(&self, s: S) -> S::F;
+    /// The minima `m`, where the format has them.
+    #[inline(always)]
+    fn min<S: Simd>(&self, s: S) -> S::F {
+        s.splat(0.0)
+    }
+}
+
+/// The panel of a format with integer codes: `w = d (q - ZERO) + m`.
+pub trait IntPanel: Codes + Pod + Send + Sync {
+    /// The format's block.
+    type Block: Block;
+    /// What the codes can be.
+    const RANGE: CodeRange;
+    /// The code that stands for `m`.
+    const ZERO: i32;
+    /// Whether blocks have a minimum.
+    const MIN: bool;
+    /// Lays sixteen blocks side by side.
+    fn pack(blocks: [&Self::Block; LANES]) -> Self;
+}
+
+/// The strip of a format with integer codes.
+pub struct Int<P>(PhantomData<P>);
+
+/// An integer panel with one byte per code and scales in f32.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct ExpandedInt {
+    codes: [[u8; 4 * LANES]; BLOCK / 4],
+    d: [f32; LANES],
+    m: [f32; LANES],
+}
+
+impl Codes for ExpandedInt {
+    #[inline(always)]
+    fn codes<S: Simd>(&self, s: S, step: usize) -> S::Codes {
+        s.load_codes(&self.codes[step])
+    }
+
+    #[inline(always)]
+    fn scale<S: Simd>(&self, s: S) -> S::F {
+        s.load(&self.d)
+    }
+
+    #[inline(always)]
+    fn min<S: Simd>(&self, s: S) -> S::F {
+        s.load(&self.m)
+    }
+}
+
+impl<P: IntPanel> Strip for Int<P> {
+    type Block = P::Block;
+    type Panel = P;
+    type Expanded = ExpandedInt;
+    const INTEGER: bool = true;
+
+    fn pack(blocks: [&P::Block; LANES]) -> P {
+        P::pack(blocks)
+    }
+
+    #[inline(always)]
+    fn expand<S: Simd>(s: S, panel: &P) -> ExpandedInt {
+        let mut out = ExpandedInt::zeroed();
+        for step in 0..BLOCK / 4 {
+            s.store_codes(panel.codes(s, step), &mut out.codes[step]);
+        }
+        s.store(panel.scale(s), &mut out.d);
+        s.store(panel.min(s), &mut out.m);
+        out
+    }
+
+    #[inline(always)]
+    fn dot<S: Simd, const T: usize>(s: S, strip: &[P], x: [Input<'_>; T]) -> [S::F; T] {
+        dot_int::<S, P, _, T>(s, strip, x)
+    }
+
+    #[inline(always)]
+    fn dot_expanded<S: Simd, const T: usize>(s: S, strip: &[ExpandedInt], x: [Input<'_>; T]) -> [S::F; T] {
+        dot_int::<S, P, _, T>(s, strip, x)
+    }
+}
+
+#[inline(always)]
+fn dot_int<S: Simd, P: IntPanel, C: Codes, const T: usize>(
+    s: S,
+    strip: &[C],
+    x: [Input<'_>; T],
+) -> [S::F; T] {
+    let x = x.map(|x| &x.x8[..strip.len()]);
+    let mut sums = [s.splat(0.0); T];
+    for (b, panel) in strip.iter().enumerate() {
+        let q = x.map(|x| &x[b].q);
+        let dots = match P::RANGE {
+            CodeRange::Nibble => s.dot_nibbles(
+                #[inline(always)]
+                |step| panel.codes(s, step),
+                q,
+            ),
+            CodeRange::Byte => s.dot_bytes(
+                #[inline(always)]
+                |step| panel.codes(s, step),
+                q,
+            ),
+        };
+        let (d, m) = (panel.scale(s), panel.min(s));
+        for t in 0..T {
+            let x = &x[t][b];
+            let n = if P::ZERO == 0 { dots[t] } else { s.sub_int(dots[t], P::ZERO * x.sum) };
+            sums[t] = s.fma(s.mul(d, s.splat(x.d)), s.to_float(n), sums[t]);
+            if P::MIN {
+                sums[t] = s.fma(m, s.splat(x.dsum), sums[t]);
+            }
+        }
+    }
+    sums
+}
+
+/// One column of sixteen rows in a floating-point format.
+pub trait FloatPanel: Pod + Send + Sync {
+    /// The format's block.
+    type Block: Block;
+    /// Lays sixteen values side by side.
+    fn pack(blocks: [&Self::Block; LANES]) -> Self;
+    /// The sixteen values.
+    fn values<S: Simd>(&self, s: S) -> S::F;
+}
+
+/// The strip of a floating-point format.
+pub struct Float<P>(PhantomData<P>);
+
+impl<P: FloatPanel> Strip for Float<P> {
+    type Block = P::Block;
+    type Panel = P;
+    type Expanded = PanelF32;
+    const INTEGER: bool = false;
+
+    fn pack(blocks: [&P::Block; LANES]) -> P {
+        P::pack(blocks)
+    }
+
+    #[inline(always)]
+    fn expand<S: Simd>(s: S, panel: &P) -> PanelF32 {
+        PanelF32::from_values(s, panel.values(s))
+    }
+
+    #[inline(always)]
+    fn dot<S: Simd, const T: usize>(s: S, strip: &[P], x: [Input<'_>; T]) -> [S::F; T] {
+        dot_float(s, strip, x)
+    }
+
+    #[inline(always)]
+    fn dot_expanded<S: Simd, const T: usize>(s: S, strip: &[PanelF32], x: [Input<'_>; T]) -> [S::F; T] {
+        dot_float(s, strip, x)
+    }
+}
+
+#[inline(always)]
+fn dot_float<S: Simd, P: FloatPanel, const T: usize>(s: S, strip: &[P], x: [Input<'_>; T]) -> [S::F; T] {
+    // With few tokens the additions of one segment would wait for each other, so several segments are summed
+    // side by side; the order of additions within each, and of the segments, stays the same.
+    let side = (4 / T).max(1);
+    let mut sums = [s.splat(0.0); T];
+    let whole = strip.len() / (side * SEGMENT) * (side * SEGMENT);
+    let mut at = 0;
+    while at < whole {
+        if T == 1 {
+            add_segments::<S, P, T, 4>(s, strip, x, &mut sums, at);
+        } else if T == 2 {
+            add_segments::<S, P, T, 2>(s, strip, x, &mut sums, at);
+        } else {
+            add_segments::<S, P, T, 1>(s, strip, x, &mut sums, at);
+        }
+        at += side * SEGMENT;
+    }
+    while at < strip.len() {
+        let end = strip.len().min(at + SEGMENT);
+        let part: [S::F; T] = segment(s, &strip[at..end], x.map(|x| &x.x[at..end]));
+        sums = from_fn(|t| s.add(sums[t], part[t]));
+        at = end;
+    }
+    sums
+}
+
+/// Sums `G` whole segments from column `at` side by side, then adds them in order.
+#[inline(always)]
+fn add_segments<S: Simd, P: FloatPanel, const T: usize, const G: usize>(
+    s: S,
+    strip: &[P],
+    x: [Input<'_>; T],
+    sums: &mut [S::F; T],
+    at: usize,
+) {
+    let panels: [&[P]; G] = from_fn(|g| &strip[at + g * SEGMENT..][..SEGMENT]);
+    let xs: [[&[f32]; G]; T] = x.map(|x| from_fn(|g| &x.x[at + g * SEGMENT..][..SEGMENT]));
+    let mut parts = [[s.splat(0.0); G]; T];
+    for i in 0..SEGMENT {
+        for g in 0..G {
+            let w = panels[g][i].values(s);
+            for t in 0..T {
+                parts[t][g] = s.fma(w, s.splat(xs[t][g][i]), parts[t][g]);
+            }
+        }
+    }
+    for t in 0..T {
+        for part in parts[t] {
+            sums[t] = s.add(sums[t], part);
+        }
+    }
+}
+
+/// The sum of one segment, possibly a short one.
+#[inline(always)]
+fn segment<S: Simd, P: FloatPanel, const T: usize>(s: S, panels: &[P], x: [&[f32]; T]) -> [S::F; T] {
+    let x = x.map(|x| &x[..panels.len()]);
+    let mut sums = [s.splat(0.0); T];
+    for (i, panel) in panels.iter().enumerate() {
+        let w = panel.values(s);
+        sums = from_fn(|t| s.fma(w, s.splat(x[t][i]), sums[t]));
+    }
+    sums
+}

@@ -1,0 +1,166 @@
+//! Block formats: how a row of weights is cut into blocks, and what the bytes of a block mean.
+//!
+//! A new format is one file beside this one (its struct, `decode`, `encode` and how sixteen rows of it
+//! are laid side by side for the CPU kernels) and one line of the table below: ids, names, sizes, tests and benches follow from it.
+
+use std::fmt;
+
+use bytemuck::Pod;
+
+use crate::cpu::isa::LANES;
+use crate::cpu::strip::Strip;
+
+pub mod bf16;
+pub mod f16;
+pub mod f32;
+pub mod q4_0;
+pub mod q4_1;
+pub mod q8_0;
+
+/// One block of a format: plain bytes without alignment, little-endian.
+pub trait Block: Pod + Send + Sync {
+    /// Values in a block.
+    const LEN: usize;
+    /// How the CPU kernels lay sixteen rows of this format side by side.
+    type Strip: Strip<Block = Self>;
+
+    /// Writes the block's `LEN` values to `out`.
+    fn decode(&self, out: &mut [f32]);
+
+    /// The block nearest to the `LEN` values of `x`, chosen exactly as ggml's reference quantizer does.
+    fn encode(x: &[f32]) -> Self;
+}
+
+/// Code that is generic over the block type of a [`Format`] known only at run time: see [`Format::visit`].
+pub trait Visitor {
+    /// What the visit gives back.
+    type Out;
+    /// Called with the block type of the format visited.
+    fn visit<B: Block>(self) -> Self::Out;
+}
+
+macro_rules! formats {
+    ($($(#[$doc:meta])* $variant:ident = $id:literal, $name:literal, $block:path;)*) => {
+        /// A block format of weights, with the id that GGUF files use for it.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u32)]
+        pub enum Format { $($(#[$doc])* $variant = $id,)* }
+
+        impl Format {
+            /// Every format, in the order of the table.
+            pub const ALL: &[Format] = &[$(Format::$variant),*];
+
+            /// The name that ggml and GGUF tools use, such as `Q4_1`.
+            pub fn name(self) -> &'static str {
+                match self { $(Format::$variant => $name,)* }
+            }
+
+            /// Runs `visitor` with this format's block type: the one `match` on formats there is.
+            pub fn visit<V: Visitor>(self, visitor: V) -> V::Out {
+                match self { $(Format::$variant => visitor.visit::<$block>(),)* }
+            }
+        }
+    };
+}
+
+formats! {
+    /// IEEE single precision.
+    F32 = 0, "F32", f32::BlockF32;
+    /// IEEE half precision.
+    F16 = 1, "F16", f16::BlockF16;
+    /// 4-bit codes of 32 values with one scale.
+    Q4_0 = 2, "Q4_0", q4_0::BlockQ4_0;
+    /// 4-bit codes of 32 values with a scale and a minimum.
+    Q4_1 = 3, "Q4_1", q4_1::BlockQ4_1;
+    /// 8-bit codes of 32 values with one scale.
+    Q8_0 = 8, "Q8_0", q8_0::BlockQ8_0;
+    /// bfloat16: the upper half of a single.
+    BF16 = 30, "BF16", bf16::BlockBF16;
+}
+
+impl Format {
+    /// The id in GGUF files.
+    pub fn ggml_id(self) -> u32 {
+        self as u32
+    }
+
+    /// The format with this GGUF id, if it is one of ours.
+    pub fn from_ggml_id(id: u32) -> Option<Self> {
+        Self::ALL.iter().copied().find(|f| f.ggml_id() == id)
+    }
+
+    /// The format with this name, in any case.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|f| f.name().eq_ignore_ascii_case(name))
+    }
+
+    /// Values in a block.
+    pub fn block_len(self) -> usize {
+        struct Len;
+        impl Visitor for Len {
+            type Out = usize;
+            fn visit<B: Block>(self) -> usize {
+                B::LEN
+            }
+        }
+        self.visit(Len)
+    }
+
+    /// Bytes of a block.
+    pub fn block_bytes(self) -> usize {
+        struct Size;
+        impl Visitor for Size {
+            type Out = usize;
+            fn visit<B: Block>(self) -> usize {
+                size_of::<B>()
+            }
+        }
+        self.visit(Size)
+    }
+
+    /// Decodes whole blocks. Panics unless `bytes` and `out` are the same number of blocks.
+    pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
+        struct Decode<'a>(&'a [u8], &'a mut [f32]);
+        impl Visitor for Decode<'_> {
+            type Out = ();
+            fn visit<B: Block>(self) {
+                let blocks: &[B] = bytemuck::cast_slice(self.0);
+                assert_eq!(blocks.len() * B::LEN, self.1.len(), "blocks and values differ in number");
+                for (block, out) in blocks.iter().zip(self.1.chunks_exact_mut(B::LEN)) {
+                    block.decode(out);
+                }
+            }
+        }
+        self.visit(Decode(bytes, out))
+    }
+
+    /// Encodes whole blocks. Panics unless `x` and `bytes` are the same number of blocks.
+    pub fn encode(self, x: &[f32], bytes: &mut [u8]) {
+        struct Encode<'a>(&'a [f32], &'a mut [u8]);
+        impl Visitor for Encode<'_> {
+            type Out = ();
+            fn visit<B: Block>(self) {
+                let blocks: &mut [B] = bytemuck::cast_slice_mut(self.1);
+                assert_eq!(blocks.len() * B::LEN, self.0.len(), "blocks and values differ in number");
+                for (block, x) in blocks.iter_mut().zip(self.0.chunks_exact(B::LEN)) {
+                    *block = B::encode(x);
+                }
+            }
+        }
+        self.visit(Encode(x, bytes))
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Cuts the code bytes of sixteen rows into groups of four and lays group `g` of all rows side by side.
+fn interleave<const BYTES: usize, const GROUPS: usize>(
+    rows: [&[u8; BYTES]; LANES],
+) -> [[u8; 4 * LANES]; GROUPS] {
+    const { assert!(BYTES == 4 * GROUPS) };
+    std::array::from_fn(|g| std::array::from_fn(|i| rows[i / 4][4 * g + i % 4]))
+}

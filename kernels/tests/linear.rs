@@ -1,0 +1,220 @@
+//! Linear layers of every format on every instruction set, against the definition written out on the raw blocks.
+
+use std::ops::Range;
+
+use graftwork_kernels::backend::{Backend, Change, Device, Graft, Output};
+use graftwork_kernels::cpu::isa::Isa;
+use graftwork_kernels::cpu::{Cpu, Rows};
+use graftwork_kernels::{Format, Tensor};
+
+mod random;
+use random::Random;
+
+/// Rows of activations in the backend.
+fn rows(cpu: &mut Cpu, values: &[f32], cols: usize) -> Rows {
+    let mut rows = cpu.rows(cols);
+    let count = values.len() / cols;
+    cpu.resize(&mut rows, count).unwrap();
+    let table = Tensor::encode(Format::F32, count, cols, values).unwrap();
+    cpu.embed(&mut rows, &table, &(0..count as u32).collect::<Vec<_>>());
+    rows
+}
+
+/// `max |x| / 127` and the codes of one block of activations.
+fn to_8_bits(x: &[f32]) -> (f32, Vec<i32>) {
+    let max = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    let inverse = if max > 0.0 { 127.0 / max } else { 0.0 };
+    (max / 127.0, x.iter().map(|x| (x * inverse).round_ties_even() as i32).collect())
+}
+
+/// One output of one row, as `cpu::strip` defines it, from the decoded weights of the row. The scale and
+/// minimum of a block are recovered from its values' definition: codes are whole numbers.
+fn define(format: Format, row: &[u8], x: &[f32]) -> f32 {
+    let half = |b: &[u8]| half::f16::from_le_bytes([b[0], b[1]]).to_f32();
+    if format.block_len() == 1 {
+        let mut w = vec![0.0; x.len()];
+        format.decode(row, &mut w);
+        let mut sum = 0.0f32;
+        for (w, x) in w.chunks(64).zip(x.chunks(64)) {
+            sum += w.iter().zip(x).fold(0.0f32, |s, (w, x)| w.mul_add(*x, s));
+        }
+        return sum;
+    }
+    let mut sum = 0.0f32;
+    for (block, x) in row.chunks(format.block_bytes()).zip(x.chunks(32)) {
+        let (dx, q) = to_8_bits(x);
+        let (d, m, codes): (f32, Option<f32>, Vec<i32>) = match format {
+            Format::Q8_0 => (half(block), None, block[2..].iter().map(|&c| i32::from(c as i8)).collect()),
+            Format::Q4_0 => (half(block), None, (0..32).map(|i| nibble(&block[2..], i) - 8).collect()),
+            Format::Q4_1 => (half(block), Some(half(&block[2..])), (0..32).map(|i| nibble(&block[4..], i)).collect()),
+            other => panic!("{other} has no definition here: add it"),
+        };
+        let n: i32 = codes.iter().zip(&q).map(|(w, x)| w * x).sum();
+        sum = (d * dx).mul_add(n as f32, sum);
+        if let Some(m) = m {
+            sum = m.mul_add(dx * q.iter().sum::<i32>() as f32, sum);
+        }
+    }
+    sum
+}
+
+fn nibble(codes: &[u8], i: usize) -> i32 {
+    i32::from(if i < 16 { codes[i] & 15 } else { codes[i - 16] >> 4 })
+}
+
+#[test]
+fn every_format_on_every_isa_gives_the_bits_of_the_definition() {
+    let mut random = Random(1);
+    for &format in Format::ALL {
+        for (outputs, inputs) in [(1, 32), (15, 64), (16, 96), (17, 320), (48, 576), (33, 1536)] {
+            let values: Vec<f32> = (0..outputs * inputs).map(|_| random.normal()).collect();
+            let weight = Tensor::encode(format, outputs, inputs, &values).unwrap();
+            let bias: Vec<f32> = (0..outputs).map(|_| random.normal()).collect();
+            for count in [1, 2, 3, 4, 5, 7, 8, 9, 13] {
+                let x: Vec<f32> = (0..count * inputs).map(|_| random.normal()).collect();
+                let mut expected = Vec::new();
+                for x in x.chunks(inputs) {
+                    for (o, row) in weight.bytes().chunks(weight.row_bytes()).enumerate() {
+                        expected.push(define(format, row, x) + bias[o]);
+                    }
+                }
+                for isa in Isa::all() {
+                    for threads in [1, 3] {
+                        let mut cpu = Cpu::new(threads, isa).unwrap();
+                        let input = rows(&mut cpu, &x, inputs);
+                        let matrix = cpu.device().matrix(&weight).unwrap();
+                        let bias = cpu.device().vector(&bias).unwrap();
+                        let mut y = cpu.rows(outputs);
+                        cpu.resize(&mut y, count).unwrap();
+                        let output =
+                            Output { y: &mut y, weight: &matrix, bias: Some(&bias), accumulate: false, grafts: &[] };
+                        cpu.linear(&input, &mut [output]);
+                        let found = cpu.read(&y);
+                        let same = found.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
+                        assert!(same, "{format} [{outputs}, {inputs}] times {count} rows on {}", isa.name());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The 8-bit rounding of activations is the only error beside f32 rounding: half a step of each block's scale.
+#[test]
+fn quantized_outputs_are_within_the_rounding_of_activations() {
+    let mut random = Random(2);
+    for &format in Format::ALL {
+        let (outputs, inputs) = (24, 512);
+        let values: Vec<f32> = (0..outputs * inputs).map(|_| random.normal()).collect();
+        let weight = Tensor::encode(format, outputs, inputs, &values).unwrap();
+        let decoded = weight.decode();
+        let x: Vec<f32> = (0..inputs).map(|_| random.normal()).collect();
+        let mut cpu = Cpu::new(1, Isa::best()).unwrap();
+        let input = rows(&mut cpu, &x, inputs);
+        let matrix = cpu.device().matrix(&weight).unwrap();
+        let mut y = cpu.rows(outputs);
+        cpu.resize(&mut y, 1).unwrap();
+        cpu.linear(
+            &input,
+            &mut [Output { y: &mut y, weight: &matrix, bias: None, accumulate: false, grafts: &[] }],
+        );
+        for (o, found) in cpu.read(&y).iter().enumerate() {
+            let row = &decoded[o * inputs..][..inputs];
+            let exact: f64 = row.iter().zip(&x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+            let magnitude: f64 = row.iter().zip(&x).map(|(w, x)| f64::from((w * x).abs())).sum();
+            let rounding: f64 = if format.block_len() == 1 {
+                0.0
+            } else {
+                let blocks = row.chunks(32).zip(x.chunks(32));
+                blocks.map(|(w, x)| w.iter().map(|w| f64::from(w.abs())).sum::<f64>() * f64::from(to_8_bits(x).0) / 2.0).sum()
+            };
+            let bound = rounding + magnitude * inputs as f64 * f64::from(f32::EPSILON);
+            assert!((f64::from(*found) - exact).abs() <= bound, "{format} output {o}: {found} against {exact}");
+        }
+    }
+}
+
+/// `y += s B A x` for the rows of each graft, and nothing for the others; accumulation adds to what is there.
+#[test]
+fn grafts_change_their_rows_alone_and_equal_the_formula() {
+    let mut random = Random(3);
+    let (inputs, outputs, count) = (96, 40, 9);
+    let tensor = |random: &mut Random, format, r, c| {
+        let values: Vec<f32> = (0..r * c).map(|_| random.normal()).collect();
+        Tensor::encode(format, r, c, &values).unwrap()
+    };
+    let weight = tensor(&mut random, Format::Q4_1, outputs, inputs);
+    let x: Vec<f32> = (0..count * inputs).map(|_| random.normal()).collect();
+    let old: Vec<f32> = (0..count * outputs).map(|_| random.normal()).collect();
+    let specs: [(Range<usize>, usize, f32, Format); 3] =
+        [(0..2, 5, 0.5, Format::F16), (2..7, 16, -1.25, Format::F32), (1..7, 33, 2.0, Format::BF16)];
+    let factors: Vec<_> = specs
+        .iter()
+        .map(|(_, r, _, f)| (tensor(&mut random, *f, *r, inputs), tensor(&mut random, *f, outputs, *r)))
+        .collect();
+    let shift: Vec<f32> = (0..outputs).map(|_| random.normal()).collect();
+    let mut base = Vec::new();
+    let mut reference: Option<Vec<u32>> = None;
+    for isa in Isa::all() {
+        for threads in [1, 2] {
+            let mut cpu = Cpu::new(threads, isa).unwrap();
+            let device = cpu.device().clone();
+            let input = rows(&mut cpu, &x, inputs);
+            let matrix = device.matrix(&weight).unwrap();
+            let prepared: Vec<_> =
+                factors.iter().map(|(a, b)| (device.matrix(a).unwrap(), device.matrix(b).unwrap())).collect();
+            let shift_vector = device.vector(&shift).unwrap();
+            let mut grafts: Vec<Graft<'_, Cpu>> = specs
+                .iter()
+                .zip(&prepared)
+                .map(|((rows, _, scale, _), (a, b))| Graft {
+                    rows: rows.clone(),
+                    scale: *scale,
+                    change: Change::LowRank { a, b, bias: Some(&shift_vector) },
+                })
+                .collect();
+            grafts.push(Graft { rows: 3..4, scale: 0.75, change: Change::Bias(&shift_vector) });
+            let mut run = |grafts: &[Graft<'_, Cpu>]| {
+                let mut y = rows(&mut cpu, &old, outputs);
+                let output =
+                    Output { y: &mut y, weight: &matrix, bias: None, accumulate: true, grafts };
+                cpu.linear(&input, &mut [output]);
+                cpu.read(&y).to_vec()
+            };
+            base = run(&[]);
+            let found = run(&grafts);
+            let bits: Vec<u32> = found.iter().map(|x| x.to_bits()).collect();
+            assert!(reference.get_or_insert(bits.clone()) == &bits, "{} differs", isa.name());
+
+            for t in 0..count {
+                for o in 0..outputs {
+                    let mut exact = f64::from(base[t * outputs + o]);
+                    let mut magnitude = exact.abs();
+                    for ((range, rank, scale, _), (a, b)) in specs.iter().zip(&factors) {
+                        if !range.contains(&t) {
+                            continue;
+                        }
+                        let (a, b) = (a.decode(), b.decode());
+                        for r in 0..*rank {
+                            let ax: f64 = (0..inputs)
+                                .map(|i| f64::from(a[r * inputs + i]) * f64::from(x[t * inputs + i]))
+                                .sum();
+                            exact += f64::from(*scale) * f64::from(b[o * rank + r]) * ax;
+                            magnitude += (f64::from(*scale) * f64::from(b[o * rank + r]) * ax).abs() + 50.0;
+                        }
+                        exact += f64::from(*scale) * f64::from(shift[o]);
+                    }
+                    if t == 3 {
+                        exact += 0.75 * f64::from(shift[o]);
+                    }
+                    let error = (f64::from(found[t * outputs + o]) - exact).abs();
+                    assert!(error <= magnitude * 128.0 * f64::from(f32::EPSILON), "row {t} output {o}: off by {error}");
+                    if t >= 7 {
+                        assert_eq!(found[t * outputs + o].to_bits(), base[t * outputs + o].to_bits());
+                    }
+                }
+            }
+        }
+    }
+    assert!(!base.is_empty());
+}
