@@ -46,7 +46,9 @@ fn define(format: Format, row: &[u8], x: &[f32]) -> f32 {
         let (d, m, codes): (f32, Option<f32>, Vec<i32>) = match format {
             Format::Q8_0 => (half(block), None, block[2..].iter().map(|&c| i32::from(c as i8)).collect()),
             Format::Q4_0 => (half(block), None, (0..32).map(|i| nibble(&block[2..], i) - 8).collect()),
-            Format::Q4_1 => (half(block), Some(half(&block[2..])), (0..32).map(|i| nibble(&block[4..], i)).collect()),
+            Format::Q4_1 => {
+                (half(block), Some(half(&block[2..])), (0..32).map(|i| nibble(&block[4..], i)).collect())
+            }
             other => panic!("{other} has no definition here: add it"),
         };
         let n: i32 = codes.iter().zip(&q).map(|(w, x)| w * x).sum();
@@ -86,8 +88,13 @@ fn every_format_on_every_isa_gives_the_bits_of_the_definition() {
                         let bias = cpu.device().vector(&bias).unwrap();
                         let mut y = cpu.rows(outputs);
                         cpu.resize(&mut y, count).unwrap();
-                        let output =
-                            Output { y: &mut y, weight: &matrix, bias: Some(&bias), accumulate: false, grafts: &[] };
+                        let output = Output {
+                            y: &mut y,
+                            weight: &matrix,
+                            bias: Some(&bias),
+                            accumulate: false,
+                            grafts: &[],
+                        };
                         cpu.linear(&input, &mut [output]);
                         let found = cpu.read(&y);
                         let same = found.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
@@ -126,10 +133,17 @@ fn quantized_outputs_are_within_the_rounding_of_activations() {
                 0.0
             } else {
                 let blocks = row.chunks(32).zip(x.chunks(32));
-                blocks.map(|(w, x)| w.iter().map(|w| f64::from(w.abs())).sum::<f64>() * f64::from(to_8_bits(x).0) / 2.0).sum()
+                blocks
+                    .map(|(w, x)| {
+                        w.iter().map(|w| f64::from(w.abs())).sum::<f64>() * f64::from(to_8_bits(x).0) / 2.0
+                    })
+                    .sum()
             };
             let bound = rounding + magnitude * inputs as f64 * f64::from(f32::EPSILON);
-            assert!((f64::from(*found) - exact).abs() <= bound, "{format} output {o}: {found} against {exact}");
+            assert!(
+                (f64::from(*found) - exact).abs() <= bound,
+                "{format} output {o}: {found} against {exact}"
+            );
         }
     }
 }
@@ -176,8 +190,7 @@ fn grafts_change_their_rows_alone_and_equal_the_formula() {
             grafts.push(Graft { rows: 3..4, scale: 0.75, change: Change::Bias(&shift_vector) });
             let mut run = |grafts: &[Graft<'_, Cpu>]| {
                 let mut y = rows(&mut cpu, &old, outputs);
-                let output =
-                    Output { y: &mut y, weight: &matrix, bias: None, accumulate: true, grafts };
+                let output = Output { y: &mut y, weight: &matrix, bias: None, accumulate: true, grafts };
                 cpu.linear(&input, &mut [output]);
                 cpu.read(&y).to_vec()
             };
@@ -208,7 +221,10 @@ fn grafts_change_their_rows_alone_and_equal_the_formula() {
                         exact += 0.75 * f64::from(shift[o]);
                     }
                     let error = (f64::from(found[t * outputs + o]) - exact).abs();
-                    assert!(error <= magnitude * 128.0 * f64::from(f32::EPSILON), "row {t} output {o}: off by {error}");
+                    assert!(
+                        error <= magnitude * 128.0 * f64::from(f32::EPSILON),
+                        "row {t} output {o}: off by {error}"
+                    );
                     if t >= 7 {
                         assert_eq!(found[t * outputs + o].to_bits(), base[t * outputs + o].to_bits());
                     }

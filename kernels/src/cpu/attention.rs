@@ -276,14 +276,22 @@ impl State<'_> {
                 }
             }
             let [max, sum] = &mut self.stats[first + c];
-            let largest = scores[c].into_iter().reduce(|a, b| s.max(a, b)).map_or(*max, |m| s.largest(m));
+            let mut largest = scores[c][0];
+            for part in 1..PARTS {
+                largest = s.max(largest, scores[c][part]);
+            }
+            let largest = s.largest(largest);
             let new_max = if largest > *max { largest } else { *max };
             for part in 0..PARTS {
                 let e = exp(s, s.sub(scores[c][part], s.splat(new_max)));
                 s.store(e, &mut w[part]);
             }
             w.as_flattened_mut()[visible..].fill(0.0);
-            let total = w.iter().map(|w| s.load(w)).reduce(|a, b| s.add(a, b)).map_or(0.0, |t| s.sum(t));
+            let mut total = s.load(&w[0]);
+            for w in &w[1..] {
+                total = s.add(total, s.load(w));
+            }
+            let total = s.sum(total);
             let mut one = [0.0; LANES];
             s.store(exp(s, s.splat(*max - new_max)), &mut one);
             decay[c] = one[0];
@@ -315,8 +323,9 @@ impl State<'_> {
         let mut out = [[s.splat(0.0); W]; C];
         for c in 0..C {
             for w in 0..W {
-                let old = self.out[place(c, w)..].first_chunk().map_or(s.splat(0.0), |o| s.load(o));
-                out[c][w] = s.mul(old, s.splat(decay[c]));
+                if let Some(old) = self.out[place(c, w)..].first_chunk() {
+                    out[c][w] = s.mul(s.load(old), s.splat(decay[c]));
+                }
             }
         }
         for (p, v) in v.chunks_exact(self.padded).take(seen).enumerate() {

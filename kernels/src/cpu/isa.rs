@@ -134,6 +134,12 @@ isas! {
     /// AVX2 with FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2(super::avx2::Avx2) = "avx2";
+    /// AVX-512 F, BW, DQ and VL.
+    #[cfg(target_arch = "x86_64")]
+    Avx512(super::avx512::Avx512) = "avx512";
+    /// AVX-512 with VNNI.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni(super::avx512::Avx512Vnni) = "avx512vnni";
 }
 
 impl Isa {

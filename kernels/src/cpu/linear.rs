@@ -14,9 +14,6 @@ use crate::tensor::{Error, Tensor};
 /// Sixteen rows of one token's outputs.
 pub type Lane = [f32; LANES];
 
-/// Tokens from which a strip is unpacked once for all of them.
-const MANY: usize = 8;
-
 /// A weight matrix whose rows lie side by side in strips of sixteen. Takes the bytes of the original,
 /// plus those of the rows missing from the last strip.
 pub struct Matrix {
@@ -167,7 +164,7 @@ impl<P: Strip> Kernel for Multiply<'_, P> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        if self.rows.len() < MANY {
+        if self.rows.len() < P::MANY {
             let panels = self.panels;
             over_tokens(s, self.x, self.rows, self.out, Packs::<P>(panels));
         } else {
@@ -247,9 +244,7 @@ impl Kernel for Quantize<'_> {
             let x = [s.load(&x[0]), s.load(&x[1])];
             let max = s.largest(s.max(s.abs(x[0]), s.abs(x[1])));
             let inverse = if max > 0.0 { 127.0 / max } else { 0.0 };
-            // Bounds written so that infinities and NaN, which no sound model has, cannot leave the range of codes.
-            let code = |x| s.min(s.max(s.round(s.mul(x, s.splat(inverse))), s.splat(-127.0)), s.splat(127.0));
-            let q = [code(x[0]), code(x[1])];
+            let q = [code(s, x[0], inverse), code(s, x[1], inverse)];
             out.q.as_chunks_mut::<LANES>().0[0] = s.to_bytes(q[0]);
             out.q.as_chunks_mut::<LANES>().0[1] = s.to_bytes(q[1]);
             out.d = max / 127.0;
@@ -259,4 +254,12 @@ impl Kernel for Quantize<'_> {
             out.dsum = out.d * sum;
         }
     }
+}
+
+/// `round(x inverse)`. The bounds are written so that infinities and NaN, which no sound model has, cannot leave the
+/// range of codes.
+#[inline(always)]
+fn code<S: Simd>(s: S, x: S::F, inverse: f32) -> S::F {
+    let nearest = s.round(s.mul(x, s.splat(inverse)));
+    s.min(s.max(nearest, s.splat(-127.0)), s.splat(127.0))
 }

@@ -7,6 +7,8 @@
 pub mod attention;
 #[cfg(target_arch = "x86_64")]
 pub mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub mod avx512;
 pub mod isa;
 pub mod limits;
 pub mod linear;

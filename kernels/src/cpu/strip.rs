@@ -14,7 +14,6 @@ use bytemuck::{Pod, Zeroable};
 
 use super::isa::{BLOCK, LANES, Simd};
 use crate::format::Block;
-use crate::format::f32::PanelF32;
 
 /// Columns whose products are summed before they join the row's sum, for float weights.
 const SEGMENT: usize = 64;
@@ -52,6 +51,8 @@ pub trait Strip: Send + Sync + 'static {
     type Expanded: Pod + Send + Sync;
     /// Whether activations are rounded to 8 bits.
     const INTEGER: bool;
+    /// Tokens from which unpacking a strip for all of them is worth it.
+    const MANY: usize;
 
     /// Lays sixteen blocks side by side.
     fn pack(blocks: [&Self::Block; LANES]) -> Self::Panel;
@@ -136,6 +137,7 @@ impl<P: IntPanel> Strip for Int<P> {
     type Panel = P;
     type Expanded = ExpandedInt;
     const INTEGER: bool = true;
+    const MANY: usize = 8;
 
     fn pack(blocks: [&P::Block; LANES]) -> P {
         P::pack(blocks)
@@ -214,16 +216,18 @@ pub struct Float<P>(PhantomData<P>);
 impl<P: FloatPanel> Strip for Float<P> {
     type Block = P::Block;
     type Panel = P;
-    type Expanded = PanelF32;
+    type Expanded = P;
     const INTEGER: bool = false;
+    // Converting a column costs nothing beside multiplying it.
+    const MANY: usize = usize::MAX;
 
     fn pack(blocks: [&P::Block; LANES]) -> P {
         P::pack(blocks)
     }
 
     #[inline(always)]
-    fn expand<S: Simd>(s: S, panel: &P) -> PanelF32 {
-        PanelF32::from_values(s, panel.values(s))
+    fn expand<S: Simd>(_: S, panel: &P) -> P {
+        *panel
     }
 
     #[inline(always)]
@@ -232,73 +236,70 @@ impl<P: FloatPanel> Strip for Float<P> {
     }
 
     #[inline(always)]
-    fn dot_expanded<S: Simd, const T: usize>(s: S, strip: &[PanelF32], x: [Input<'_>; T]) -> [S::F; T] {
+    fn dot_expanded<S: Simd, const T: usize>(s: S, strip: &[P], x: [Input<'_>; T]) -> [S::F; T] {
         dot_float(s, strip, x)
     }
 }
 
 #[inline(always)]
 fn dot_float<S: Simd, P: FloatPanel, const T: usize>(s: S, strip: &[P], x: [Input<'_>; T]) -> [S::F; T] {
+    let (mut segments, rest) = strip.as_chunks::<SEGMENT>();
+    let mut xs = x.map(|x| x.x[..strip.len()].as_chunks::<SEGMENT>().0);
+    let tails = x.map(|x| &x.x[strip.len() - rest.len()..strip.len()]);
+    let mut sums = [s.splat(0.0); T];
     // With few tokens the additions of one segment would wait for each other, so several segments are summed
     // side by side; the order of additions within each, and of the segments, stays the same.
-    let side = (4 / T).max(1);
-    let mut sums = [s.splat(0.0); T];
-    let whole = strip.len() / (side * SEGMENT) * (side * SEGMENT);
-    let mut at = 0;
-    while at < whole {
-        if T == 1 {
-            add_segments::<S, P, T, 4>(s, strip, x, &mut sums, at);
-        } else if T == 2 {
-            add_segments::<S, P, T, 2>(s, strip, x, &mut sums, at);
-        } else {
-            add_segments::<S, P, T, 1>(s, strip, x, &mut sums, at);
-        }
-        at += side * SEGMENT;
+    if T == 1 {
+        add_segments::<S, P, T, 4>(s, &mut segments, &mut xs, &mut sums);
     }
-    while at < strip.len() {
-        let end = strip.len().min(at + SEGMENT);
-        let part: [S::F; T] = segment(s, &strip[at..end], x.map(|x| &x.x[at..end]));
-        sums = from_fn(|t| s.add(sums[t], part[t]));
-        at = end;
+    if T <= 2 {
+        add_segments::<S, P, T, 2>(s, &mut segments, &mut xs, &mut sums);
+    }
+    add_segments::<S, P, T, 1>(s, &mut segments, &mut xs, &mut sums);
+    if !rest.is_empty() {
+        let tails = tails.map(|x| &x[..rest.len()]);
+        let mut tail = [s.splat(0.0); T];
+        for (i, panel) in rest.iter().enumerate() {
+            let w = panel.values(s);
+            for t in 0..T {
+                tail[t] = s.fma(w, s.splat(tails[t][i]), tail[t]);
+            }
+        }
+        for t in 0..T {
+            sums[t] = s.add(sums[t], tail[t]);
+        }
     }
     sums
 }
 
-/// Sums `G` whole segments from column `at` side by side, then adds them in order.
+/// Sums the first segments, `G` side by side while there are that many, then adds them in order.
 #[inline(always)]
 fn add_segments<S: Simd, P: FloatPanel, const T: usize, const G: usize>(
     s: S,
-    strip: &[P],
-    x: [Input<'_>; T],
+    segments: &mut &[[P; SEGMENT]],
+    xs: &mut [&[[f32; SEGMENT]]; T],
     sums: &mut [S::F; T],
-    at: usize,
 ) {
-    let panels: [&[P]; G] = from_fn(|g| &strip[at + g * SEGMENT..][..SEGMENT]);
-    let xs: [[&[f32]; G]; T] = x.map(|x| from_fn(|g| &x.x[at + g * SEGMENT..][..SEGMENT]));
-    let mut parts = [[s.splat(0.0); G]; T];
-    for i in 0..SEGMENT {
-        for g in 0..G {
-            let w = panels[g][i].values(s);
-            for t in 0..T {
-                parts[t][g] = s.fma(w, s.splat(xs[t][g][i]), parts[t][g]);
+    while let Some((panels, rest)) = segments.split_first_chunk::<G>() {
+        *segments = rest;
+        let x: [&[[f32; SEGMENT]; G]; T] = from_fn(|t| {
+            let (x, rest) = xs[t].split_first_chunk::<G>().expect("as many inputs as columns");
+            xs[t] = rest;
+            x
+        });
+        let mut parts = [[s.splat(0.0); G]; T];
+        for i in 0..SEGMENT {
+            for g in 0..G {
+                let w = panels[g][i].values(s);
+                for t in 0..T {
+                    parts[t][g] = s.fma(w, s.splat(x[t][g][i]), parts[t][g]);
+                }
+            }
+        }
+        for t in 0..T {
+            for part in parts[t] {
+                sums[t] = s.add(sums[t], part);
             }
         }
     }
-    for t in 0..T {
-        for part in parts[t] {
-            sums[t] = s.add(sums[t], part);
-        }
-    }
-}
-
-/// The sum of one segment, possibly a short one.
-#[inline(always)]
-fn segment<S: Simd, P: FloatPanel, const T: usize>(s: S, panels: &[P], x: [&[f32]; T]) -> [S::F; T] {
-    let x = x.map(|x| &x[..panels.len()]);
-    let mut sums = [s.splat(0.0); T];
-    for (i, panel) in panels.iter().enumerate() {
-        let w = panel.values(s);
-        sums = from_fn(|t| s.fma(w, s.splat(x[t][i]), sums[t]));
-    }
-    sums
 }

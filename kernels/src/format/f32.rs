@@ -25,7 +25,7 @@ impl Block for BlockF32 {
     }
 }
 
-/// One column of sixteen rows. Also what every floating-point format is expanded to for many tokens.
+/// One column of sixteen rows.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(transparent)]
 pub struct PanelF32([f32; LANES]);
@@ -40,15 +40,5 @@ impl FloatPanel for PanelF32 {
     #[inline(always)]
     fn values<S: Simd>(&self, s: S) -> S::F {
         s.load(&self.0)
-    }
-}
-
-impl PanelF32 {
-    /// The column with these values.
-    #[inline(always)]
-    pub fn from_values<S: Simd>(s: S, values: S::F) -> Self {
-        let mut out = [0.0; LANES];
-        s.store(values, &mut out);
-        Self(out)
     }
 }

@@ -1,7 +1,6 @@
 //! AVX2 with FMA and F16C: sixteen lanes are two registers.
 
 use std::arch::x86_64::*;
-use std::array::from_fn;
 
 use super::isa::{BLOCK, LANES, Simd};
 
@@ -24,6 +23,26 @@ macro_rules! both {
     ($f:ident, $($x:expr),+) => {{
         // SAFETY: the caller holds an `Avx2`, so the CPU has what this intrinsic needs.
         unsafe { [$f($($x[0]),+), $f($($x[1]),+)] }
+    }};
+}
+
+/// An expression for each half. No closure: a call that is not inlined would lose the instruction set.
+macro_rules! halves {
+    ($v:ident in $x:expr => $body:expr) => {{
+        let [low, high] = $x;
+        // SAFETY: the caller holds an `Avx2`, so the CPU has what the expression needs.
+        unsafe {
+            [
+                {
+                    let $v = low;
+                    $body
+                },
+                {
+                    let $v = high;
+                    $body
+                },
+            ]
+        }
     }};
 }
 
@@ -71,8 +90,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn load_bf16(self, x: &[u16; LANES]) -> Self::F {
         let x = load!(_mm_loadu_si128, x, 8, __m128i);
-        // SAFETY: `self` proves AVX2.
-        x.map(|x| unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x))) })
+        halves!(x in x => _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(x))))
     }
 
     #[inline(always)]
@@ -132,20 +150,17 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn abs(self, a: Self::F) -> Self::F {
-        // SAFETY: `self` proves AVX.
-        a.map(|a| unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), a) })
+        halves!(a in a => _mm256_andnot_ps(_mm256_set1_ps(-0.0), a))
     }
 
     #[inline(always)]
     fn round(self, a: Self::F) -> Self::F {
-        // SAFETY: `self` proves AVX.
-        a.map(|a| unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) })
+        halves!(a in a => _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a))
     }
 
     #[inline(always)]
     fn exp2(self, n: Self::F) -> Self::F {
-        // SAFETY: `self` proves AVX2.
-        n.map(|n| unsafe {
+        halves!(n in n => {
             let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
             _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
         })
@@ -181,15 +196,13 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn low_nibbles(self, bytes: &[u8; 4 * LANES]) -> Self::Codes {
         let bytes = self.load_codes(bytes);
-        // SAFETY: `self` proves AVX2.
-        bytes.map(|b| unsafe { _mm256_and_si256(b, _mm256_set1_epi8(15)) })
+        halves!(b in bytes => _mm256_and_si256(b, _mm256_set1_epi8(15)))
     }
 
     #[inline(always)]
     fn high_nibbles(self, bytes: &[u8; 4 * LANES]) -> Self::Codes {
         let bytes = self.load_codes(bytes);
-        // SAFETY: `self` proves AVX2.
-        bytes.map(|b| unsafe { _mm256_and_si256(_mm256_srli_epi16::<4>(b), _mm256_set1_epi8(15)) })
+        halves!(b in bytes => _mm256_and_si256(_mm256_srli_epi16::<4>(b), _mm256_set1_epi8(15)))
     }
 
     #[inline(always)]
@@ -216,11 +229,16 @@ impl Simd for Avx2 {
                 let w = codes(step);
                 for t in 0..T {
                     let x = group(x[t], step);
-                    sums[t] = from_fn(|h| _mm256_add_epi16(sums[t][h], _mm256_maddubs_epi16(w[h], x)));
+                    for h in 0..2 {
+                        sums[t][h] = _mm256_add_epi16(sums[t][h], _mm256_maddubs_epi16(w[h], x));
+                    }
                 }
             }
             let ones = _mm256_set1_epi16(1);
-            sums.map(|s| s.map(|s| _mm256_madd_epi16(s, ones)))
+            for sum in sums.as_flattened_mut() {
+                *sum = _mm256_madd_epi16(*sum, ones);
+            }
+            sums
         }
     }
 
@@ -237,13 +255,13 @@ impl Simd for Avx2 {
             let mut sums = [[_mm256_setzero_si256(); 2]; T];
             for step in 0..BLOCK / 4 {
                 let w = codes(step);
-                let magnitude = w.map(|w| _mm256_abs_epi8(w));
+                let magnitude = [_mm256_abs_epi8(w[0]), _mm256_abs_epi8(w[1])];
                 for t in 0..T {
                     let x = group(x[t], step);
-                    sums[t] = from_fn(|h| {
+                    for h in 0..2 {
                         let pairs = _mm256_maddubs_epi16(magnitude[h], _mm256_sign_epi8(x, w[h]));
-                        _mm256_add_epi32(sums[t][h], _mm256_madd_epi16(pairs, ones))
-                    });
+                        sums[t][h] = _mm256_add_epi32(sums[t][h], _mm256_madd_epi16(pairs, ones));
+                    }
                 }
             }
             sums
@@ -252,8 +270,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn sub_int(self, a: Self::I, b: i32) -> Self::I {
-        // SAFETY: `self` proves AVX2.
-        a.map(|a| unsafe { _mm256_sub_epi32(a, _mm256_set1_epi32(b)) })
+        halves!(a in a => _mm256_sub_epi32(a, _mm256_set1_epi32(b)))
     }
 
     #[inline(always)]
@@ -283,7 +300,7 @@ impl Simd for Avx2 {
 /// The CPU must have AVX2.
 #[inline(always)]
 unsafe fn group(x: &[i8; BLOCK], step: usize) -> __m256i {
-    let four = from_fn(|i| x[4 * step + i].cast_unsigned());
+    let four: &[u8] = bytemuck::cast_slice(&x[4 * step..4 * step + 4]);
     // SAFETY: the caller's duty.
-    unsafe { _mm256_set1_epi32(i32::from_le_bytes(four)) }
+    unsafe { _mm256_set1_epi32(bytemuck::pod_read_unaligned(four)) }
 }

@@ -1,0 +1,54 @@
+//! Does this adapter fit that base?
+
+use crate::{Adapter, Change, Error, Site};
+use graftwork_kernels::Tensor;
+
+/// The shape of a linear layer of the base, `[outputs, inputs]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Rows of the weight.
+    pub outputs: usize,
+    /// Columns of the weight.
+    pub inputs: usize,
+}
+
+/// Checks every edit of `adapter` against the base, whose `shape` at a site is `None` where it has no such site.
+///
+/// # Errors
+/// The first edit that does not fit: [`Error::NoSite`], or [`Error::Misfit`] with the shape expected and found.
+pub fn fits(adapter: &Adapter, shape: impl Fn(Site) -> Option<Shape>) -> Result<(), Error> {
+    for edit in &adapter.edits {
+        let site = edit.site;
+        let Shape { outputs, inputs } = shape(site).ok_or(Error::NoSite { site })?;
+        match &edit.change {
+            Change::LowRank { a, b, bias, .. } => {
+                part(site, "A", a, [a.rows(), inputs])?;
+                part(site, "B", b, [outputs, a.rows()])?;
+                bias.as_ref().map_or(Ok(()), |bias| part(site, "bias of B", bias, [1, outputs]))?;
+            }
+            Change::Bias { values } => part(site, "bias", values, [1, outputs])?,
+        }
+    }
+    Ok(())
+}
+
+/// Checks that the adapter is for the base's architecture, where the adapter names one.
+///
+/// # Errors
+/// [`Error::Architecture`].
+pub fn architecture(adapter: &Adapter, base: &str) -> Result<(), Error> {
+    match &adapter.architecture {
+        Some(found) if found != base => {
+            Err(Error::Architecture { expected: base.to_owned(), found: found.clone() })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn part(site: Site, part: &'static str, tensor: &Tensor, expected: [usize; 2]) -> Result<(), Error> {
+    let found = [tensor.rows(), tensor.cols()];
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::Misfit { site, part, expected: format!("{expected:?}"), found: format!("{found:?}") })
+}

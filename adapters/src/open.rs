@@ -1,0 +1,77 @@
+//! From a source to an adapter: which container is it, and which kind?
+
+use graftwork_kernels::Bytes;
+use std::path::Path;
+
+use crate::file::{self, SMALL, gguf, open_bytes};
+use crate::peft::{self, Config};
+use crate::{Adapter, Error, Kind, Source, lora, lora_gguf};
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+
+pub(crate) fn open(source: Source) -> Result<Adapter, Error> {
+    match &source {
+        Source::Path { path, copy_up_to } if !path.is_dir() => {
+            file(path, *copy_up_to).map_err(|error| error.in_file(source.name()))
+        }
+        Source::Path { .. } => directory(&source).map_err(|error| error.in_file(source.name())),
+        Source::Files(files) if files.len() == 1 => match files.iter().next() {
+            Some((name, bytes)) => bare(name, bytes.clone()),
+            None => Err(Error::Empty),
+        },
+        Source::Files(_) => directory(&source),
+        Source::Bytes(bytes) => bare(&source.name(), bytes.clone()),
+    }
+}
+
+/// A file with nothing beside it.
+fn bare(name: &str, bytes: Bytes) -> Result<Adapter, Error> {
+    if bytes.starts_with(gguf::MAGIC) {
+        return lora_gguf::from_gguf(bytes);
+    }
+    Err(Error::NoConfig { file: name.to_owned() })
+}
+
+/// A file on disk.
+fn file(path: &Path, copy_up_to: u64) -> Result<Adapter, Error> {
+    let bytes = open_bytes(path, copy_up_to.max(SMALL))?;
+    if bytes.starts_with(gguf::MAGIC) {
+        return lora_gguf::from_gguf(bytes);
+    }
+    let beside = Source::Path { path: path.parent().unwrap_or(Path::new("")).to_owned(), copy_up_to };
+    match beside.json(CONFIG, peft::MAX_CONFIG)? {
+        Some(config) => by_kind(&Config::new(config)?, bytes),
+        None => Err(Error::NoConfig { file: path.display().to_string() }),
+    }
+}
+
+/// A directory as PEFT saves it.
+fn directory(source: &Source) -> Result<Adapter, Error> {
+    let missing = |name: &str| file::Error::Missing { what: "file", name: name.to_owned() };
+    let config = source.json(CONFIG, peft::MAX_CONFIG)?.ok_or_else(|| missing(CONFIG))?;
+    let config = Config::new(config)?;
+    let weights = match source {
+        Source::Path { path, copy_up_to } => {
+            let copying = Source::Path { path: path.clone(), copy_up_to: (*copy_up_to).max(SMALL) };
+            copying.file(WEIGHTS)?
+        }
+        _ => source.file(WEIGHTS)?,
+    };
+    if weights.is_none() && source.file("adapter_model.bin")?.is_some() {
+        let reason = "convert it to safetensors";
+        return Err(Error::Unsupported { what: "adapter_model.bin".to_owned(), reason });
+    }
+    by_kind(&config, weights.ok_or_else(|| missing(WEIGHTS))?)
+}
+
+fn by_kind(config: &Config, weights: Bytes) -> Result<Adapter, Error> {
+    let name = config.str("peft_type")?.unwrap_or_default();
+    match Kind::ALL.iter().find(|kind| kind.peft_type() == name) {
+        Some(Kind::Lora) => lora::from_config(config, weights),
+        None => Err(Error::Unsupported {
+            what: format!("adapter field peft_type = \"{}\"", name.chars().take(80).collect::<String>()),
+            reason: "this version applies LORA",
+        }),
+    }
+}

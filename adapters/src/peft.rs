@@ -1,0 +1,163 @@
+//! `adapter_config.json`: which fields are understood, which do not matter, and that all others are refused.
+//!
+//! A field that is null, false, 0 or empty asks for nothing and passes, whatever its name. Of the others, those in
+//! [`NO_EFFECT`] pass, those that a kind of adapter reads are its own business, and the rest is refused by name: an
+//! option that we do not know may change the arithmetic.
+
+use serde_json::{Map, Value};
+
+use crate::{Error, file};
+
+/// Bytes of `adapter_config.json`: real ones have one or two thousand.
+pub(crate) const MAX_CONFIG: usize = 1 << 20;
+
+/// Fields that do not change what a saved adapter computes.
+const NO_EFFECT: &[&str] = &[
+    // Where the file comes from.
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "peft_version",
+    "revision",
+    "task_type",
+    // Which modules were given weights: the names of the tensors say it too.
+    "exclude_modules",
+    "layers_pattern",
+    "layers_to_transform",
+    "target_modules",
+    // Training: dropout, and how the weights were initialised (`init_lora_weights` says whether that changed the base).
+    "corda_config",
+    "eva_config",
+    "loftq_config",
+    "lora_dropout",
+    "lora_ga_config",
+    "runtime_config",
+    // Where to find a library for parallel training, and the options of one that `use_qalora` must turn on.
+    "megatron_core",
+    "qalora_group_size",
+    // Concerns trained or adapted embeddings only, whose tensors are refused by name.
+    "ensure_weight_tying",
+];
+
+/// The fields of `adapter_config.json`.
+pub(crate) struct Config(Map<String, Value>);
+
+impl Config {
+    pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
+        Self::new(file::parse_json(bytes, MAX_CONFIG)?)
+    }
+
+    pub fn new(value: Value) -> Result<Self, Error> {
+        match value {
+            Value::Object(fields) => Ok(Self(fields)),
+            other => Err(field("adapter_config.json", "an object", &other)),
+        }
+    }
+
+    /// Refuses every field that is neither empty, without effect, nor one of `understood`.
+    pub fn check(&self, understood: &[&str], unsupported: &[(&str, &'static str)]) -> Result<(), Error> {
+        for (name, value) in &self.0 {
+            let passes = |names: &[&str]| names.contains(&name.as_str());
+            if is_empty(value) || passes(NO_EFFECT) || passes(understood) {
+                continue;
+            }
+            if let Some((_, reason)) = unsupported.iter().find(|(known, _)| known == name) {
+                return Err(Error::Unsupported {
+                    what: format!("adapter field {name} = {}", short(value)),
+                    reason,
+                });
+            }
+            return Err(Error::UnknownField { field: name.clone(), value: short(value) });
+        }
+        Ok(())
+    }
+
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        self.0.get(name).filter(|value| !value.is_null())
+    }
+
+    pub fn bool(&self, name: &str) -> Result<bool, Error> {
+        match self.get(name) {
+            None => Ok(false),
+            Some(&Value::Bool(value)) => Ok(value),
+            Some(other) => Err(field(name, "true or false", other)),
+        }
+    }
+
+    pub fn str(&self, name: &str) -> Result<Option<&str>, Error> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(field(name, "text", other)),
+        }
+    }
+
+    pub fn rank(&self, name: &str) -> Result<Option<usize>, Error> {
+        self.get(name).map(|value| rank(name, value)).transpose()
+    }
+
+    pub fn number(&self, name: &str) -> Result<Option<f64>, Error> {
+        self.get(name).map(|value| number(name, value)).transpose()
+    }
+
+    /// An object of patterns, each value read by `read`.
+    pub fn patterns<T>(
+        &self,
+        name: &str,
+        read: impl Fn(&str, &Value) -> Result<T, Error>,
+    ) -> Result<Vec<(String, T)>, Error> {
+        match self.get(name) {
+            None => Ok(Vec::new()),
+            Some(Value::Object(patterns)) => {
+                let read = |(pattern, value): (&String, &Value)| {
+                    Ok((pattern.clone(), read(&format!("{name}.{}", shorten(pattern)), value)?))
+                };
+                patterns.iter().map(read).collect()
+            }
+            Some(other) => Err(field(name, "an object of patterns", other)),
+        }
+    }
+}
+
+/// A rank: a whole number above 0.
+pub(crate) fn rank(name: &str, value: &Value) -> Result<usize, Error> {
+    let rank = value.as_u64().and_then(|rank| usize::try_from(rank).ok()).filter(|&rank| rank > 0);
+    rank.ok_or_else(|| field(name, "a whole number above 0", value))
+}
+
+/// A number.
+pub(crate) fn number(name: &str, value: &Value) -> Result<f64, Error> {
+    let number = value.as_f64().filter(|number| number.abs() <= f32::MAX.into());
+    number.ok_or_else(|| field(name, "a number that fits f32", value))
+}
+
+pub(crate) fn field(name: &str, expected: &str, found: &Value) -> Error {
+    Error::Field { field: name.to_owned(), expected: expected.to_owned(), found: short(found) }
+}
+
+/// Whether a value asks for nothing.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(value) => !value,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(values) => values.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+    }
+}
+
+/// A value for a message.
+pub(crate) fn short(value: &Value) -> String {
+    match value {
+        // Not rendered: it may be large, and the field's name says enough.
+        Value::Array(values) => format!("an array of {}", values.len()),
+        Value::Object(fields) => format!("an object of {}", fields.len()),
+        Value::String(text) => format!("\"{}\"", shorten(text)),
+        scalar => scalar.to_string(),
+    }
+}
+
+fn shorten(text: &str) -> String {
+    text.chars().take(80).collect()
+}

@@ -1,0 +1,75 @@
+//! Places in a model where an adapter can change something, in terms that no architecture owns.
+
+use std::fmt;
+
+/// A linear layer inside a transformer block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Module {
+    /// Query projection of attention.
+    Q,
+    /// Key projection of attention.
+    K,
+    /// Value projection of attention.
+    V,
+    /// Output projection of attention.
+    O,
+    /// Gate projection of the feed-forward part (`silu(gate x) * up x`).
+    Gate,
+    /// Up projection of the feed-forward part.
+    Up,
+    /// Down projection of the feed-forward part.
+    Down,
+}
+
+impl Module {
+    /// Every module, in the order in which a block runs them.
+    pub const ALL: &[Module] =
+        &[Module::Q, Module::K, Module::V, Module::O, Module::Gate, Module::Up, Module::Down];
+
+    /// The short name in messages, such as `q`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Module::Q => "q",
+            Module::K => "k",
+            Module::V => "v",
+            Module::O => "o",
+            Module::Gate => "gate",
+            Module::Up => "up",
+            Module::Down => "down",
+        }
+    }
+
+    /// Whether the outputs of this layer are rotated by position: then their row order depends on the container.
+    pub fn is_rotated(self) -> bool {
+        matches!(self, Module::Q | Module::K)
+    }
+}
+
+/// A place in a model that an [`Edit`](crate::Edit) changes.
+///
+/// Kinds of adapter that change something else (a norm weight, a prompt position, the KV cache, a block as a
+/// whole) add their place here; every consumer matches without a wildcard, so none can forget it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Site {
+    /// The token embedding, `[vocabulary, width]`.
+    Embedding,
+    /// A linear layer of block `layer`, counted from 0.
+    Linear {
+        /// Index of the block.
+        layer: usize,
+        /// Which layer in it.
+        module: Module,
+    },
+    /// The output head, `[vocabulary, width]`.
+    Head,
+}
+
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Site::Embedding => f.write_str("embedding"),
+            Site::Linear { layer, module } => write!(f, "layer {layer} {}", module.name()),
+            Site::Head => f.write_str("head"),
+        }
+    }
+}

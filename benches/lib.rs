@@ -1,0 +1,36 @@
+//! What the benchmarks share: random weights and medians of interleaved rounds.
+
+use std::time::Instant;
+
+use graftwork_kernels::{Format, Tensor};
+
+/// A reproducible random matrix in `format`.
+pub fn random_matrix(format: Format, rows: usize, cols: usize, seed: u64) -> Tensor {
+    let values = random_values(rows * cols, seed);
+    Tensor::encode(format, rows, cols, &values).expect("whole blocks")
+}
+
+/// Reproducible values, roughly uniform in `-1..1` (SplitMix64).
+pub fn random_values(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+/// Seconds of the median of `rounds` runs.
+pub fn median_seconds(rounds: usize, mut f: impl FnMut()) -> f64 {
+    let mut times: Vec<f64> = (0..rounds)
+        .map(|_| {
+            let start = Instant::now();
+            f();
+            start.elapsed().as_secs_f64()
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}

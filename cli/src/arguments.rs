@@ -1,0 +1,291 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand};
+
+/// One base model, many adapters.
+#[derive(Parser)]
+#[command(name = "graftwork", version, about, max_term_width = 110)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Answer several prompts in one batch, each through its own adapter, beside the base model's answers
+    #[command(after_help = "Examples:\n  graftwork demo\n  graftwork demo --threads 4")]
+    Demo(Demo),
+    /// Put a known model in the cache folder and print its path
+    #[command(after_help = "Examples:\n  graftwork pull smollm2")]
+    Pull {
+        /// The model's name: smollm2
+        name: String,
+    },
+    /// Answer prompts
+    #[command(after_help = "Examples:
+  graftwork run -m smollm2 --chat -p 'What is the capital of France?'
+  graftwork run -m smollm2 -a tools=examples/adapters/tools-lora --use tools --chat -i
+  graftwork run -m base.gguf -a fr=french.gguf -a law=law-lora -f requests.jsonl --batch 16 --json
+
+A line of requests.jsonl:
+  {\"id\": 7, \"prompt\": \"Hello\", \"adapters\": [[\"fr\", 0.5], [\"law\", 1]], \"max_tokens\": 64}
+with `prompt`, `messages` ([{\"role\": \"user\", \"content\": \"...\"}]) or `tokens`, and optionally
+temperature, top_k, top_p, min_p, seed and stop.")]
+    Run(Run),
+    /// Write the logits of given token ids: the self-check against a reference
+    #[command(after_help = "Examples:
+  graftwork logits -m base-directory -a lora-directory --tokens 1,2,3 --out logits.safetensors
+  graftwork logits -m base.gguf -a lora.gguf:0.5 --tokens-file expected.safetensors --out logits.safetensors")]
+    Logits(Logits),
+    /// Measure prefill and decode speed beside this machine's measured limits
+    #[command(after_help = "Examples:
+  graftwork bench -m smollm2
+  graftwork bench -m smollm2 -a examples/adapters/tools-lora --threads 2 --repeat 5 --json
+  graftwork bench -m smollm2 --batch 8 --random-adapters 8:16")]
+    Bench(Bench),
+    /// Show what is in a model or adapter file
+    #[command(after_help = "Examples:
+  graftwork inspect smollm2
+  graftwork inspect examples/adapters/tools-lora --base smollm2")]
+    Inspect(Inspect),
+}
+
+/// `demo`.
+#[derive(Args)]
+pub struct Demo {
+    /// Threads, default one per core
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+}
+
+/// `run`.
+#[derive(Args)]
+pub struct Run {
+    /// GGUF file, Hugging Face directory, or a known model's name
+    #[arg(short, long)]
+    pub model: String,
+    /// Load an adapter under a name: PEFT directory, safetensors file or GGUF LoRA
+    #[arg(short, long = "adapter", value_name = "NAME=PATH")]
+    pub adapters: Vec<NamedPath>,
+    /// Answer this prompt
+    #[arg(short, long, group = "input")]
+    pub prompt: Option<String>,
+    /// Answer the requests in this file, one JSON object a line (`-` for stdin), in one batch
+    #[arg(short, long, group = "input", value_name = "REQUESTS.JSONL")]
+    pub file: Option<PathBuf>,
+    /// Answer what is typed, line by line
+    #[arg(short, long, group = "input")]
+    pub interactive: bool,
+    /// Take prompts as messages of a chat, rendered with the model's template
+    #[arg(long)]
+    pub chat: bool,
+    /// The system message; implies --chat
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Adapters that answer -p and -i, in order, each with an optional weight
+    #[arg(long = "use", value_delimiter = ',', value_name = "NAME[:WEIGHT]")]
+    pub stack: Vec<Weighted>,
+    /// Most tokens of an answer
+    #[arg(short = 'n', long, default_value_t = 256)]
+    pub tokens: usize,
+    /// How tokens are chosen
+    #[command(flatten)]
+    pub sampling: Sampling,
+    /// End an answer before this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// Threads, default one per core
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+    /// Sequences that run at once
+    #[arg(long, default_value_t = 32, value_name = "N")]
+    pub batch: usize,
+    /// One JSON object per answer
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of sampling.
+#[derive(Args, Clone, Copy)]
+pub struct Sampling {
+    /// 0 takes the likeliest token
+    #[arg(long, default_value_t = 0.0, value_name = "T")]
+    pub temp: f32,
+    /// Choose among the K likeliest tokens; 0 for all
+    #[arg(long, default_value_t = 0, value_name = "K")]
+    pub top_k: usize,
+    /// Choose among the likeliest tokens that together have this probability
+    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    pub top_p: f32,
+    /// Choose among tokens at least this likely relative to the likeliest
+    #[arg(long, default_value_t = 0.0, value_name = "P")]
+    pub min_p: f32,
+    /// Seed of the choices
+    #[arg(long, default_value_t = 0, value_name = "S")]
+    pub seed: u64,
+}
+
+/// `logits`.
+#[derive(Args)]
+pub struct Logits {
+    /// GGUF file, Hugging Face directory, or a known model's name
+    #[arg(short, long)]
+    pub model: String,
+    /// Apply an adapter, with an optional weight; may be given several times, applied in order
+    #[arg(short, long = "adapter", value_name = "PATH[:WEIGHT]")]
+    pub adapters: Vec<Weighted>,
+    /// Token ids of one sequence
+    #[arg(long, value_delimiter = ',', value_name = "1,2,3", required_unless_present = "tokens_file")]
+    pub tokens: Vec<u32>,
+    /// A safetensors file with `tokens`, integers [sequences, positions]
+    #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
+    pub tokens_file: Option<PathBuf>,
+    /// Where to write `logits`, F32 [sequences, positions, vocabulary]
+    #[arg(long, value_name = "OUT.SAFETENSORS")]
+    pub out: PathBuf,
+    /// Threads, default one per core
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+}
+
+/// `bench`.
+#[derive(Args)]
+pub struct Bench {
+    /// GGUF file, Hugging Face directory, or a known model's name
+    #[arg(short, long)]
+    pub model: String,
+    /// Apply an adapter to every sequence; may be given several times
+    #[arg(short, long = "adapter", value_name = "PATH")]
+    pub adapters: Vec<PathBuf>,
+    /// Tokens of each prompt
+    #[arg(long, default_value_t = 512)]
+    pub pp: usize,
+    /// Tokens of each answer
+    #[arg(long, default_value_t = 128)]
+    pub tg: usize,
+    /// Sequences at once
+    #[arg(long, default_value_t = 1)]
+    pub batch: usize,
+    /// Threads, default one per core
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+    /// Rounds; the median counts
+    #[arg(long, default_value_t = 3)]
+    pub repeat: usize,
+    /// Give each sequence one of COUNT synthetic LoRAs of rank RANK on every linear layer
+    #[arg(long, value_name = "COUNT:RANK")]
+    pub random_adapters: Option<CountRank>,
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `inspect`.
+#[derive(Args)]
+pub struct Inspect {
+    /// A GGUF file, a Hugging Face or PEFT directory, or a known model's name
+    pub path: String,
+    /// Say whether the adapter fits this model
+    #[arg(long, value_name = "MODEL")]
+    pub base: Option<String>,
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `NAME=PATH`.
+#[derive(Clone)]
+pub struct NamedPath {
+    /// The name.
+    pub name: String,
+    /// The path.
+    pub path: PathBuf,
+}
+
+impl FromStr for NamedPath {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((name, path)) if !name.is_empty() && !path.is_empty() => {
+                Ok(Self { name: name.to_owned(), path: path.into() })
+            }
+            _ => Err("expected NAME=PATH".to_owned()),
+        }
+    }
+}
+
+/// `NAME[:WEIGHT]`; without a weight, 1.
+#[derive(Clone)]
+pub struct Weighted {
+    /// The name, or a path.
+    pub name: String,
+    /// The weight.
+    pub weight: f32,
+}
+
+impl FromStr for Weighted {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // A path may hold colons: what follows the last one is a weight only if it is a number.
+        let weighted = text.rsplit_once(':').and_then(|(name, weight)| Some((name, weight.parse::<f32>().ok()?)));
+        let (name, weight) = weighted.unwrap_or((text, 1.0));
+        if name.is_empty() {
+            return Err("expected NAME or NAME:WEIGHT".to_owned());
+        }
+        if !weight.is_finite() {
+            return Err(format!("expected a finite weight, found {weight}"));
+        }
+        Ok(Self { name: name.to_owned(), weight })
+    }
+}
+
+/// `COUNT:RANK`.
+#[derive(Clone, Copy)]
+pub struct CountRank {
+    /// Adapters.
+    pub count: usize,
+    /// Rank of each.
+    pub rank: usize,
+}
+
+impl FromStr for CountRank {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once(':').and_then(|(c, r)| Some((c.parse().ok()?, r.parse().ok()?)));
+        match parts {
+            Some((count, rank)) if count > 0 && rank > 0 => Ok(Self { count, rank }),
+            _ => Err("expected COUNT:RANK, both at least 1".to_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn weights_follow_the_last_colon() {
+        let parse = |text: &str| text.parse::<Weighted>().map(|w| (w.name, w.weight));
+        assert_eq!(parse("a"), Ok(("a".to_owned(), 1.0)));
+        assert_eq!(parse("a:0.25"), Ok(("a".to_owned(), 0.25)));
+        assert_eq!(parse("C:/x:-2"), Ok(("C:/x".to_owned(), -2.0)));
+        assert_eq!(parse("C:/x"), Ok(("C:/x".to_owned(), 1.0)));
+        assert!(parse("a:inf").is_err());
+        assert!(parse(":1").is_err());
+    }
+}

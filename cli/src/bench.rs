@@ -1,0 +1,244 @@
+//! `bench`: prefill and decode speed, beside what this machine can do at most.
+
+use std::time::Instant;
+
+use graftwork::{Engine, EngineOptions, Request, Source};
+use graftwork_adapters::file::safetensors::{Dtype, TensorView, write_safetensors};
+use graftwork_kernels::Bytes;
+use graftwork_kernels::cpu::isa::Isa;
+use graftwork_kernels::cpu::{Cpu, limits};
+use serde_json::json;
+
+use crate::arguments::{Bench, CountRank};
+use crate::{Failure, chart, open};
+
+/// Runs the command.
+pub fn bench(arguments: &Bench) -> Result<(), Failure> {
+    let check = |name: &str, value: usize| match value {
+        0 => Err(Failure::Other(format!("--{name}: expected 1 or more, found 0"))),
+        _ => Ok(()),
+    };
+    check("pp", arguments.pp)?;
+    check("tg", arguments.tg)?;
+    check("batch", arguments.batch)?;
+    let options = EngineOptions {
+        threads: arguments.threads,
+        max_batch: arguments.batch,
+        ..EngineOptions::default()
+    };
+    let start = Instant::now();
+    let engine = open::engine(&arguments.model, options)?;
+    let load_seconds = start.elapsed().as_secs_f64();
+    let stacks = load_adapters(&engine, arguments)?;
+
+    // The machine is measured right before and after, since a shared one drifts.
+    let threads = engine.options().threads;
+    let mut cpu = Cpu::new(threads, Isa::best()).map_err(Failure::io("starting threads"))?;
+    let mut limits = || {
+        (limits::read_bytes_per_second(&mut cpu, 3), limits::multiply_operations_per_second(&mut cpu, 3))
+    };
+    let before = limits();
+    let mut prefill = Vec::new();
+    let mut decode = Vec::new();
+    round(&engine, &stacks, 32, 4)?;
+    for _ in 0..arguments.repeat.max(1) {
+        let (p, d) = round(&engine, &stacks, arguments.pp, arguments.tg)?;
+        prefill.push(p);
+        decode.push(d);
+    }
+    let after = limits();
+    let (read, multiply) = (before.0.max(after.0), before.1.max(after.1));
+
+    let sequences = arguments.batch as f64;
+    let prefill_rate = sequences * arguments.pp as f64 / median(&mut prefill);
+    let decode_rate = sequences * arguments.tg as f64 / median(&mut decode);
+    let shape = Shape::of(&engine);
+    let decode_bytes = shape.streamed_bytes * decode_rate / sequences;
+    let prefill_operations = shape.layer_operations * prefill_rate;
+    let memory = peak_memory();
+    let result = json!({
+        "model": arguments.model,
+        "threads": threads,
+        "isa": Isa::best().name(),
+        "batch": arguments.batch,
+        "adapters": stacks.iter().map(Vec::len).max().unwrap_or(0),
+        "prefill_tokens": arguments.pp,
+        "prefill_tokens_per_second": prefill_rate,
+        "decode_tokens": arguments.tg,
+        "decode_tokens_per_second": decode_rate,
+        "decode_gb_per_second": decode_bytes / 1e9,
+        "prefill_gop_per_second": prefill_operations / 1e9,
+        "read_limit_gb_per_second": read / 1e9,
+        "multiply_limit_gop_per_second": multiply / 1e9,
+        "load_seconds": load_seconds,
+        "peak_memory_bytes": memory,
+    });
+    if arguments.json {
+        println!("{result}");
+        return Ok(());
+    }
+    let percent = |part: f64, whole: f64| format!("{:.0} %", 100.0 * part / whole);
+    println!("{}, {threads} threads, {}", arguments.model, Isa::best().name());
+    chart::table(&[
+        ["", "tokens/s", "rate", "limit", "share"].map(String::from).to_vec(),
+        vec![
+            format!("prefill {} x {}", arguments.batch, arguments.pp),
+            format!("{prefill_rate:.1}"),
+            format!("{:.1} GOP/s", prefill_operations / 1e9),
+            format!("{:.1} GOP/s", multiply / 1e9),
+            percent(prefill_operations, multiply),
+        ],
+        vec![
+            format!("decode {} x {}", arguments.batch, arguments.tg),
+            format!("{decode_rate:.1}"),
+            format!("{:.1} GB/s", decode_bytes / 1e9),
+            format!("{:.1} GB/s", read / 1e9),
+            percent(decode_bytes, read),
+        ],
+    ]);
+    let peak = memory.map_or("unknown".to_owned(), chart::bytes);
+    println!("loaded in {load_seconds:.2} s, peak memory {peak}");
+    Ok(())
+}
+
+/// Work and traffic of one token.
+struct Shape {
+    /// Multiplications and additions in the linear layers of all blocks.
+    layer_operations: f64,
+    /// Weight bytes that a decode step reads.
+    streamed_bytes: f64,
+}
+
+impl Shape {
+    fn of(engine: &Engine) -> Self {
+        let c = engine.config();
+        let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        let layer = c.hidden * (2 * q + 2 * kv + 3 * c.ffn);
+        Self {
+            layer_operations: 2.0 * (c.layers * layer) as f64,
+            streamed_bytes: engine.memory().streamed as f64,
+        }
+    }
+}
+
+/// Seconds of prefill and of decode, all sequences together.
+fn round(
+    engine: &Engine,
+    stacks: &[Vec<(String, f32)>],
+    pp: usize,
+    tg: usize,
+) -> Result<(f64, f64), Failure> {
+    let vocab = engine.config().vocab as u64;
+    let tokens = |n: usize, sequence: u64| -> Vec<u32> {
+        (0..n as u64).map(|i| ((i * 2_654_435_761 + sequence * 40_503 + 97) % vocab) as u32).collect()
+    };
+    let request = |tokens: Vec<u32>, stack: &[(String, f32)], most: usize| Request {
+        adapters: stack.to_vec(),
+        ignore_eos: true,
+        max_tokens: Some(most),
+        ..Request::new(tokens)
+    };
+    let start = Instant::now();
+    for (i, stack) in stacks.iter().enumerate() {
+        engine.submit(request(tokens(pp, i as u64), stack, 1))?;
+    }
+    while !engine.is_idle() {
+        engine.step()?;
+    }
+    let prefill = start.elapsed().as_secs_f64();
+
+    // The first step reads the one-token prompts; `tg` steps follow.
+    for (i, stack) in stacks.iter().enumerate() {
+        engine.submit(request(tokens(1, i as u64), stack, tg + 1))?;
+    }
+    engine.step()?;
+    let start = Instant::now();
+    while !engine.is_idle() {
+        engine.step()?;
+    }
+    Ok((prefill, start.elapsed().as_secs_f64()))
+}
+
+/// The adapter stack of each sequence.
+fn load_adapters(engine: &Engine, arguments: &Bench) -> Result<Vec<Vec<(String, f32)>>, Failure> {
+    let mut common = Vec::new();
+    for path in &arguments.adapters {
+        let name = format!("file {}", common.len());
+        engine.load_adapter(&name, path.as_path())?;
+        common.push((name, 1.0));
+    }
+    let count = arguments.random_adapters.map_or(0, |random| random.count);
+    if let Some(random) = arguments.random_adapters {
+        for i in 0..count {
+            engine.load_adapter(&format!("random {i}"), random_lora(engine, random, i)?)?;
+        }
+    }
+    let stack = |sequence: usize| {
+        let random = (count > 0).then(|| (format!("random {}", sequence % count.max(1)), 1.0));
+        common.iter().cloned().chain(random).collect()
+    };
+    Ok((0..arguments.batch).map(stack).collect())
+}
+
+/// A LoRA on every linear layer with small random values, as a PEFT directory in memory.
+fn random_lora(engine: &Engine, CountRank { rank, .. }: CountRank, seed: usize) -> Result<Source, Failure> {
+    let c = engine.config();
+    let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+    let modules = [
+        ("self_attn.q_proj", c.hidden, q),
+        ("self_attn.k_proj", c.hidden, kv),
+        ("self_attn.v_proj", c.hidden, kv),
+        ("self_attn.o_proj", q, c.hidden),
+        ("mlp.gate_proj", c.hidden, c.ffn),
+        ("mlp.up_proj", c.hidden, c.ffn),
+        ("mlp.down_proj", c.ffn, c.hidden),
+    ];
+    let mut state = seed as u32 + 1;
+    let mut values = |n: usize| -> Vec<u8> {
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            // A bfloat16 between -1/64 and 1/64.
+            let x = ((state >> 16) as f32 / 32768.0 - 1.0) / 64.0;
+            ((x.to_bits() >> 16) as u16).to_le_bytes()
+        };
+        (0..n).flat_map(|_| next()).collect()
+    };
+    let mut tensors = Vec::new();
+    for layer in 0..c.layers {
+        for (module, inputs, outputs) in modules {
+            let name = format!("base_model.model.model.layers.{layer}.{module}");
+            tensors.push((format!("{name}.lora_A.weight"), [rank, inputs], values(rank * inputs)));
+            tensors.push((format!("{name}.lora_B.weight"), [outputs, rank], values(outputs * rank)));
+        }
+    }
+    let shapes: Vec<[u64; 2]> = tensors.iter().map(|(_, shape, _)| shape.map(|n| n as u64)).collect();
+    let views: Vec<TensorView<'_>> = tensors
+        .iter()
+        .zip(&shapes)
+        .map(|((name, _, bytes), shape)| TensorView { name, dtype: Dtype::BF16, shape, bytes })
+        .collect();
+    let mut file = Vec::new();
+    write_safetensors(&mut file, &views, &[]).map_err(Failure::io("a synthetic adapter"))?;
+    let targets: Vec<&str> =
+        modules.iter().map(|(module, ..)| module.rsplit('.').next().unwrap_or(module)).collect();
+    let config = json!({
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank, "target_modules": targets,
+    });
+    let files = vec![
+        ("adapter_config.json".to_owned(), Bytes::new(config.to_string().into_bytes())),
+        ("adapter_model.safetensors".to_owned(), Bytes::new(file)),
+    ];
+    Ok(Source::files(files)?)
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Most memory that this process has held, where the system tells.
+fn peak_memory() -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.split_whitespace().next()?.parse::<usize>().ok().map(|kilobytes| kilobytes * 1024)
+}

@@ -1,0 +1,69 @@
+//! `logits`: the logits of given tokens, in full precision of the KV cache.
+
+use std::fs;
+use std::io::BufWriter;
+
+use graftwork::EngineOptions;
+use graftwork_adapters::file::safetensors::{Dtype, Safetensors, TensorView, write_safetensors};
+
+use crate::arguments::Logits;
+use crate::{Failure, open};
+
+/// Runs the command.
+pub fn logits(arguments: &Logits) -> Result<(), Failure> {
+    let (positions, tokens) = tokens(arguments)?;
+    let engine = open::engine(
+        &arguments.model,
+        EngineOptions { threads: arguments.threads, ..EngineOptions::default() },
+    )?;
+    let mut stack = Vec::new();
+    for (i, adapter) in arguments.adapters.iter().enumerate() {
+        let name = i.to_string();
+        engine.load_adapter(&name, adapter.name.as_str())?;
+        stack.push((name, adapter.weight));
+    }
+    let mut bytes = Vec::new();
+    for sequence in tokens.chunks_exact(positions) {
+        let logits = engine.logits(sequence, &stack)?;
+        bytes.extend(logits.iter().flat_map(|x| x.to_le_bytes()));
+    }
+    let sequences = tokens.len() / positions;
+    let shape = [sequences as u64, positions as u64, engine.config().vocab as u64];
+    let tensor = TensorView { name: "logits", dtype: Dtype::F32, shape: &shape, bytes: &bytes };
+
+    // Written beside and renamed, so that nobody ever reads half a file.
+    let path = &arguments.out;
+    let mut partial = path.clone().into_os_string();
+    partial.push(".partial");
+    let write = || {
+        let mut out = BufWriter::new(fs::File::create(&partial)?);
+        write_safetensors(&mut out, &[tensor], &[])?;
+        out.into_inner()?.sync_all()?;
+        fs::rename(&partial, path)
+    };
+    write().map_err(Failure::io(path.display().to_string()))?;
+    println!("{}: logits F32 {shape:?}", path.display());
+    Ok(())
+}
+
+/// Positions of a sequence, and the tokens of all.
+fn tokens(arguments: &Logits) -> Result<(usize, Vec<u32>), Failure> {
+    let Some(path) = &arguments.tokens_file else {
+        return Ok((arguments.tokens.len(), arguments.tokens.clone()));
+    };
+    let name = path.display();
+    let file = Safetensors::open(path)?;
+    let wrong = |found: &str| {
+        Failure::Other(format!("{name}: tensor tokens: expected integers [sequences, positions], found {found}"))
+    };
+    let info = file.tensors().get("tokens").ok_or_else(|| wrong("none of that name"))?;
+    let &[_, positions] = &info.shape[..] else {
+        return Err(wrong(&format!("shape {:?}", info.shape)));
+    };
+    let values = info.integers().ok_or_else(|| wrong(info.dtype.name()))?;
+    if values.is_empty() {
+        return Err(wrong("none"));
+    }
+    let ids: Option<Vec<u32>> = values.iter().map(|&x| u32::try_from(x).ok()).collect();
+    Ok((positions as usize, ids.ok_or_else(|| wrong("a negative or too large id"))?))
+}

@@ -1,0 +1,71 @@
+//! `graftwork`: one base model, many adapters, from the command line.
+//!
+//! Results go to stdout, progress and notes to stderr. Exits 0 on success, 2 on bad usage, 1 on any other
+//! error with one line that says what and where.
+
+mod arguments;
+mod bench;
+mod chart;
+mod demo;
+mod inspect;
+mod logits;
+mod open;
+mod requests;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use arguments::{Arguments, Command};
+
+/// Why a command failed. One line, for people.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Engine(#[from] graftwork::Error),
+    #[error(transparent)]
+    Adapter(#[from] graftwork_adapters::Error),
+    #[error(transparent)]
+    File(#[from] graftwork_adapters::file::Error),
+    #[error(transparent)]
+    Pull(#[from] graftwork_cli::pull::Error),
+    #[error("{what}: {source}")]
+    Io { what: String, source: std::io::Error },
+    #[error("{0}")]
+    Other(String),
+}
+
+impl Failure {
+    fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+        let what = what.into();
+        |source| Self::Io { what, source }
+    }
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Demo(arguments) => demo::demo(&arguments),
+        Command::Pull { name } => pull(&name),
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Logits(arguments) => logits::logits(&arguments),
+        Command::Bench(arguments) => bench::bench(&arguments),
+        Command::Inspect(arguments) => inspect::inspect(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader of a pipe has seen enough.
+        Err(Failure::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("graftwork: {}", failure.to_string().replace('\n', " "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn pull(name: &str) -> Result<(), Failure> {
+    let path = graftwork_cli::pull::pull(name)?;
+    graftwork_cli::pull::verify(name, &path)?;
+    println!("{}", path.display());
+    Ok(())
+}

@@ -1,0 +1,56 @@
+//! Opening models and adapters for the commands.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use graftwork::{Engine, EngineOptions};
+use graftwork_cli::pull;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::Failure;
+
+/// The path that `-m MODEL` means: a known name is fetched if need be, unless a file has that name.
+pub fn model_path(model: &str) -> Result<PathBuf, Failure> {
+    let path = Path::new(model);
+    if pull::known(model).is_some() && !path.exists() {
+        return Ok(pull::pull(model)?);
+    }
+    match path.exists() {
+        true => Ok(path.to_owned()),
+        false => Err(Failure::Other(format!("{model}: no such file, directory or known model (smollm2)"))),
+    }
+}
+
+/// Opens a model with a progress bar on stderr.
+pub fn engine(model: &str, options: EngineOptions) -> Result<Engine, Failure> {
+    let path = model_path(model)?;
+    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_message(format!("loading {model}"));
+    bar.enable_steady_tick(Duration::from_millis(100));
+    let engine = Engine::open_with(path.as_path(), options, &|done, all| {
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+    })?;
+    bar.finish_and_clear();
+    Ok(engine)
+}
+
+/// One of the adapters that come with the project: beside the current folder or above it, or above the program.
+pub fn example_adapter(name: &str) -> Result<PathBuf, Failure> {
+    let places = [std::env::current_dir().ok(), std::env::current_exe().ok()];
+    places
+        .iter()
+        .flatten()
+        .flat_map(|place| place.ancestors())
+        .map(|folder| folder.join("examples").join("adapters").join(name))
+        .find(|path| path.exists())
+        .ok_or_else(|| {
+            Failure::Other(format!(
+                "examples/adapters/{name} is not in this folder, one above it, or above the program: \
+                 run the demo inside a checkout of the project"
+            ))
+        })
+}

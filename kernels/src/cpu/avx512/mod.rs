@@ -1,0 +1,322 @@
+//! AVX-512, without and with VNNI: sixteen lanes are one register.
+//!
+//! The two differ in the integer dot products alone, so they are one type with a constant for the difference.
+
+use std::arch::x86_64::*;
+use std::array::from_fn;
+
+use super::isa::{BLOCK, LANES, Simd};
+
+/// Proof that this CPU has AVX-512 with its F, BW, DQ and VL parts (every one but Xeon Phi), and VNNI if `VNNI`.
+#[derive(Clone, Copy, Debug)]
+pub struct Wide<const VNNI: bool>(());
+
+/// AVX-512 as of 2017.
+pub type Avx512 = Wide<false>;
+
+/// AVX-512 with `vpdpbusd`: four products of 8 bits summed in one instruction.
+pub type Avx512Vnni = Wide<true>;
+
+impl<const VNNI: bool> Wide<VNNI> {
+    /// The token, where the CPU has all parts.
+    pub fn new() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && (!VNNI || is_x86_feature_detected!("avx512vnni"));
+        has.then_some(Self(()))
+    }
+}
+
+/// Folds the halves of a register together with the packed operation of each width, in the order of
+/// [`super::portable`].
+macro_rules! fold {
+    ($x:expr, $f256:ident, $f128:ident, $f32:ident) => {{
+        let x = $x;
+        // SAFETY: the caller holds a `Wide`, which proves AVX-512 F and DQ.
+        unsafe {
+            let x = $f256(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x));
+            let x = $f128(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = $f128(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32($f32(x, _mm_shuffle_ps::<1>(x, x)))
+        }
+    }};
+}
+
+impl<const VNNI: bool> Simd for Wide<VNNI> {
+    type F = __m512;
+    type I = __m512i;
+    type Codes = __m512i;
+
+    #[inline(always)]
+    fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+        fn plain<R>(f: impl FnOnce() -> R) -> R {
+            f()
+        }
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+        fn vnni<R>(f: impl FnOnce() -> R) -> R {
+            f()
+        }
+        // SAFETY: `self` proves that the CPU has these features, VNNI if `VNNI`.
+        unsafe { if VNNI { vnni(f) } else { plain(f) } }
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_set1_ps(x) }
+    }
+
+    #[inline(always)]
+    fn load(self, x: &[f32; LANES]) -> Self::F {
+        // SAFETY: `self` proves AVX-512 F; `x` is one register, read unaligned.
+        unsafe { _mm512_loadu_ps(x.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn load_f16(self, x: &[u16; LANES]) -> Self::F {
+        // SAFETY: `self` proves AVX-512 F; `x` is one 256-bit register, read unaligned.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, x: &[u16; LANES]) -> Self::F {
+        // SAFETY: `self` proves AVX-512 F; `x` is one 256-bit register, read unaligned.
+        unsafe {
+            let x = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x))
+        }
+    }
+
+    #[inline(always)]
+    fn store(self, x: Self::F, out: &mut [f32; LANES]) {
+        // SAFETY: `self` proves AVX-512 F; `out` is one register, written unaligned.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), x) }
+    }
+
+    #[inline(always)]
+    fn store_f16(self, x: Self::F, out: &mut [u16; LANES]) {
+        // SAFETY: `self` proves AVX-512 F; `out` is one 256-bit register, written unaligned.
+        unsafe {
+            let halves = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x);
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), halves);
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_div_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_min_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn abs(self, a: Self::F) -> Self::F {
+        // SAFETY: `self` proves AVX-512 DQ.
+        unsafe { _mm512_andnot_ps(_mm512_set1_ps(-0.0), a) }
+    }
+
+    #[inline(always)]
+    fn round(self, a: Self::F) -> Self::F {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
+    }
+
+    #[inline(always)]
+    fn exp2(self, n: Self::F) -> Self::F {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe {
+            let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
+        }
+    }
+
+    #[inline(always)]
+    fn sum(self, a: Self::F) -> f32 {
+        fold!(a, _mm256_add_ps, _mm_add_ps, _mm_add_ss)
+    }
+
+    #[inline(always)]
+    fn largest(self, a: Self::F) -> f32 {
+        fold!(a, _mm256_max_ps, _mm_max_ps, _mm_max_ss)
+    }
+
+    #[inline(always)]
+    fn load_codes(self, bytes: &[u8; 4 * LANES]) -> Self::Codes {
+        // SAFETY: `self` proves AVX-512 F; `bytes` is one register, read unaligned.
+        unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn low_nibbles(self, bytes: &[u8; 4 * LANES]) -> Self::Codes {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_and_si512(self.load_codes(bytes), _mm512_set1_epi8(15)) }
+    }
+
+    #[inline(always)]
+    fn high_nibbles(self, bytes: &[u8; 4 * LANES]) -> Self::Codes {
+        // SAFETY: `self` proves AVX-512 F and BW.
+        unsafe { _mm512_and_si512(_mm512_srli_epi16::<4>(self.load_codes(bytes)), _mm512_set1_epi8(15)) }
+    }
+
+    #[inline(always)]
+    fn store_codes(self, codes: Self::Codes, out: &mut [u8; 4 * LANES]) {
+        // SAFETY: `self` proves AVX-512 F; `out` is one register, written unaligned.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), codes) }
+    }
+
+    #[inline(always)]
+    fn dot_nibbles<const T: usize>(
+        self,
+        codes: impl Fn(usize) -> Self::Codes,
+        x: [&[i8; BLOCK]; T],
+    ) -> [Self::I; T] {
+        // SAFETY: `self` proves AVX-512 F and BW, and VNNI where that is used. Without it, a lane of 16 bits
+        // adds 16 products of at most 15 * 127 = 1905: no `maddubs` saturates, and the sum stays below 2^15.
+        unsafe {
+            let mut sums = [_mm512_setzero_si512(); T];
+            for step in 0..BLOCK / 4 {
+                let w = codes(step);
+                for t in 0..T {
+                    let x = group(x[t], step);
+                    sums[t] = if VNNI {
+                        _mm512_dpbusd_epi32(sums[t], w, x)
+                    } else {
+                        _mm512_add_epi16(sums[t], _mm512_maddubs_epi16(w, x))
+                    };
+                }
+            }
+            if VNNI { sums } else { sums.map(|s| _mm512_madd_epi16(s, _mm512_set1_epi16(1))) }
+        }
+    }
+
+    #[inline(always)]
+    fn dot_bytes<const T: usize>(
+        self,
+        codes: impl Fn(usize) -> Self::Codes,
+        x: [&[i8; BLOCK]; T],
+    ) -> [Self::I; T] {
+        // SAFETY: `self` proves AVX-512 F and BW, and VNNI where that is used.
+        unsafe { if VNNI { dot_bytes_vnni(codes, x) } else { dot_bytes(codes, x) } }
+    }
+
+    #[inline(always)]
+    fn sub_int(self, a: Self::I, b: i32) -> Self::I {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_sub_epi32(a, _mm512_set1_epi32(b)) }
+    }
+
+    #[inline(always)]
+    fn to_float(self, a: Self::I) -> Self::F {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { _mm512_cvtepi32_ps(a) }
+    }
+
+    #[inline(always)]
+    fn to_bytes(self, a: Self::F) -> [i8; LANES] {
+        let mut out = [0; LANES];
+        // SAFETY: `self` proves AVX-512 F; `out` is one 128-bit register, written unaligned.
+        unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a))) }
+        out
+    }
+}
+
+/// Signs moved from the codes to `x`, since `maddubs` takes unsigned by signed bytes.
+///
+/// # Safety
+/// The CPU must have AVX-512 F and BW.
+#[inline(always)]
+unsafe fn dot_bytes<const T: usize>(codes: impl Fn(usize) -> __m512i, x: [&[i8; BLOCK]; T]) -> [__m512i; T] {
+    // SAFETY: the caller's duty. |code| is at most 128 and |x| at most 127: two products are at most 32512,
+    // so no `maddubs` saturates.
+    unsafe {
+        let (zero, ones) = (_mm512_setzero_si512(), _mm512_set1_epi16(1));
+        let mut sums = [zero; T];
+        for step in 0..BLOCK / 4 {
+            let w = codes(step);
+            let (magnitude, negative) = (_mm512_abs_epi8(w), _mm512_movepi8_mask(w));
+            for t in 0..T {
+                let x = group(x[t], step);
+                let pairs = _mm512_maddubs_epi16(magnitude, _mm512_mask_sub_epi8(x, negative, zero, x));
+                sums[t] = _mm512_add_epi32(sums[t], _mm512_madd_epi16(pairs, ones));
+            }
+        }
+        sums
+    }
+}
+
+/// `sum w x = sum w (x + 128) - 128 sum w`, since `dpbusd` takes unsigned by signed bytes; the second sum serves
+/// every token.
+///
+/// # Safety
+/// The CPU must have AVX-512 F and VNNI.
+#[inline(always)]
+unsafe fn dot_bytes_vnni<const T: usize>(
+    codes: impl Fn(usize) -> __m512i,
+    x: [&[i8; BLOCK]; T],
+) -> [__m512i; T] {
+    // SAFETY: the caller's duty. 32 products of at most 255 * 128 fit in 32 bits.
+    unsafe {
+        // As an unsigned byte 128; as a change of bits, what adds 128 to a signed byte.
+        let offset = _mm512_set1_epi8(-128);
+        let mut sums = [_mm512_setzero_si512(); T];
+        let mut excess = _mm512_setzero_si512();
+        for step in 0..BLOCK / 4 {
+            let w = codes(step);
+            excess = _mm512_dpbusd_epi32(excess, offset, w);
+            for t in 0..T {
+                let x = _mm512_xor_si512(group(x[t], step), offset);
+                sums[t] = _mm512_dpbusd_epi32(sums[t], x, w);
+            }
+        }
+        sums.map(|s| _mm512_sub_epi32(s, excess))
+    }
+}
+
+/// Columns `4 step..4 step + 4` of `x`, for every row.
+///
+/// # Safety
+/// The CPU must have AVX-512 F.
+#[inline(always)]
+unsafe fn group(x: &[i8; BLOCK], step: usize) -> __m512i {
+    let four = from_fn(|i| x[4 * step + i].cast_unsigned());
+    // SAFETY: the caller's duty.
+    unsafe { _mm512_set1_epi32(i32::from_le_bytes(four)) }
+}

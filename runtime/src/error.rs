@@ -1,0 +1,163 @@
+//! Why something was refused.
+
+use graftwork_adapters::{Site, file};
+
+use crate::request::RequestId;
+use crate::model::config;
+use crate::registry::Generation;
+
+/// Why something was refused. Messages say what was expected, what was found, and where.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A model's file could not be read or is malformed.
+    #[error(transparent)]
+    File(#[from] file::Error),
+    /// A model's description of itself is incomplete or asks for what is not there.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    /// An adapter's file is malformed, not understood, or does not fit the model.
+    #[error(transparent)]
+    Adapter(#[from] graftwork_adapters::Error),
+    /// A tensor of the model has another shape than its configuration says.
+    #[error("tensor {tensor}: expected shape {expected}, found {found}")]
+    Shape {
+        /// Its name.
+        tensor: String,
+        /// The shape that the configuration says.
+        expected: String,
+        /// The shape in the file.
+        found: String,
+    },
+    /// The model's file has a tensor that its architecture has no use for.
+    #[error("tensor {tensor}: expected only tensors of architecture {architecture}")]
+    UnknownTensor {
+        /// Its name.
+        tensor: String,
+        /// The architecture.
+        architecture: &'static str,
+    },
+    /// A tensor of the model could not be prepared.
+    #[error("tensor {tensor}: {source}")]
+    Weight {
+        /// Its name.
+        tensor: String,
+        /// Why.
+        source: graftwork_kernels::Error,
+    },
+    /// A matrix of an adapter could not be prepared.
+    #[error("adapter at {site}: {source}")]
+    AdapterWeight {
+        /// Where in the model.
+        site: Site,
+        /// Why.
+        source: graftwork_kernels::Error,
+    },
+    /// An adapter changes a place that this version cannot change.
+    #[error("adapter at {site}: changing the {site} is not supported")]
+    UnsupportedSite {
+        /// Where in the model.
+        site: Site,
+    },
+    /// The threads that compute could not be started.
+    #[error("the threads could not be started: {0}")]
+    Threads(std::io::Error),
+    /// Memory for activations or the KV cache was refused; nothing was computed.
+    #[error("a step could not start: {0}")]
+    Memory(graftwork_kernels::Error),
+    /// No adapter of that name is loaded.
+    #[error("no adapter named \"{name}\" is loaded")]
+    NoAdapter {
+        /// The name.
+        name: String,
+    },
+    /// An adapter of that name is loaded already.
+    #[error("an adapter named \"{name}\" is loaded already")]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
+    /// The name belongs to another generation than the caller expected to replace.
+    #[error("adapter \"{name}\": expected generation {expected}, found {found}")]
+    Changed {
+        /// The name.
+        name: String,
+        /// What the caller expected.
+        expected: Generation,
+        /// What is loaded.
+        found: Generation,
+    },
+    /// The weight of an adapter is not a finite number.
+    #[error("adapter \"{name}\": expected a finite weight, found {found}")]
+    Weighting {
+        /// The adapter.
+        name: String,
+        /// The weight.
+        found: f32,
+    },
+    /// An option has a value that has no meaning.
+    #[error("option {option}: expected {expected}, found {found}")]
+    Option {
+        /// Its name.
+        option: &'static str,
+        /// What it may be.
+        expected: &'static str,
+        /// What it is.
+        found: String,
+    },
+    /// The prompt has no tokens.
+    #[error("expected a prompt of at least one token, found none")]
+    EmptyPrompt,
+    /// A token that the model does not have.
+    #[error("prompt token {index}: expected an id below {vocab}, found {found}")]
+    Token {
+        /// Its place in the prompt.
+        index: usize,
+        /// Entries of the vocabulary.
+        vocab: usize,
+        /// The id.
+        found: u32,
+    },
+    /// The prompt leaves no room for an answer in the model's context.
+    #[error("expected a prompt of fewer than {context} tokens, the model's context; found {found}")]
+    TooLong {
+        /// Positions of the context.
+        context: usize,
+        /// Tokens of the prompt.
+        found: usize,
+    },
+    /// The request could never fit the KV cache's budget.
+    #[error("the request needs {needed} pages of KV cache, the budget is {limit}")]
+    Budget {
+        /// Pages for the prompt and the longest answer.
+        needed: usize,
+        /// Pages of the budget.
+        limit: usize,
+    },
+    /// Text was given or asked for, but the model came without a tokenizer.
+    #[error("the model came without a tokenizer: only tokens can go in and come out")]
+    NoTokenizer,
+    /// Messages were given, but the model came without a chat template.
+    #[error("the model came without a chat template")]
+    NoTemplate,
+    /// Text could not be turned into tokens or back, or the model's tokenizer cannot be used.
+    #[error(transparent)]
+    Tokenize(#[from] crate::tokenize::Error),
+    /// The chat template failed.
+    #[error(transparent)]
+    Chat(#[from] crate::chat::Error),
+    /// The sampling options have no meaning.
+    #[error(transparent)]
+    Sample(#[from] crate::sample::Error),
+    /// No running or waiting request has this id.
+    #[error("no request {id} is waiting or running")]
+    NoRequest {
+        /// The id.
+        id: RequestId,
+    },
+    /// A bug in this library.
+    #[error("internal error: {what}")]
+    Internal {
+        /// What went wrong.
+        what: &'static str,
+    },
+}

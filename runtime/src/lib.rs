@@ -1,0 +1,2 @@
+//! Runtime.
+#![forbid(unsafe_code)]

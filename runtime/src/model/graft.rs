@@ -1,0 +1,178 @@
+//! Adapters in the form in which a model applies them.
+
+use std::ops::Range;
+
+use graftwork_adapters::check::{self, Shape};
+use graftwork_adapters::{Adapter, Change as Edit, Module, RowOrder, Site};
+use graftwork_kernels::Tensor;
+use graftwork_kernels::backend::{Backend, Change, Device, Graft, RopeLayout};
+
+use super::config::Config;
+use super::weights::{Model, shape_of};
+use crate::Error;
+use crate::batch::Batch;
+use crate::registry::Prepared;
+
+/// One change of one linear layer, prepared for the device.
+enum Bound<D: Device> {
+    LowRank { a: D::Matrix, b: D::Matrix, bias: Option<D::Vector>, scale: f32 },
+    Bias(D::Vector),
+}
+
+/// The changes of a model's linear layers.
+struct BoundAdapter<D: Device> {
+    /// By layer, then by [`Module`].
+    layers: Vec<[Vec<Bound<D>>; Module::ALL.len()]>,
+    head: Vec<Bound<D>>,
+}
+
+/// Checks that `adapter` fits `model` and prepares it, rows of queries and keys in the model's order.
+///
+/// # Errors
+/// The adapter does not fit, changes what cannot be changed yet, or the device refuses a matrix.
+pub fn prepare<D: Device>(model: &Model<D>, device: &D, adapter: &Adapter) -> Result<Prepared, Error> {
+    let config = &model.config;
+    check::architecture(adapter, config.architecture)?;
+    check::fits(adapter, |site| shape_at(config, site))?;
+    let mut bound = BoundAdapter {
+        layers: model.layers.iter().map(|_| std::array::from_fn(|_| Vec::new())).collect(),
+        head: Vec::new(),
+    };
+    let mut bytes = 0;
+    for edit in &adapter.edits {
+        let site = edit.site;
+        let (place, linear, rotated) = match site {
+            Site::Linear { layer, module } => {
+                let place = &mut bound.layers[layer][module as usize];
+                (place, &model.layers[layer][module], module.is_rotated())
+            }
+            Site::Head => (&mut bound.head, &model.head, false),
+            Site::Embedding => return Err(Error::UnsupportedSite { site }),
+        };
+        let orders = rotated.then(|| (adapter.row_order, order_of(config)));
+        let binder = Binder { device, orders, head_dim: config.head_dim };
+        let (change, size) = binder
+            .bind(&edit.change, linear.bias_values.as_deref())
+            .map_err(|source| Error::AdapterWeight { site, source })?;
+        place.push(change);
+        bytes += size;
+    }
+    Ok(Prepared { bound: Box::new(bound), edits: adapter.edits.len(), bytes })
+}
+
+/// The shape of what an adapter may change at `site`; the embedding's as PEFT sees it.
+fn shape_at(config: &Config, site: Site) -> Option<Shape> {
+    let (outputs, inputs) = match site {
+        Site::Linear { layer, module } if layer < config.layers => shape_of(config, module),
+        Site::Linear { .. } => return None,
+        Site::Embedding | Site::Head => (config.vocab, config.hidden),
+    };
+    Some(Shape { outputs, inputs })
+}
+
+/// The order of the model's rows of queries and keys.
+fn order_of(config: &Config) -> RowOrder {
+    match config.rope.layout {
+        RopeLayout::Halves => RowOrder::HuggingFace,
+        RopeLayout::Interleaved => RowOrder::Gguf,
+    }
+}
+
+/// Prepares the changes at one site.
+struct Binder<'a, D: Device> {
+    device: &'a D,
+    /// The rows' order in the adapter and in the model, where outputs are rotated.
+    orders: Option<(RowOrder, RowOrder)>,
+    head_dim: usize,
+}
+
+impl<D: Device> Binder<'_, D> {
+    /// The change and the bytes it keeps. `bias` is the base's.
+    fn bind(
+        &self,
+        change: &Edit,
+        bias: Option<&[f32]>,
+    ) -> Result<(Bound<D>, usize), graftwork_kernels::Error> {
+        match change {
+            Edit::LowRank { a, b, scale, bias } => {
+                let b = match self.orders {
+                    Some((from, to)) => from.reorder(to, b, self.head_dim)?,
+                    None => b.clone(),
+                };
+                let (a, b) = (self.device.matrix(a)?, self.device.matrix(&b)?);
+                let values = bias.as_ref().map(|bias| self.vector(bias)).transpose()?;
+                let bytes = self.device.matrix_bytes(&a)
+                    + self.device.matrix_bytes(&b)
+                    + values.as_deref().map_or(0, size_of_val);
+                let bias = values.map(|values| self.device.vector(&values)).transpose()?;
+                Ok((Bound::LowRank { a, b, bias, scale: *scale }, bytes))
+            }
+            Edit::Bias { values } => {
+                let mut values = self.vector(values)?;
+                for (value, base) in values.iter_mut().zip(bias.unwrap_or_default()) {
+                    *value -= base;
+                }
+                Ok((Bound::Bias(self.device.vector(&values)?), size_of_val(&values[..])))
+            }
+        }
+    }
+
+    /// The values of a vector over the outputs, in the model's order.
+    fn vector(&self, vector: &Tensor) -> Result<Vec<f32>, graftwork_kernels::Error> {
+        match self.orders {
+            Some((from, to)) => Ok(from.reorder_vector(to, vector, self.head_dim)?.decode()),
+            None => Ok(vector.decode()),
+        }
+    }
+}
+
+/// The adapters of a batch, looked up by layer and module.
+pub struct Grafts<'a, B: Backend> {
+    /// In order of rows, then of the stack: what to apply, with which weight, to which rows and outputs.
+    applied: Vec<(&'a BoundAdapter<B::Device>, f32, Range<usize>, Range<usize>)>,
+}
+
+impl<'a, B: Backend> Grafts<'a, B> {
+    /// The grafts of `batch`, whose adapters must have been prepared for the same type of device.
+    pub fn of(batch: &Batch<'a>) -> Self {
+        let mut applied = Vec::new();
+        for segment in &batch.segments {
+            for (adapter, weight) in segment.stack.iter() {
+                let bound = adapter.bound().downcast_ref();
+                let bound = bound.expect("an engine's adapters are prepared by its own device");
+                applied.push((bound, weight, segment.rows.clone(), segment.outputs.clone()));
+            }
+        }
+        Self { applied }
+    }
+
+    /// What changes the linear layer `module` of `layer`.
+    pub fn at(&self, layer: usize, module: Module) -> Vec<Graft<'a, B>> {
+        let mut grafts = Vec::new();
+        for (bound, weight, rows, _) in &self.applied {
+            grafts.extend(bound.layers[layer][module as usize].iter().map(|c| graft(c, *weight, rows)));
+        }
+        grafts
+    }
+
+    /// What changes the head; rows are outputs of the batch.
+    pub fn head(&self) -> Vec<Graft<'a, B>> {
+        let mut grafts = Vec::new();
+        for (bound, weight, _, outputs) in &self.applied {
+            if !outputs.is_empty() {
+                grafts.extend(bound.head.iter().map(|c| graft(c, *weight, outputs)));
+            }
+        }
+        grafts
+    }
+}
+
+fn graft<'a, B: Backend>(bound: &'a Bound<B::Device>, weight: f32, rows: &Range<usize>) -> Graft<'a, B> {
+    let (scale, change) = match bound {
+        Bound::LowRank { a, b, bias, scale } => {
+            (weight * scale, Change::LowRank { a, b, bias: bias.as_ref() })
+        }
+        Bound::Bias(values) => (weight, Change::Bias(values)),
+    };
+    Graft { rows: rows.clone(), scale, change }
+}

@@ -1,0 +1,12 @@
+//! Models: what they are ([`config`], [`arch`]), how they are read from files, and the one forward pass.
+
+pub mod arch;
+pub mod config;
+pub mod container;
+pub(crate) mod forward;
+pub(crate) mod graft;
+pub mod rope;
+pub(crate) mod runner;
+pub(crate) mod weights;
+
+pub use config::Config;

@@ -1,0 +1,189 @@
+//! Rotary position embedding: the angles of every position (Su et al., 2021) and how they are stretched
+//! for contexts longer than the model was first trained on.
+//!
+//! Position `p` rotates pair `i` of a head by `p * f[i]`, `f[i] = theta^(-2 i / rotary)` before scaling.
+//! The formulas and their order are those of transformers, which trained models were tuned with.
+
+use std::f64::consts::TAU;
+
+use graftwork_kernels::backend::RopeLayout;
+
+use super::config::{Error, unsupported};
+
+/// How queries and keys are rotated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// Dimensions of a head that are rotated, from its first.
+    pub rotary: usize,
+    /// Where the two members of a pair lie in the *file's* rows of the query and key projections.
+    pub layout: RopeLayout,
+    /// How frequencies are stretched.
+    pub scaling: Scaling,
+}
+
+/// How frequencies are stretched.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Scaling {
+    /// Not at all.
+    None,
+    /// `f / factor` (Chen et al., 2023).
+    Linear {
+        /// Ratio of the stretched context to the original.
+        factor: f64,
+    },
+    /// YaRN (Peng et al., 2023): low frequencies are divided, high ones kept, a linear ramp between; and
+    /// queries and keys are scaled.
+    Yarn {
+        /// Ratio of the stretched context to the original.
+        factor: f64,
+        /// Positions of the original context.
+        original_context: usize,
+        /// Rotations over the original context above which a frequency is kept.
+        beta_fast: f64,
+        /// Rotations over the original context below which a frequency is divided.
+        beta_slow: f64,
+        /// Round the ends of the ramp to whole pairs.
+        truncate: bool,
+        /// Cosines and sines are multiplied by this.
+        attention: f64,
+    },
+    /// The scaling of Llama 3.1: as YaRN, with a ramp in the wavelength and no attention factor.
+    Llama3 {
+        /// Ratio by which low frequencies are divided.
+        factor: f64,
+        /// Wavelengths above `original_context / low_freq` are divided.
+        low_freq: f64,
+        /// Wavelengths below `original_context / high_freq` are kept.
+        high_freq: f64,
+        /// Positions of the original context.
+        original_context: usize,
+    },
+    /// `f[i] / factors[i]`: what GGUF files store in `rope_freqs.weight` instead of the rule.
+    Factors(
+        /// One divisor per pair.
+        Vec<f32>,
+    ),
+}
+
+impl Scaling {
+    /// YaRN's attention factor when the file gives none: `m(1)`, or `m(mscale) / m(mscale_all_dim)`, with
+    /// `m(a) = 0.1 a ln(factor) + 1`.
+    pub fn yarn_attention(factor: f64, mscales: Option<(f64, f64)>) -> f64 {
+        let m = |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 };
+        mscales.map_or(m(1.0), |(mscale, all)| m(mscale) / m(all))
+    }
+}
+
+impl Rope {
+    /// Refuses parameters that have no meaning.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        let above_zero = |key: &str, value: f64| match value.is_finite() && value > 0.0 {
+            true => Ok(()),
+            false => Err(unsupported(key, "a number above 0".into(), value)),
+        };
+        above_zero("rope theta", self.theta)?;
+        match &self.scaling {
+            Scaling::None => Ok(()),
+            Scaling::Linear { factor } => above_zero("rope scaling factor", *factor),
+            Scaling::Yarn { factor, original_context, beta_fast, beta_slow, attention, .. } => {
+                above_zero("rope scaling factor", *factor)?;
+                above_zero("original context length", *original_context as f64)?;
+                above_zero("beta_fast", *beta_fast)?;
+                above_zero("beta_slow", *beta_slow)?;
+                above_zero("attention factor", *attention)
+            }
+            Scaling::Llama3 { factor, low_freq, high_freq, original_context } => {
+                above_zero("rope scaling factor", *factor)?;
+                above_zero("low_freq_factor", *low_freq)?;
+                above_zero("original context length", *original_context as f64)?;
+                match high_freq > low_freq && high_freq.is_finite() {
+                    true => Ok(()),
+                    false => Err(unsupported("high_freq_factor", format!("above {low_freq}"), high_freq)),
+                }
+            }
+            Scaling::Factors(factors) if factors.len() != self.rotary / 2 => {
+                Err(unsupported("rope_freqs.weight", format!("{} factors", self.rotary / 2), factors.len()))
+            }
+            Scaling::Factors(factors) => {
+                factors.iter().try_for_each(|&factor| above_zero("rope_freqs.weight", factor.into()))
+            }
+        }
+    }
+
+    /// The frequency of every pair, radians per position, and the factor of cosines and sines.
+    pub fn frequencies(&self) -> Frequencies {
+        let pairs = self.rotary / 2;
+        let plain = |pair: usize| self.theta.powf(-2.0 * pair as f64 / self.rotary as f64);
+        let mut attention = 1.0;
+        let of_pair: Vec<f64> = match &self.scaling {
+            Scaling::None => (0..pairs).map(plain).collect(),
+            Scaling::Linear { factor } => (0..pairs).map(|pair| plain(pair) / factor).collect(),
+            Scaling::Factors(factors) => {
+                (0..pairs).map(|pair| plain(pair) / f64::from(factors[pair])).collect()
+            }
+            &Scaling::Yarn { factor, original_context, beta_fast, beta_slow, truncate, attention: a } => {
+                attention = a;
+                // The pair that rotates this often over the original context.
+                let pair_of = |rotations: f64| {
+                    self.rotary as f64 * (original_context as f64 / (rotations * TAU)).ln()
+                        / (2.0 * self.theta.ln())
+                };
+                let (mut low, mut high) = (pair_of(beta_fast), pair_of(beta_slow));
+                if truncate {
+                    (low, high) = (low.floor(), high.ceil());
+                }
+                (low, high) = (low.max(0.0), high.min(self.rotary as f64 - 1.0));
+                if low == high {
+                    high += 0.001;
+                }
+                let divided = |pair: usize| ((pair as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                (0..pairs)
+                    .map(|pair| {
+                        plain(pair) / factor * divided(pair) + plain(pair) * (1.0 - divided(pair))
+                    })
+                    .collect()
+            }
+            &Scaling::Llama3 { factor, low_freq, high_freq, original_context } => {
+                let context = original_context as f64;
+                let scaled = |f: f64| {
+                    let wavelength = TAU / f;
+                    if wavelength < context / high_freq {
+                        f
+                    } else if wavelength > context / low_freq {
+                        f / factor
+                    } else {
+                        let kept = (context / wavelength - low_freq) / (high_freq - low_freq);
+                        (1.0 - kept) * f / factor + kept * f
+                    }
+                };
+                (0..pairs).map(|pair| scaled(plain(pair))).collect()
+            }
+        };
+        Frequencies {
+            of_pair: of_pair.into_iter().map(|f| f as f32).collect(),
+            attention: attention as f32,
+        }
+    }
+}
+
+/// The frequency of every pair.
+#[derive(Clone, Debug)]
+pub struct Frequencies {
+    /// Radians per position.
+    pub of_pair: Vec<f32>,
+    /// Factor of cosines and sines.
+    pub attention: f32,
+}
+
+impl Frequencies {
+    /// Appends the cosines and sines of `position`, one per pair.
+    pub fn angles(&self, position: u32, cos: &mut Vec<f32>, sin: &mut Vec<f32>) {
+        for &frequency in &self.of_pair {
+            let (s, c) = (position as f32 * frequency).sin_cos();
+            cos.push(c * self.attention);
+            sin.push(s * self.attention);
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Where the type of the backend ends: a model that runs batches, seen without it.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use graftwork_adapters::Adapter;
+use graftwork_kernels::Format;
+use graftwork_kernels::backend::{Backend, CacheShape};
+
+use super::config::Config;
+use super::forward::{Scratch, forward};
+use super::graft;
+use super::weights::Model;
+use crate::Error;
+use crate::batch::{Batch, Outputs, Piece};
+use crate::kv;
+use crate::registry::{Prepared, Stack};
+
+/// Prepares adapters for a model, on any thread, also while steps run.
+pub trait Prepare: Send + Sync {
+    /// Checks that `adapter` fits and prepares it.
+    fn prepare(&self, adapter: &Adapter) -> Result<Prepared, Error>;
+
+    /// What the model is.
+    fn config(&self) -> &Config;
+
+    /// Bytes that its weights keep in memory.
+    fn bytes(&self) -> usize;
+}
+
+/// Runs batches through a model.
+pub trait Run: Send {
+    /// Gives the KV cache pages `0..pages`.
+    fn grow(&mut self, pages: usize) -> Result<(), Error>;
+
+    /// Copies a page of the KV cache.
+    fn copy_page(&mut self, from: u32, to: u32);
+
+    /// Bytes of a page of the KV cache.
+    fn page_bytes(&self) -> usize;
+
+    /// Computes a batch; `false` if `go_on` ended it early, and then nothing counts as computed.
+    fn run(&mut self, batch: &Batch<'_>, go_on: &dyn Fn() -> bool) -> Result<bool, Error>;
+
+    /// The logits `[outputs, vocab]` of the last batch.
+    fn logits(&mut self) -> Cow<'_, [f32]>;
+
+    /// The logits `[tokens, vocab]` of one sequence, `chunk` rows at a time, in a cache of its own whose
+    /// values have the format `kv`.
+    fn score(&mut self, tokens: &[u32], stack: &Stack, kv: Format, chunk: usize) -> Result<Vec<f32>, Error>;
+}
+
+struct Preparer<B: Backend> {
+    model: Arc<Model<B::Device>>,
+    device: Arc<B::Device>,
+}
+
+struct Runner<B: Backend> {
+    model: Arc<Model<B::Device>>,
+    backend: B,
+    cache: B::Cache,
+    shape: CacheShape,
+    scratch: Scratch<B>,
+}
+
+/// The two sides of `model` on `backend`, with keys and values cached in the format `kv`.
+pub fn erase<B: Backend>(
+    mut backend: B,
+    model: Model<B::Device>,
+    kv: Format,
+) -> (Arc<dyn Prepare>, Box<dyn Run>) {
+    let shape = CacheShape {
+        layers: model.config.layers,
+        kv_heads: model.config.kv_heads,
+        head_dim: model.config.head_dim,
+        format: kv,
+    };
+    let model = Arc::new(model);
+    let preparer = Preparer::<B> { model: model.clone(), device: backend.device().clone() };
+    let cache = backend.cache(shape);
+    let scratch = Scratch::new(&mut backend, &model);
+    (Arc::new(preparer), Box::new(Runner { model, backend, cache, shape, scratch }))
+}
+
+impl<B: Backend> Prepare for Preparer<B> {
+    fn prepare(&self, adapter: &Adapter) -> Result<Prepared, Error> {
+        graft::prepare(&self.model, &*self.device, adapter)
+    }
+
+    fn config(&self) -> &Config {
+        &self.model.config
+    }
+
+    fn bytes(&self) -> usize {
+        self.model.bytes
+    }
+}
+
+impl<B: Backend> Run for Runner<B> {
+    fn grow(&mut self, pages: usize) -> Result<(), Error> {
+        self.backend.grow(&mut self.cache, pages).map_err(Error::Memory)
+    }
+
+    fn copy_page(&mut self, from: u32, to: u32) {
+        self.backend.copy_page(&mut self.cache, from, to);
+    }
+
+    fn page_bytes(&self) -> usize {
+        self.shape.page_bytes()
+    }
+
+    fn run(&mut self, batch: &Batch<'_>, go_on: &dyn Fn() -> bool) -> Result<bool, Error> {
+        forward(&mut self.backend, &self.model, &mut self.cache, &mut self.scratch, batch, go_on)
+            .map_err(Error::Memory)
+    }
+
+    fn logits(&mut self) -> Cow<'_, [f32]> {
+        self.backend.read(&self.scratch.logits)
+    }
+
+    fn score(&mut self, tokens: &[u32], stack: &Stack, kv: Format, chunk: usize) -> Result<Vec<f32>, Error> {
+        let mut cache = self.backend.cache(CacheShape { format: kv, ..self.shape });
+        let pages: Vec<u32> = (0..kv::pages_for(tokens.len()) as u32).collect();
+        self.backend.grow(&mut cache, pages.len()).map_err(Error::Memory)?;
+        let mut logits = Vec::new();
+        for (index, tokens) in tokens.chunks(chunk).enumerate() {
+            let position = index * chunk;
+            let piece = Piece { stack, tokens, position, pages: &pages, prompt: tokens.len(), outputs: Outputs::All };
+            let batch = Batch::new(&[piece]);
+            forward(&mut self.backend, &self.model, &mut cache, &mut self.scratch, &batch, &|| true)
+                .map_err(Error::Memory)?;
+            logits.extend_from_slice(&self.logits());
+        }
+        Ok(logits)
+    }
+}

@@ -1,0 +1,237 @@
+//! A model's weights, from the tensors of a file to what the backend computes with.
+
+use std::collections::HashSet;
+use std::ops::Index;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use graftwork_adapters::{Module, TensorFile};
+use graftwork_kernels::Tensor;
+use graftwork_kernels::backend::Device;
+
+use super::arch::Names;
+use super::config::Config;
+use super::rope::Frequencies;
+use crate::Error;
+
+/// Called while a model loads with the parts that are done and all there are, from any thread.
+pub type Progress<'a> = dyn Fn(usize, usize) + Sync + 'a;
+
+/// A linear layer.
+pub struct Linear<D: Device> {
+    /// `[outputs, inputs]`.
+    pub weight: D::Matrix,
+    /// `[outputs]`.
+    pub bias: Option<D::Vector>,
+    /// The bias' values, for adapters that replace it.
+    pub bias_values: Option<Vec<f32>>,
+}
+
+/// One block; its linear layers are indexed by [`Module`].
+pub struct Layer<D: Device> {
+    /// The norm before attention.
+    pub attention_norm: D::Vector,
+    /// The norm before the feed-forward block.
+    pub ffn_norm: D::Vector,
+    linears: Vec<Linear<D>>,
+}
+
+impl<D: Device> Index<Module> for Layer<D> {
+    type Output = Linear<D>;
+
+    fn index(&self, module: Module) -> &Linear<D> {
+        &self.linears[module as usize]
+    }
+}
+
+/// A model, ready to run.
+pub struct Model<D: Device> {
+    /// What it is.
+    pub config: Config,
+    /// The rotation's frequencies.
+    pub frequencies: Frequencies,
+    /// `[vocab, hidden]`.
+    pub embedding: D::Table,
+    /// The blocks.
+    pub layers: Vec<Layer<D>>,
+    /// The norm before the head.
+    pub norm: D::Vector,
+    /// `[vocab, hidden]`.
+    pub head: Linear<D>,
+    /// Bytes that the weights keep in memory, the embedding counted as in its file.
+    pub bytes: usize,
+}
+
+impl<D: Device> Model<D> {
+    /// Loads every tensor that `config` asks for from `file`, on `threads` threads.
+    ///
+    /// # Errors
+    /// A tensor that is missing, of another shape than `config` says, not asked for, or that the device
+    /// refuses; the message names it.
+    pub fn load(
+        config: Config,
+        names: &'static Names,
+        file: &dyn TensorFile,
+        device: &D,
+        (threads, progress): (usize, &Progress<'_>),
+    ) -> Result<Self, Error> {
+        let loader = Loader { config: &config, names, file, device, used: Mutex::default() };
+        let table = loader.tensor(names.embedding, "weight", config.vocab, config.hidden)?;
+        let embedding = device.table(&table).map_err(|e| loader.refused(names.embedding, e))?;
+        let norm = loader.vector(names.norm, config.hidden)?;
+        let head_name = if config.tied_head { names.embedding } else { names.head };
+        if config.tied_head {
+            loader.used.lock().unwrap_or_else(|e| e.into_inner()).insert(format!("{}.weight", names.head));
+        }
+        enum Part<D: Device> {
+            Head(Linear<D>),
+            Layer(Layer<D>),
+        }
+        // The head first: it is the largest part by far.
+        let parts = in_parallel(threads, config.layers + 1, progress, |part| match part {
+            0 => loader.linear(head_name, (config.vocab, config.hidden), false).map(Part::Head),
+            _ => loader.layer(part - 1).map(Part::Layer),
+        })?;
+        loader.check_all_used()?;
+        let mut layers = Vec::with_capacity(config.layers);
+        let mut head = None;
+        for part in parts {
+            match part {
+                Part::Head(linear) => head = Some(linear),
+                Part::Layer(layer) => layers.push(layer),
+            }
+        }
+        let head = head.ok_or_else(|| Error::Internal { what: "the head was not loaded" })?;
+        let matrices = layers.iter().flat_map(|layer| &layer.linears).chain([&head]);
+        let bytes = matrices.map(|linear| device.matrix_bytes(&linear.weight)).sum::<usize>()
+            + table.bytes().len()
+            + (2 * config.layers + 1) * config.hidden * size_of::<f32>();
+        let frequencies = config.rope.frequencies();
+        Ok(Self { frequencies, embedding, layers, norm, head, bytes, config })
+    }
+}
+
+/// The shape `[outputs, inputs]` of a linear layer.
+pub fn shape_of(config: &Config, module: Module) -> (usize, usize) {
+    let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+    match module {
+        Module::Q => (q, config.hidden),
+        Module::K | Module::V => (kv, config.hidden),
+        Module::O => (config.hidden, q),
+        Module::Gate | Module::Up => (config.ffn, config.hidden),
+        Module::Down => (config.hidden, config.ffn),
+    }
+}
+
+struct Loader<'a, D: Device> {
+    config: &'a Config,
+    names: &'static Names,
+    file: &'a dyn TensorFile,
+    device: &'a D,
+    used: Mutex<HashSet<String>>,
+}
+
+impl<D: Device> Loader<'_, D> {
+    fn refused(&self, name: &str, source: graftwork_kernels::Error) -> Error {
+        Error::Weight { tensor: name.to_owned(), source }
+    }
+
+    fn tensor(&self, name: &str, part: &str, rows: usize, cols: usize) -> Result<Tensor, Error> {
+        let name = format!("{name}.{part}");
+        let tensor = self.file.require(&name)?;
+        if (tensor.rows(), tensor.cols()) != (rows, cols) {
+            return Err(Error::Shape {
+                expected: format!("[{rows}, {cols}]"),
+                found: format!("[{}, {}]", tensor.rows(), tensor.cols()),
+                tensor: name,
+            });
+        }
+        self.used.lock().unwrap_or_else(|e| e.into_inner()).insert(name);
+        Ok(tensor)
+    }
+
+    fn vector(&self, name: &str, len: usize) -> Result<D::Vector, Error> {
+        let values = self.tensor(name, "weight", 1, len)?.decode();
+        self.device.vector(&values).map_err(|e| self.refused(name, e))
+    }
+
+    fn linear(&self, name: &str, (rows, cols): (usize, usize), bias: bool) -> Result<Linear<D>, Error> {
+        let refused = |e| self.refused(name, e);
+        let weight = self.device.matrix(&self.tensor(name, "weight", rows, cols)?).map_err(refused)?;
+        let bias_values = bias.then(|| self.tensor(name, "bias", 1, rows)).transpose()?.map(|t| t.decode());
+        let bias = bias_values.as_deref().map(|v| self.device.vector(v)).transpose().map_err(refused)?;
+        Ok(Linear { weight, bias, bias_values })
+    }
+
+    fn layer(&self, layer: usize) -> Result<Layer<D>, Error> {
+        let (names, config) = (self.names, self.config);
+        let linear = |&module: &Module| {
+            let bias = match module {
+                Module::Q | Module::K | Module::V => config.attention_bias,
+                Module::O => config.output_bias,
+                Module::Gate | Module::Up | Module::Down => config.mlp_bias,
+            };
+            self.linear(&names.linear(layer, module), shape_of(config, module), bias)
+        };
+        Ok(Layer {
+            attention_norm: self.vector(&names.in_layer(layer, names.attention_norm), config.hidden)?,
+            ffn_norm: self.vector(&names.in_layer(layer, names.ffn_norm), config.hidden)?,
+            linears: Module::ALL.iter().map(linear).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Refuses a file with tensors that nothing asked for: the model would compute something else.
+    fn check_all_used(&self) -> Result<(), Error> {
+        let used = self.used.lock().unwrap_or_else(|e| e.into_inner());
+        let ignored = |name: &str| self.names.ignored.iter().any(|end| name.ends_with(end));
+        match self.file.names().into_iter().find(|&name| !used.contains(name) && !ignored(name)) {
+            Some(name) => Err(Error::UnknownTensor {
+                tensor: name.to_owned(),
+                architecture: self.config.architecture,
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// `work` on `0..parts`, in order of the results, on up to `threads` threads; the first error ends it.
+fn in_parallel<T: Send>(
+    threads: usize,
+    parts: usize,
+    progress: &Progress<'_>,
+    work: impl Fn(usize) -> Result<T, Error> + Sync,
+) -> Result<Vec<T>, Error> {
+    let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let worker = || {
+        let mut results = Vec::new();
+        loop {
+            let part = next.fetch_add(1, Ordering::Relaxed);
+            if part >= parts {
+                return Ok(results);
+            }
+            match work(part) {
+                Ok(result) => results.push((part, result)),
+                Err(error) => {
+                    next.store(parts, Ordering::Relaxed);
+                    return Err(error);
+                }
+            }
+            progress(done.fetch_add(1, Ordering::Relaxed) + 1, parts);
+        }
+    };
+    let outcomes: Vec<_> = std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads.min(parts)).map(|_| scope.spawn(worker)).collect();
+        let mine = worker();
+        let joined = |other: std::thread::ScopedJoinHandle<'_, _>| match other.join() {
+            Ok(outcome) => outcome,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        std::iter::once(mine).chain(others.into_iter().map(joined)).collect()
+    });
+    let mut results = Vec::with_capacity(parts);
+    for outcome in outcomes {
+        results.extend(outcome?);
+    }
+    results.sort_by_key(|&(part, _)| part);
+    Ok(results.into_iter().map(|(_, result)| result).collect())
+}

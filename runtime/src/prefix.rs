@@ -1,0 +1,165 @@
+//! Pages of the KV cache that outlive their request, for the next that starts alike.
+//!
+//! Keys and values depend on every token before them and on the adapters, so a page may stand in only for
+//! one with the same tokens, the same page before it and the same stack: all three are its key, compared
+//! whole and never by a hash alone. What was computed is equal to the bit whoever computes it, so a request
+//! cannot tell by its answer that it was spared the work.
+
+use std::collections::HashMap;
+
+use graftwork_kernels::backend::PAGE;
+
+use crate::kv::{Chain, Pool};
+use crate::registry::{Generation, Stack};
+
+/// What comes before a page.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Before {
+    /// Nothing: the sequence starts here, under a stack with this key.
+    Start(Vec<(Generation, u32)>),
+    /// Another page that is kept.
+    Page(u32),
+}
+
+/// A page that is kept.
+struct Kept {
+    key: (Before, [u32; PAGE]),
+    /// Kept pages that follow it.
+    followers: usize,
+    /// When it was last of use.
+    used: u64,
+}
+
+/// The pages that are kept.
+#[derive(Default)]
+pub struct Prefixes {
+    next: HashMap<(Before, [u32; PAGE]), u32>,
+    pages: HashMap<u32, Kept>,
+    clock: u64,
+}
+
+impl Prefixes {
+    /// The kept pages that hold the longest beginning of `tokens` under `stack`; at least one token is
+    /// left over, for there must be logits.
+    pub fn find(&mut self, stack: &Stack, tokens: &[u32]) -> Vec<u32> {
+        self.clock += 1;
+        let mut found = Vec::new();
+        let mut before = Before::Start(stack.key().collect());
+        let whole = &tokens[..tokens.len().saturating_sub(1)];
+        for &chunk in whole.as_chunks::<PAGE>().0 {
+            let Some(&page) = self.next.get(&(before, chunk)) else { break };
+            if let Some(kept) = self.pages.get_mut(&page) {
+                kept.used = self.clock;
+            }
+            found.push(page);
+            before = Before::Page(page);
+        }
+        found
+    }
+
+    /// Keeps the full pages of a sequence that ends, `tokens` being those whose keys and values it holds.
+    pub fn keep(&mut self, stack: &Stack, tokens: &[u32], chain: &mut Chain, pool: &mut Pool) {
+        self.clock += 1;
+        let mut before = Before::Start(stack.key().collect());
+        for (index, &chunk) in tokens.as_chunks::<PAGE>().0.iter().enumerate() {
+            let key = (before.clone(), chunk);
+            let page = match self.next.get(&key) {
+                Some(&page) => page,
+                None => {
+                    let page = pool.keep(chain, index);
+                    if let Before::Page(before) = before
+                        && let Some(kept) = self.pages.get_mut(&before)
+                    {
+                        kept.followers += 1;
+                    }
+                    self.next.insert(key.clone(), page);
+                    self.pages.insert(page, Kept { key, followers: 0, used: self.clock });
+                    page
+                }
+            };
+            if let Some(kept) = self.pages.get_mut(&page) {
+                kept.used = self.clock;
+            }
+            before = Before::Page(page);
+        }
+    }
+
+    /// Lets go of the page that was of no use for the longest time; `false` if none is kept.
+    pub fn drop_one(&mut self, pool: &mut Pool) -> bool {
+        let last = |(_, kept): &(&u32, &Kept)| kept.followers == 0;
+        let Some((&page, _)) = self.pages.iter().filter(last).min_by_key(|(_, kept)| kept.used) else {
+            return false;
+        };
+        if let Some(kept) = self.pages.remove(&page) {
+            if let Before::Page(before) = kept.key.0
+                && let Some(before) = self.pages.get_mut(&before)
+            {
+                before.followers -= 1;
+            }
+            self.next.remove(&kept.key);
+        }
+        pool.release(page);
+        true
+    }
+
+    /// Kept pages that no sequence uses.
+    pub fn idle(&self, pool: &Pool) -> usize {
+        self.pages.keys().filter(|&&page| pool.references(page) == 1).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kv::pages_for;
+
+    /// Runs a sequence to its end; gives how many positions it did not have to compute.
+    fn run(prefixes: &mut Prefixes, pool: &mut Pool, tokens: &[u32]) -> usize {
+        let stack = Stack::default();
+        let mut chain = loop {
+            let shared = prefixes.find(&stack, tokens);
+            match pool.open(&shared, pages_for(tokens.len())) {
+                Some(chain) => break chain,
+                None => assert!(prefixes.drop_one(pool), "no room"),
+            }
+        };
+        let reused = chain.pages().len() * PAGE;
+        let mut copies = Vec::new();
+        pool.cover(&mut chain, reused..tokens.len(), &mut copies);
+        assert!(copies.is_empty(), "full pages are never written again");
+        prefixes.keep(&stack, tokens, &mut chain, pool);
+        pool.close(chain);
+        reused
+    }
+
+    fn tokens(first: u32, length: usize) -> Vec<u32> {
+        (0..length as u32).map(|i| if i == 0 { first } else { i }).collect()
+    }
+
+    #[test]
+    fn only_equal_beginnings_are_reused() {
+        let (mut prefixes, mut pool) = (Prefixes::default(), Pool::new(100));
+        assert_eq!(run(&mut prefixes, &mut pool, &tokens(7, 100)), 0);
+        assert_eq!(run(&mut prefixes, &mut pool, &tokens(7, 100)), 96);
+        // One token must be left, even if all are kept.
+        assert_eq!(run(&mut prefixes, &mut pool, &tokens(7, 96)), 64);
+        assert_eq!(run(&mut prefixes, &mut pool, &tokens(7, 97)), 96);
+        // The second page has the same tokens, but another page before it.
+        assert_eq!(run(&mut prefixes, &mut pool, &tokens(8, 100)), 0);
+        assert_eq!(pool.used(), prefixes.idle(&pool));
+    }
+
+    #[test]
+    fn the_oldest_make_room_and_nothing_leaks() {
+        let (mut prefixes, mut pool) = (Prefixes::default(), Pool::new(8));
+        for round in 0..50u32 {
+            run(&mut prefixes, &mut pool, &tokens(round % 7, 70 + (round as usize * 13) % 120));
+            assert!(pool.used() <= pool.reserved() && pool.reserved() <= pool.limit());
+        }
+        run(&mut prefixes, &mut pool, &tokens(1000, 100));
+        assert_eq!(run(&mut prefixes, &mut pool, &tokens(1000, 100)), 96);
+        while prefixes.drop_one(&mut pool) {}
+        assert_eq!((pool.used(), pool.reserved()), (0, 0));
+        assert!(prefixes.next.is_empty());
+    }
+}

@@ -1,0 +1,236 @@
+//! The adapters that are loaded, by name, and the stacks of them that requests use.
+//!
+//! A loaded adapter is immutable and has a *generation*, a number that no other adapter of the process
+//! ever has. A request holds the adapters that it started with; replacing or unloading one takes its name
+//! away and nothing else, and its memory goes when the last request lets go of it.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use graftwork_adapters::Kind;
+
+use crate::Error;
+
+/// Identifies one loaded adapter: unique in the process, never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Generation(u64);
+
+impl Generation {
+    /// A generation that nothing else has.
+    fn next() -> Self {
+        static COUNTER: AtomicU64 = AtomicU64::new(1);
+        Self(COUNTER.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The number.
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl From<u64> for Generation {
+    /// The generation with this number, as [`Generation::get`] gave it.
+    fn from(number: u64) -> Self {
+        Self(number)
+    }
+}
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What is known of a loaded adapter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterInfo {
+    /// The name that requests use.
+    pub name: String,
+    /// Which of all adapters that ever had the name.
+    pub generation: Generation,
+    /// What kind the file held.
+    pub kind: Kind,
+    /// Sites of the model that it changes.
+    pub edits: usize,
+    /// Bytes that it keeps in memory.
+    pub bytes: usize,
+    /// Requests that hold it now.
+    pub requests: usize,
+}
+
+/// A loaded adapter, prepared for the model.
+pub struct Loaded {
+    name: String,
+    generation: Generation,
+    kind: Kind,
+    prepared: Prepared,
+}
+
+/// An adapter as the backend wants it; only the model that made it knows the type behind.
+pub struct Prepared {
+    /// `model::graft::Bound` of the backend's device.
+    pub bound: Box<dyn Any + Send + Sync>,
+    /// Sites that it changes.
+    pub edits: usize,
+    /// Bytes that it keeps in memory.
+    pub bytes: usize,
+}
+
+impl Loaded {
+    /// The prepared adapter.
+    pub fn bound(&self) -> &dyn Any {
+        &*self.prepared.bound
+    }
+}
+
+/// The adapters of one request, in order, each with its weight.
+#[derive(Clone, Default)]
+pub struct Stack(Vec<(Arc<Loaded>, f32)>);
+
+impl Stack {
+    /// No adapter: the base model alone.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The adapters and their weights.
+    pub fn iter(&self) -> impl Iterator<Item = (&Loaded, f32)> {
+        self.0.iter().map(|(adapter, weight)| (&**adapter, *weight))
+    }
+
+    /// What distinguishes this stack from others: rows, and cached keys and values, of equal stacks can
+    /// stand in for each other. The base alone comes first.
+    pub fn key(&self) -> impl Iterator<Item = (Generation, u32)> {
+        self.0.iter().map(|(adapter, weight)| (adapter.generation, weight.to_bits()))
+    }
+}
+
+impl PartialEq for Stack {
+    fn eq(&self, other: &Self) -> bool {
+        self.key().eq(other.key())
+    }
+}
+
+impl Eq for Stack {}
+
+impl PartialOrd for Stack {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Stack {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.key().cmp(other.key())
+    }
+}
+
+impl fmt::Debug for Stack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let entry = |(adapter, weight): (&Loaded, f32)| {
+            format!("{}#{}:{weight}", adapter.name, adapter.generation)
+        };
+        f.debug_list().entries(self.iter().map(entry)).finish()
+    }
+}
+
+/// When a name may be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// It must be free.
+    Free,
+    /// It must be in use, by any generation.
+    Any,
+    /// It must be in use by this generation.
+    Exactly(Generation),
+}
+
+/// The adapters that are loaded, by name.
+#[derive(Default)]
+pub struct Registry {
+    adapters: Mutex<BTreeMap<String, Arc<Loaded>>>,
+}
+
+impl Registry {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Loaded>>> {
+        self.adapters.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Refuses a name that is not in the state expected. Asked before an adapter is prepared, to fail soon;
+    /// [`Registry::put`] asks again.
+    pub fn check(&self, name: &str, expect: Expect) -> Result<(), Error> {
+        check(&self.lock(), name, expect)
+    }
+
+    /// Gives `name` to a prepared adapter. Requests that hold the one before keep it.
+    pub fn put(
+        &self,
+        name: &str,
+        expect: Expect,
+        kind: Kind,
+        prepared: Prepared,
+    ) -> Result<Generation, Error> {
+        let mut adapters = self.lock();
+        check(&adapters, name, expect)?;
+        let generation = Generation::next();
+        let loaded = Arc::new(Loaded { name: name.to_owned(), generation, kind, prepared });
+        let before = adapters.insert(name.to_owned(), loaded);
+        // Its memory may be large: freed without the lock.
+        drop(adapters);
+        drop(before);
+        Ok(generation)
+    }
+
+    /// Takes the name away; its adapter goes when the last request that holds it ends.
+    pub fn remove(&self, name: &str) -> Result<Generation, Error> {
+        let removed = self.lock().remove(name);
+        removed.map(|adapter| adapter.generation).ok_or_else(|| no_adapter(name))
+    }
+
+    /// What is loaded, by name.
+    pub fn list(&self) -> Vec<AdapterInfo> {
+        let info = |adapter: &Arc<Loaded>| AdapterInfo {
+            name: adapter.name.clone(),
+            generation: adapter.generation,
+            kind: adapter.kind,
+            edits: adapter.prepared.edits,
+            bytes: adapter.prepared.bytes,
+            requests: Arc::strong_count(adapter) - 1,
+        };
+        self.lock().values().map(info).collect()
+    }
+
+    /// The stack of these adapters as they are now. One with weight 0 changes nothing and is left out.
+    pub fn stack(&self, adapters: &[(String, f32)]) -> Result<Stack, Error> {
+        let loaded = self.lock();
+        let mut stack = Vec::with_capacity(adapters.len());
+        for (name, weight) in adapters {
+            if !weight.is_finite() {
+                return Err(Error::Weighting { name: name.clone(), found: *weight });
+            }
+            let adapter = loaded.get(name).ok_or_else(|| no_adapter(name))?;
+            if *weight != 0.0 {
+                stack.push((adapter.clone(), *weight));
+            }
+        }
+        Ok(Stack(stack))
+    }
+}
+
+fn no_adapter(name: &str) -> Error {
+    Error::NoAdapter { name: name.to_owned() }
+}
+
+fn check(adapters: &BTreeMap<String, Arc<Loaded>>, name: &str, expect: Expect) -> Result<(), Error> {
+    let name = || name.to_owned();
+    match (expect, adapters.get(&name()).map(|adapter| adapter.generation)) {
+        (Expect::Free, None) | (Expect::Any, Some(_)) => Ok(()),
+        (Expect::Free, Some(_)) => Err(Error::NameTaken { name: name() }),
+        (Expect::Any | Expect::Exactly(_), None) => Err(Error::NoAdapter { name: name() }),
+        (Expect::Exactly(expected), Some(found)) if expected == found => Ok(()),
+        (Expect::Exactly(expected), Some(found)) => Err(Error::Changed { name: name(), expected, found }),
+    }
+}

@@ -1,0 +1,188 @@
+//! What is asked of an engine, and what it answers.
+
+use std::fmt;
+
+use crate::sample;
+
+/// Identifies a request of one engine; never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequestId(pub(crate) u64);
+
+impl RequestId {
+    /// The number.
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl From<u64> for RequestId {
+    /// The id with this number, as [`RequestId::get`] gave it.
+    fn from(number: u64) -> Self {
+        Self(number)
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What a request starts from.
+#[derive(Clone, Debug)]
+pub enum Prompt {
+    /// Text in which special tokens are recognised, as completion APIs do.
+    Text(String),
+    /// Tokens, as they are.
+    Tokens(Vec<u32>),
+    /// A conversation, rendered by the model's chat template; what users say never becomes special tokens.
+    Messages(Vec<crate::chat::Message>),
+}
+
+impl From<&str> for Prompt {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<String> for Prompt {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<Vec<u32>> for Prompt {
+    fn from(tokens: Vec<u32>) -> Self {
+        Self::Tokens(tokens)
+    }
+}
+
+/// One request. Start from [`Request::new`] and change what should differ.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// What it starts from.
+    pub prompt: Prompt,
+    /// Names and weights of the adapters that answer it, in order; none means the base model.
+    pub adapters: Vec<(String, f32)>,
+    /// Most tokens of the answer; `None` for as many as the context holds.
+    pub max_tokens: Option<usize>,
+    /// How tokens are chosen.
+    pub sampling: sample::Options,
+    /// Texts that end the answer; they are not part of it.
+    pub stop: Vec<String>,
+    /// Tokens that end the answer, besides the model's own.
+    pub stop_tokens: Vec<u32>,
+    /// Go on after the model's own end-of-answer tokens.
+    pub ignore_eos: bool,
+    /// Report each token's log-probability, with this many of the likeliest alternatives.
+    pub logprobs: Option<usize>,
+    /// Report the logits that each token was chosen from.
+    pub logits: bool,
+}
+
+impl Request {
+    /// A request that answers `prompt` greedily, without adapters.
+    pub fn new(prompt: impl Into<Prompt>) -> Self {
+        Self {
+            prompt: prompt.into(),
+            adapters: Vec::new(),
+            max_tokens: None,
+            sampling: sample::Options::default(),
+            stop: Vec::new(),
+            stop_tokens: Vec::new(),
+            ignore_eos: false,
+            logprobs: None,
+            logits: false,
+        }
+    }
+
+    /// Adds an adapter at full weight.
+    #[must_use]
+    pub fn adapter(mut self, name: impl Into<String>) -> Self {
+        self.adapters.push((name.into(), 1.0));
+        self
+    }
+
+    /// Limits the answer.
+    #[must_use]
+    pub fn max_tokens(mut self, tokens: usize) -> Self {
+        self.max_tokens = Some(tokens);
+        self
+    }
+}
+
+/// How likely a token was, under the model's own distribution (before temperature and penalties).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logprob {
+    /// Natural logarithm of the probability of the token chosen.
+    pub chosen: f32,
+    /// The likeliest tokens and theirs, likeliest first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Why a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model, or one of the request's stop tokens, ended the answer.
+    Stop,
+    /// A stop text occurred.
+    StopText,
+    /// As long as was allowed.
+    Length,
+    /// Somebody asked for it.
+    Cancelled,
+}
+
+impl FinishReason {
+    /// The name in JSON answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stop | Self::StopText => "stop",
+            Self::Length => "length",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// What happened to a request in a step.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A token of the answer.
+    Token {
+        /// The request.
+        id: RequestId,
+        /// The token.
+        token: u32,
+        /// What became certain of the text: whole characters, and nothing that may yet become a stop text.
+        text: String,
+        /// How likely it was, if asked for.
+        logprob: Option<Logprob>,
+        /// What it was chosen from, `[vocab]`, if asked for.
+        logits: Option<Vec<f32>>,
+    },
+    /// The request ended; nothing follows.
+    Finished {
+        /// The request.
+        id: RequestId,
+        /// Why.
+        reason: FinishReason,
+        /// The rest of the text, held back until now.
+        text: String,
+    },
+}
+
+impl Event {
+    /// The request that this is about.
+    pub fn id(&self) -> RequestId {
+        match self {
+            Self::Token { id, .. } | Self::Finished { id, .. } => *id,
+        }
+    }
+
+    /// The text that this adds to the answer.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Token { text, .. } | Self::Finished { text, .. } => text,
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Which sequences run, and what each puts into the next step.
+//!
+//! First come, first served. A sequence starts once the KV cache has promised it room for its longest
+//! possible answer, so what runs always ends. Every step takes one row of each sequence that is writing its
+//! answer, and fills up with rows of prompts, oldest first: reading a long prompt never makes others wait
+//! for more than a step.
+
+use std::collections::VecDeque;
+
+use crate::batch::{Outputs, Piece};
+use crate::kv::{Pool, pages_for};
+use crate::request::RequestId;
+use crate::session::Session;
+
+/// The limits of a schedule.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Most sequences that run at once.
+    pub batch: usize,
+    /// Most prompt rows of a step.
+    pub chunk: usize,
+}
+
+/// The sequences that wait and that run.
+pub struct Schedule {
+    limits: Limits,
+    pool: Pool,
+    waiting: VecDeque<Session>,
+    /// In order of admission.
+    running: Vec<Session>,
+    /// Rows that did not have to be computed.
+    reused: u64,
+    /// Pages of the cache to copy before the next step, `(from, to)`.
+    copies: Vec<(u32, u32)>,
+}
+
+/// What one running sequence puts into the step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Which of the running.
+    pub session: usize,
+    /// How many of its pending tokens.
+    pub rows: usize,
+}
+
+/// The rows of one step.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// The parts, those with equal stacks beside each other.
+    pub parts: Vec<Part>,
+}
+
+impl Schedule {
+    /// Nothing to do yet, in a cache of at most `pages` pages.
+    pub fn new(limits: Limits, pages: usize) -> Self {
+        Self { limits, pool: Pool::new(pages), waiting: VecDeque::new(), running: Vec::new(), copies: Vec::new() }
+    }
+
+    /// The pages of the cache.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Whether nothing waits or runs.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty()
+    }
+
+    /// Rows of prompts that did not have to be computed, so far.
+    pub fn reused(&self) -> u64 {
+        self.reused
+    }
+
+    /// Adds a sequence behind the others.
+    pub fn push(&mut self, session: Session) {
+        self.waiting.push_back(session);
+    }
+
+    /// Takes out the sequences that were cancelled.
+    pub fn take_cancelled(&mut self) -> Vec<Session> {
+        let (mut gone, waiting): (Vec<_>, Vec<_>) = self.waiting.drain(..).partition(Session::is_cancelled);
+        self.waiting = waiting.into();
+        let mut index = 0;
+        while index < self.running.len() {
+            match self.running[index].is_cancelled() {
+                true => gone.push(self.remove(index)),
+                false => index += 1,
+            }
+        }
+        gone
+    }
+
+    /// Takes out a running sequence by its id, with its pages given back.
+    pub fn take(&mut self, id: RequestId) -> Option<Session> {
+        let index = self.running.iter().position(|session| session.id == id)?;
+        Some(self.remove(index))
+    }
+
+    fn remove(&mut self, index: usize) -> Session {
+        let mut session = self.running.remove(index);
+        if let Some(chain) = session.chain.take() {
+            self.pool.close(chain);
+        }
+        session
+    }
+
+    /// Starts waiting sequences while there is room, then plans a step; empty if there is nothing to run.
+    pub fn plan(&mut self) -> Plan {
+        self.admit();
+        let mut plan = Plan::default();
+        let mut room = self.limits.chunk;
+        for (index, session) in self.running.iter().enumerate() {
+            let rows = match session.pending().len() {
+                1 => 1,
+                pending => {
+                    let rows = pending.min(room);
+                    room -= rows;
+                    rows
+                }
+            };
+            if rows > 0 {
+                plan.parts.push(Part { session: index, rows });
+            }
+        }
+        let running = &mut self.running;
+        plan.parts.sort_by(|a, b| running[a.session].stack.cmp(&running[b.session].stack));
+        for part in &plan.parts {
+            let session = &mut running[part.session];
+            let positions = session.filled..session.filled + part.rows;
+            if let Some(chain) = &mut session.chain {
+                self.pool.cover(chain, positions, &mut self.copies);
+            }
+        }
+        plan
+    }
+
+    fn admit(&mut self) {
+        while self.running.len() < self.limits.batch
+            && let Some(next) = self.waiting.front()
+            && let Some(chain) = self.pool.open(pages_for(next.most_tokens - 1))
+            && let Some(mut session) = self.waiting.pop_front()
+        {
+            session.chain = Some(chain);
+            self.running.push(session);
+        }
+    }
+
+    /// The pages of the cache to copy before the step, `(from, to)`, in this order.
+    pub fn take_copies(&mut self) -> Vec<(u32, u32)> {
+        std::mem::take(&mut self.copies)
+    }
+
+    /// The parts of a plan as pieces of a batch.
+    pub fn pieces(&self, plan: &Plan) -> Vec<Piece<'_>> {
+        let piece = |part: &Part| {
+            let session = &self.running[part.session];
+            let pending = session.pending();
+            Piece {
+                stack: &session.stack,
+                tokens: &pending[..part.rows],
+                position: session.filled,
+                pages: session.chain.as_ref().map_or(&[], |chain| chain.pages()),
+                prompt: session.prompt.saturating_sub(session.filled).min(part.rows),
+                outputs: if part.rows == pending.len() { Outputs::Last } else { Outputs::None },
+            }
+        };
+        plan.parts.iter().map(piece).collect()
+    }
+
+    /// Whether a step of this plan is still worth its while: not once half of its rows are cancelled.
+    pub fn is_worth(&self, plan: &Plan) -> bool {
+        let cancelled = |part: &&Part| self.running[part.session].is_cancelled();
+        let gone: usize = plan.parts.iter().filter(cancelled).map(|part| part.rows).sum();
+        let all: usize = plan.parts.iter().map(|part| part.rows).sum();
+        gone * 2 < all || gone == 0
+    }
+
+    /// Notes that the rows of a plan are in the cache. Gives the sequences that now have logits, in the
+    /// order of the batch's outputs.
+    pub fn filled(&mut self, plan: &Plan) -> Vec<&mut Session> {
+        let mut ready = Vec::new();
+        for part in &plan.parts {
+            let session = &mut self.running[part.session];
+            session.filled += part.rows;
+            if session.filled == session.tokens.len() {
+                ready.push(part.session);
+            }
+        }
+        let mut sessions: Vec<Option<&mut Session>> = self.running.iter_mut().map(Some).collect();
+        ready.into_iter().filter_map(|index| sessions[index].take()).collect()
+    }
+}

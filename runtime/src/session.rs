@@ -1,0 +1,104 @@
+//! One request on its way, from submission to its last event.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::kv::Chain;
+use crate::registry::Stack;
+use crate::request::{Event, FinishReason, Logprob, RequestId};
+use crate::sample::Sampler;
+use crate::stream::TextStream;
+
+/// Where the events of a request go that is iterated on its own.
+pub type Mailbox = Arc<Mutex<VecDeque<Event>>>;
+
+/// A request, checked and tokenized.
+pub struct Session {
+    /// Its id.
+    pub id: RequestId,
+    /// The adapters that it started with and keeps.
+    pub stack: Stack,
+    /// The prompt, then what was answered so far.
+    pub tokens: Vec<u32>,
+    /// How many of the tokens are the prompt.
+    pub prompt: usize,
+    /// How many of the tokens have their keys and values in the cache.
+    pub filled: usize,
+    /// Its pages, once it runs.
+    pub chain: Option<Chain>,
+    /// Length of `tokens` at which it ends.
+    pub most_tokens: usize,
+    /// Tokens that end it.
+    pub end_tokens: Vec<u32>,
+    /// Chooses tokens.
+    pub sampler: Sampler,
+    /// Turns tokens into text; `None` where the model has no tokenizer.
+    pub text: Option<TextStream>,
+    /// See [`crate::Request::logprobs`].
+    pub logprobs: Option<usize>,
+    /// See [`crate::Request::logits`].
+    pub logits: bool,
+    /// Set by whoever cancels it.
+    pub cancelled: Arc<AtomicBool>,
+    /// Where its events go, if not to the caller of `step`.
+    pub mailbox: Option<Mailbox>,
+}
+
+impl Session {
+    /// Whether somebody asked for its end.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Tokens whose keys and values are not in the cache yet; never 0.
+    pub fn pending(&self) -> &[u32] {
+        &self.tokens[self.filled..]
+    }
+
+    /// Chooses the next token from its `logits` and says what follows.
+    pub fn advance(&mut self, logits: &[f32]) -> Vec<Event> {
+        let id = self.id;
+        let token = self.sampler.sample(logits, &self.tokens);
+        self.tokens.push(token);
+        if self.end_tokens.contains(&token) {
+            return vec![self.finish(FinishReason::Stop)];
+        }
+        let pushed = self.text.as_mut().map(|text| text.push(token)).unwrap_or_default();
+        let mut events = vec![Event::Token {
+            id,
+            token,
+            text: pushed.text,
+            logprob: self.logprobs.map(|top| logprob(logits, token, top)),
+            logits: self.logits.then(|| logits.to_vec()),
+        }];
+        if pushed.stopped {
+            events.push(Event::Finished { id, reason: FinishReason::StopText, text: String::new() });
+        } else if self.tokens.len() >= self.most_tokens {
+            events.push(self.finish(FinishReason::Length));
+        }
+        events
+    }
+
+    /// The last event, with the text that was held back.
+    pub fn finish(&mut self, reason: FinishReason) -> Event {
+        let text = self.text.as_mut().map(TextStream::finish).unwrap_or_default();
+        Event::Finished { id: self.id, reason, text }
+    }
+}
+
+/// `log softmax` of the logits at `token`, and at the `top` likeliest; summed in f64.
+fn logprob(logits: &[f32], token: u32, top: usize) -> Logprob {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
+    let of = |token: u32| (f64::from(logits[token as usize] - max) - sum.ln()) as f32;
+    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+    let likelier = |&a: &u32, &b: &u32| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b));
+    let top = top.min(order.len());
+    if top > 0 {
+        order.select_nth_unstable_by(top - 1, likelier);
+    }
+    order.truncate(top);
+    order.sort_unstable_by(likelier);
+    Logprob { chosen: of(token), top: order.into_iter().map(|token| (token, of(token))).collect() }
+}

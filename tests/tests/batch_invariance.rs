@@ -1,0 +1,122 @@
+//! An answer never depends on who shares the batch: logits are compared bit by bit.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use graftwork::{Engine, EngineOptions, Event, Request, RequestId};
+use graftwork_tests::reference::{example, golden, smollm2};
+
+/// The threads and prefill chunks that must not matter.
+const SETTINGS: [(usize, usize); 6] = [(1, 7), (1, 64), (1, 512), (2, 7), (2, 64), (2, 512)];
+
+/// Tokens of every answer.
+const ANSWER: usize = 6;
+
+/// Everything that an answer is made of: its tokens, and the bits of the logits they were chosen from.
+type Answer = Vec<(u32, Vec<u32>)>;
+
+fn submit(engine: &Engine, request: &Request) -> RequestId {
+    engine.submit(request.clone()).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Adds what a step brought to the answers.
+fn step(engine: &Engine, answers: &mut HashMap<RequestId, Answer>) {
+    for event in engine.step().unwrap() {
+        if let Event::Token { id, token, logits, .. } = event {
+            let bits = logits.unwrap().iter().map(|logit| logit.to_bits()).collect();
+            answers.entry(id).or_default().push((token, bits));
+        }
+    }
+}
+
+/// Steps until nothing is left to do.
+fn drain(engine: &Engine, answers: &mut HashMap<RequestId, Answer>) {
+    while !engine.is_idle() {
+        step(engine, answers);
+    }
+}
+
+/// Sixteen prompts of 1 to about 150 tokens, by turns with each of the stacks.
+fn requests(vocab: usize, stacks: &[Vec<(String, f32)>]) -> Vec<Request> {
+    let mut state = 0x5eed_u64;
+    let mut next = |bound: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % bound
+    };
+    let lengths = [1, 2, 7, 8, 31, 32, 33, 63, 64, 65, 5, 20, 40, 90, 130, 150];
+    let request = |(index, length): (usize, usize)| Request {
+        adapters: stacks[index % stacks.len()].clone(),
+        max_tokens: Some(ANSWER),
+        ignore_eos: true,
+        logits: true,
+        ..Request::new((0..length).map(|_| next(vocab) as u32).collect::<Vec<_>>())
+    };
+    lengths.into_iter().enumerate().map(request).collect()
+}
+
+/// Runs the requests alone and together, some of them joining while others run, under every setting.
+fn mixed_equals_alone(model: &Path, adapters: &[(&str, &Path)]) {
+    let mut reference: Option<Vec<Answer>> = None;
+    for (threads, prefill_chunk) in SETTINGS {
+        // Under the first setting, all were just run alone: with prefixes kept, little would be left to run.
+        let keep_prefixes = reference.is_some() && prefill_chunk == 64;
+        let options = EngineOptions { threads, prefill_chunk, keep_prefixes, ..EngineOptions::default() };
+        let engine = Engine::open(model, options).unwrap_or_else(|error| panic!("{error}"));
+        for (name, path) in adapters {
+            engine.load_adapter(name, *path).unwrap_or_else(|error| panic!("{error}"));
+        }
+        let one = |index: usize, weight| (adapters[index].0.to_owned(), weight);
+        let stacks = [vec![], vec![one(0, 1.0)], vec![one(0, 0.5), one(1, -0.75)]];
+        let requests = requests(engine.config().vocab, &stacks);
+        if reference.is_none() {
+            let alone = |request: &Request| {
+                let id = submit(&engine, request);
+                let mut answers = HashMap::new();
+                drain(&engine, &mut answers);
+                answers.remove(&id).unwrap()
+            };
+            let alone: Vec<Answer> = requests.iter().map(alone).collect();
+            // A test that compares equal things with equal things proves nothing.
+            assert!(alone.windows(2).all(|pair| pair[0] != pair[1]));
+            reference = Some(alone);
+        }
+        let alone = reference.as_ref().unwrap();
+        let mut answers = HashMap::new();
+        let mut ids = Vec::new();
+        for (index, request) in requests.iter().enumerate() {
+            ids.push(submit(&engine, request));
+            if index % 5 == 4 {
+                // Those so far start; those after join them in the middle of their answers.
+                step(&engine, &mut answers);
+            }
+        }
+        drain(&engine, &mut answers);
+        if keep_prefixes {
+            // Once more, from what the first round left.
+            ids = requests.iter().map(|request| submit(&engine, request)).collect();
+            drain(&engine, &mut answers);
+            assert!(engine.counters().reused_rows > 0);
+        }
+        for (index, id) in ids.iter().enumerate() {
+            let (mixed, alone) = (&answers[id], &alone[index]);
+            assert_eq!(mixed.len(), ANSWER);
+            for (position, (mixed, alone)) in mixed.iter().zip(alone).enumerate() {
+                let same = mixed == alone;
+                assert!(same, "request {index}, token {position}, {threads} threads, chunk {prefill_chunk}");
+            }
+        }
+        assert_eq!(engine.memory().kv_used, 0);
+    }
+}
+
+#[test]
+fn mixed_equals_alone_on_the_tiny_base() {
+    let adapters = [golden("adapters/lora_all"), golden("adapters/lora_bias")];
+    mixed_equals_alone(&golden("adapters/base"), &[("all", &adapters[0]), ("bias", &adapters[1])]);
+}
+
+#[test]
+fn mixed_equals_alone_on_smollm2() {
+    let adapters = [example("tools-lora"), example("sentiment-lora")];
+    mixed_equals_alone(&smollm2(), &[("tools", &adapters[0]), ("sentiment", &adapters[1])]);
+}

@@ -1,0 +1,115 @@
+//! Logits against transformers and peft.
+
+use graftwork::{Engine, EngineOptions, Event, FinishReason, Request};
+use graftwork_tests::reference::{Expected, example, golden, smollm2};
+
+fn open(path: &str) -> Engine {
+    let options = EngineOptions { threads: 2, ..EngineOptions::default() };
+    Engine::open(golden(path), options).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// Every adapter on the tiny base, to the 2e-3 that f32 arithmetic in another order may differ: three
+/// layers of sums of up to 352 products, logits of the order of 10.
+#[test]
+fn adapters_agree_with_peft() {
+    let engine = open("adapters/base");
+    for name in ["base", "lora", "lora_all", "lora_rslora", "lora_patterns", "lora_bias"] {
+        let mut stack = Vec::new();
+        if name != "base" {
+            engine.load_adapter(name, golden(&format!("adapters/{name}"))).unwrap();
+            stack.push((name.to_owned(), 1.0));
+        }
+        let expected = Expected::read(&format!("adapters/{name}/expected.safetensors"), "logits");
+        let closeness = expected.compare(|tokens| engine.logits(tokens, &stack).unwrap());
+        println!("{name}: {closeness:?}");
+        assert!(closeness.max_difference <= 2e-3, "{name}: {closeness:?}");
+    }
+}
+
+/// The scalings of RoPE and the optional biases.
+#[test]
+fn architectures_agree_with_transformers() {
+    for name in ["llama3_rope", "llama_yarn", "llama_linear_bias"] {
+        let engine = open(&format!("architectures/{name}"));
+        let expected = Expected::read(&format!("architectures/{name}/expected.safetensors"), "logits");
+        let closeness = expected.compare(|tokens| engine.logits(tokens, &[]).unwrap());
+        println!("{name}: {closeness:?}");
+        assert!(closeness.max_difference <= 1e-3, "{name}: {closeness:?}");
+    }
+}
+
+/// SmolLM2 in Q4_1 with activations rounded to 8 bits, against f32 on the same weights. The thresholds are
+/// those of the references' note: a quarter above what llama.cpp reaches with the same rounding.
+#[test]
+fn smollm2_agrees_with_transformers() {
+    let engine = Engine::open(smollm2(), EngineOptions { threads: 2, ..EngineOptions::default() }).unwrap();
+    for (name, most_kl) in [("base", 0.0025), ("tools", 0.0035), ("sentiment", 0.0038)] {
+        let path = format!("smollm2/{name}.expected.safetensors");
+        let expected = Expected::read(&path, "logits_last8");
+        for (file, stack) in stacks(&engine, name) {
+            let closeness = expected.compare(|tokens| engine.logits(tokens, &stack).unwrap());
+            println!("{name} from {file}: {closeness:?}");
+            assert!(closeness.mean_kl <= most_kl, "{name} from {file}: {closeness:?}");
+            assert!(closeness.top1 >= 0.96, "{name} from {file}: {closeness:?}");
+        }
+    }
+}
+
+/// Greedy answers of SmolLM2, all in one batch. Rounding may leave the reference's path, except where an
+/// adapter is trained for the question: those answers must be equal, from both files of each adapter.
+#[test]
+fn smollm2_answers_as_transformers() {
+    let engine = Engine::open(smollm2(), EngineOptions { threads: 2, ..EngineOptions::default() }).unwrap();
+    let mut asked = Vec::new();
+    for (name, must_be_equal) in [("base", 0..0), ("tools", 2..5), ("sentiment", 5..8)] {
+        let path = golden(&format!("smollm2/{name}.greedy.json"));
+        let chats: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        for (file, stack) in stacks(&engine, name) {
+            for (index, chat) in chats.as_array().unwrap().iter().enumerate() {
+                let tokens = |key: &str| -> Vec<u32> {
+                    chat[key].as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect()
+                };
+                let expected = tokens("tokens");
+                let request = Request {
+                    adapters: stack.clone(),
+                    max_tokens: Some(expected.len()),
+                    ..Request::new(tokens("prompt_tokens"))
+                };
+                let id = engine.submit(request).unwrap();
+                asked.push((id, format!("{file} {index}"), expected, must_be_equal.contains(&index)));
+            }
+        }
+    }
+    let mut answers = std::collections::HashMap::<_, Vec<u32>>::new();
+    while !engine.is_idle() {
+        for event in engine.step().unwrap() {
+            match event {
+                Event::Token { id, token, .. } => answers.entry(id).or_default().push(token),
+                // The reference lists the token that ended an answer.
+                Event::Finished { id, reason: FinishReason::Stop, .. } => {
+                    answers.entry(id).or_default().push(engine.end_tokens()[0]);
+                }
+                Event::Finished { .. } => {}
+            }
+        }
+    }
+    let equal = asked.iter().filter(|(id, _, expected, _)| answers[id] == *expected).count();
+    println!("{equal} of {} answers are equal", asked.len());
+    for (id, name, expected, must_be_equal) in asked {
+        assert!(!must_be_equal || answers[&id] == expected, "{name}: {:?}, not {expected:?}", answers[&id]);
+    }
+    assert_eq!(engine.memory().kv_used, 0);
+}
+
+/// The stacks that are `name`: none, or its adapter from PEFT's directory and from the GGUF file.
+fn stacks(engine: &Engine, name: &str) -> Vec<(String, Vec<(String, f32)>)> {
+    if name == "base" {
+        return vec![("base".to_owned(), Vec::new())];
+    }
+    let files = [format!("{name}-lora"), format!("{name}-lora.gguf")];
+    let stack = |file: String| {
+        engine.load_adapter(&file, example(&file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+        (file.clone(), vec![(file, 1.0)])
+    };
+    files.into_iter().map(stack).collect()
+}

@@ -1,0 +1,427 @@
+//! The engine's promises: adapters, requests, memory and errors.
+
+use std::collections::HashMap;
+use std::fs;
+
+use graftwork::{Engine, EngineOptions, Error, Event, FinishReason, Prompt, Request, RequestId};
+use graftwork_adapters::Source;
+use graftwork_kernels::{Bytes, Format};
+use graftwork_tests::reference::{argmax, golden};
+
+fn engine(options: EngineOptions) -> Engine {
+    Engine::open(golden("adapters/base"), EngineOptions { threads: 1, ..options }).unwrap()
+}
+
+fn load(engine: &Engine, name: &str) {
+    engine.load_adapter(name, golden(&format!("adapters/{name}"))).unwrap();
+}
+
+fn prompt(length: usize) -> Vec<u32> {
+    (0..length as u32).map(|i| (i * 89 + 7) % 512).collect()
+}
+
+fn ask(length: usize, answer: usize, adapters: &[(&str, f32)]) -> Request {
+    Request {
+        adapters: adapters.iter().map(|(name, weight)| ((*name).to_owned(), *weight)).collect(),
+        max_tokens: Some(answer),
+        ignore_eos: true,
+        ..Request::new(prompt(length))
+    }
+}
+
+/// Tokens and reasons of everything that ends.
+#[derive(Default)]
+struct Answers(HashMap<RequestId, (Vec<u32>, Option<FinishReason>)>);
+
+impl Answers {
+    fn step(&mut self, engine: &Engine) {
+        for event in engine.step().unwrap() {
+            let (tokens, end) = self.0.entry(event.id()).or_default();
+            assert!(end.is_none(), "an event after the last");
+            match event {
+                Event::Token { token, .. } => tokens.push(token),
+                Event::Finished { reason, .. } => *end = Some(reason),
+            }
+        }
+    }
+
+    fn drain(mut self, engine: &Engine) -> Self {
+        while !engine.is_idle() {
+            self.step(engine);
+        }
+        self
+    }
+
+    fn tokens(&self, id: RequestId) -> &[u32] {
+        &self.0[&id].0
+    }
+
+    fn reason(&self, id: RequestId) -> Option<FinishReason> {
+        self.0[&id].1
+    }
+}
+
+fn answer(engine: &Engine, request: Request) -> Vec<u32> {
+    let id = engine.submit(request).unwrap();
+    Answers::default().drain(engine).tokens(id).to_vec()
+}
+
+/// Greedy answers are those that the logits of all positions, computed afresh for each token, give.
+#[test]
+fn decoding_agrees_with_scoring() {
+    let engine = engine(EngineOptions { kv_format: Format::F32, ..EngineOptions::default() });
+    load(&engine, "lora_all");
+    let stack = [("lora_all".to_owned(), 0.7)];
+    let found = answer(&engine, ask(40, 12, &[("lora_all", 0.7)]));
+    let mut tokens = prompt(40);
+    for token in found {
+        let logits = engine.logits(&tokens, &stack).unwrap();
+        assert_eq!(token as usize, argmax(&logits[logits.len() - 512..]));
+        tokens.push(token);
+    }
+}
+
+/// Whatever happens to a name, a request keeps the adapters that the name meant when it was submitted.
+#[test]
+fn requests_keep_their_generations() {
+    let engine = engine(EngineOptions::default());
+    load(&engine, "lora");
+    let base = answer(&engine, ask(20, 16, &[]));
+    let with_lora = answer(&engine, ask(20, 16, &[("lora", 1.0)]));
+    let other = golden("adapters/lora_all");
+    engine.load_adapter("other", &other).unwrap();
+    let with_other = answer(&engine, ask(20, 16, &[("other", 1.0)]));
+    assert!(base != with_lora && with_lora != with_other && with_other != base);
+
+    let before = engine.submit(ask(20, 16, &[("lora", 1.0)])).unwrap();
+    let mut answers = Answers::default();
+    for _ in 0..4 {
+        answers.step(&engine);
+    }
+    let generation = engine.adapters()[0].generation;
+    let replaced = engine.replace_adapter("lora", &other, Some(generation)).unwrap();
+    assert!(replaced > generation);
+    let after = engine.submit(ask(20, 16, &[("lora", 1.0)])).unwrap();
+    for _ in 0..4 {
+        answers.step(&engine);
+    }
+    assert_eq!(engine.unload_adapter("lora").unwrap(), replaced);
+    assert!(matches!(engine.submit(ask(20, 16, &[("lora", 1.0)])), Err(Error::NoAdapter { .. })));
+    let answers = answers.drain(&engine);
+    assert_eq!(answers.tokens(before), with_lora);
+    assert_eq!(answers.tokens(after), with_other);
+}
+
+#[test]
+fn adapters_are_listed_with_the_requests_that_hold_them() {
+    let engine = engine(EngineOptions::default());
+    load(&engine, "lora_bias");
+    load(&engine, "lora");
+    let first = engine.submit(ask(5, 4, &[("lora", 1.0)])).unwrap();
+    engine.submit(ask(5, 4, &[("lora", 1.0), ("lora_bias", 0.5)])).unwrap();
+    let held = |engine: &Engine| -> Vec<(String, usize)> {
+        engine.adapters().into_iter().map(|adapter| (adapter.name, adapter.requests)).collect()
+    };
+    assert_eq!(held(&engine), [("lora".to_owned(), 2), ("lora_bias".to_owned(), 1)]);
+    engine.cancel(first).unwrap();
+    Answers::default().drain(&engine);
+    assert_eq!(held(&engine), [("lora".to_owned(), 0), ("lora_bias".to_owned(), 0)]);
+    let bytes: usize = engine.adapters().iter().map(|adapter| adapter.bytes).sum();
+    assert!(bytes > 0 && bytes == engine.memory().adapters);
+    assert!(engine.adapters().iter().all(|adapter| adapter.edits > 0));
+}
+
+/// An adapter at weight 0 is the base, to the bit; at another weight it is not.
+#[test]
+fn weights_scale_adapters() {
+    let engine = engine(EngineOptions::default());
+    load(&engine, "lora");
+    let tokens = prompt(10);
+    let at = |weight| engine.logits(&tokens, &[("lora".to_owned(), weight)]).unwrap();
+    assert_eq!(at(0.0), engine.logits(&tokens, &[]).unwrap());
+    assert_ne!(at(0.5), at(1.0));
+    // A change that is linear in its weight at one layer is nearly so in the logits for small weights.
+    let (base, one, two) = (at(0.0), at(0.001), at(0.002));
+    let slope = |logits: &[f32]| -> f64 {
+        logits.iter().zip(&base).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt()
+    };
+    let ratio = slope(&two) / slope(&one);
+    assert!((ratio - 2.0).abs() < 0.05, "{ratio}");
+}
+
+#[test]
+fn cancelled_requests_end_and_free_their_pages() {
+    let engine = engine(EngineOptions { max_batch: 2, prefill_chunk: 16, ..EngineOptions::default() });
+    let ids: Vec<_> = [100, 30, 50].map(|length| engine.submit(ask(length, 40, &[])).unwrap()).into();
+    let mut answers = Answers::default();
+    answers.step(&engine);
+    // The first is reading its prompt, the last is still waiting.
+    engine.cancel(ids[0]).unwrap();
+    engine.cancel(ids[2]).unwrap();
+    answers.step(&engine);
+    assert_eq!(answers.reason(ids[0]), Some(FinishReason::Cancelled));
+    assert_eq!(answers.reason(ids[2]), Some(FinishReason::Cancelled));
+    assert!(matches!(engine.cancel(ids[0]), Err(Error::NoRequest { .. })));
+    let answers = answers.drain(&engine);
+    assert_eq!(answers.reason(ids[1]), Some(FinishReason::Length));
+    assert_eq!(answers.tokens(ids[1]), answer(&engine, ask(30, 40, &[])));
+    assert_eq!(engine.memory().kv_used, 0);
+}
+
+/// More requests than the batch and the cache hold: all are answered, as if alone, and no page is left.
+#[test]
+fn requests_wait_for_room() {
+    let page = 2 * 3 * 2 * 16 * 32 * 2;
+    let kv_bytes = 9 * page;
+    let options =
+        EngineOptions { kv_bytes, max_batch: 3, prefill_chunk: 24, keep_prefixes: false, ..Default::default() };
+    let engine = engine(options);
+    let lengths = [200, 1, 64, 65, 31, 250, 32, 33, 10, 128];
+    let alone: Vec<_> = lengths.iter().map(|&length| answer(&engine, ask(length, 9, &[]))).collect();
+    let ids: Vec<_> = lengths.map(|length| engine.submit(ask(length, 9, &[])).unwrap()).into();
+    let mut answers = Answers::default();
+    while !engine.is_idle() {
+        answers.step(&engine);
+        assert!(engine.memory().kv <= kv_bytes);
+    }
+    for (id, alone) in ids.into_iter().zip(alone) {
+        assert_eq!(answers.tokens(id), alone);
+        assert_eq!(answers.reason(id), Some(FinishReason::Length));
+    }
+    assert_eq!(engine.memory().kv_used, 0);
+    let counters = engine.counters();
+    assert_eq!(counters.tokens, 2 * 9 * 10);
+    assert_eq!(counters.prompt_rows, 2 * lengths.iter().sum::<usize>() as u64);
+}
+
+/// What is kept of one request spares later ones work, never under other adapters, and makes room for all.
+#[test]
+fn prefixes_are_reused_under_equal_stacks_only() {
+    let page = 2 * 3 * 2 * 16 * 32 * 2;
+    let fresh = engine(EngineOptions { keep_prefixes: false, ..EngineOptions::default() });
+    let engine = engine(EngineOptions { kv_bytes: 12 * page, ..EngineOptions::default() });
+    for engine in [&engine, &fresh] {
+        load(engine, "lora");
+    }
+    let mut reused = 0;
+    let mut check = |request: Request, expected_reuse| {
+        assert_eq!(answer(&engine, request.clone()), answer(&fresh, request));
+        let now = engine.counters().reused_rows;
+        assert_eq!(now - reused, expected_reuse);
+        reused = now;
+    };
+    check(ask(100, 8, &[]), 0);
+    check(ask(100, 8, &[]), 96);
+    check(ask(100, 8, &[("lora", 1.0)]), 0);
+    check(ask(100, 8, &[("lora", 0.5)]), 0);
+    check(ask(100, 8, &[("lora", 1.0)]), 96);
+    engine.replace_adapter("lora", golden("adapters/lora_all"), None).unwrap();
+    fresh.replace_adapter("lora", golden("adapters/lora_all"), None).unwrap();
+    check(ask(100, 8, &[("lora", 1.0)]), 0);
+    // It needs the whole cache.
+    check(ask(370, 8, &[]), 96);
+    check(ask(100, 8, &[("lora", 1.0)]), 0);
+    assert!(engine.memory().kv <= 12 * page && engine.memory().kv_used == 0);
+}
+
+/// While a long prompt is read, those who write go on with one token in every step.
+#[test]
+fn long_prompts_starve_nobody() {
+    let engine = engine(EngineOptions { prefill_chunk: 8, ..EngineOptions::default() });
+    let short = engine.submit(ask(3, 30, &[])).unwrap();
+    let mut answers = Answers::default();
+    answers.step(&engine);
+    engine.submit(ask(200, 2, &[])).unwrap();
+    for step in 2..=20 {
+        answers.step(&engine);
+        assert_eq!(answers.tokens(short).len(), step);
+    }
+    answers.drain(&engine);
+}
+
+#[test]
+fn answers_end_where_they_should() {
+    let engine = engine(EngineOptions::default());
+    let free = answer(&engine, ask(12, 20, &[]));
+    // The first token that did not occur before it, so that it can only end the answer there.
+    let at = (3..20).find(|&i| !free[..i].contains(&free[i])).expect("a token that is new");
+    let stopped = Request { stop_tokens: vec![free[at]], ..ask(12, 20, &[]) };
+    let id = engine.submit(stopped).unwrap();
+    let answers = Answers::default().drain(&engine);
+    assert_eq!((answers.tokens(id), answers.reason(id)), (&free[..at], Some(FinishReason::Stop)));
+    // The context of 512 ends what nothing else does.
+    let id = engine.submit(Request { max_tokens: None, ..ask(500, 1, &[]) }).unwrap();
+    let answers = Answers::default().drain(&engine);
+    assert_eq!((answers.tokens(id).len(), answers.reason(id)), (12, Some(FinishReason::Length)));
+}
+
+#[test]
+fn log_probabilities_are_those_of_the_logits() {
+    let engine = engine(EngineOptions { kv_format: Format::F32, ..EngineOptions::default() });
+    let request = Request { logprobs: Some(3), logits: true, ..ask(9, 4, &[]) };
+    for event in engine.generate(request).unwrap() {
+        let Event::Token { token, logprob, logits, .. } = event.unwrap() else { continue };
+        let (logprob, logits) = (logprob.unwrap(), logits.unwrap());
+        let sum: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
+        let expected = |token: u32| f64::from(logits[token as usize]) - sum.ln();
+        assert!((f64::from(logprob.chosen) - expected(token)).abs() < 1e-5);
+        assert_eq!(logprob.top.len(), 3);
+        assert_eq!(logprob.top[0], (token, logprob.chosen));
+        let mut sorted = logits.clone();
+        sorted.sort_by(|a, b| b.total_cmp(a));
+        for (place, (token, value)) in logprob.top.into_iter().enumerate() {
+            assert_eq!(logits[token as usize], sorted[place]);
+            assert!((f64::from(value) - expected(token)).abs() < 1e-5);
+        }
+    }
+}
+
+/// Iterating one request moves the others along; their events wait for `step`.
+#[test]
+fn iterating_one_answer_loses_no_event_of_others() {
+    let engine = engine(EngineOptions::default());
+    let (one, two) = (ask(8, 10, &[]), ask(30, 10, &[]));
+    let (expected_one, expected_two) = (answer(&engine, one.clone()), answer(&engine, two.clone()));
+    let other = engine.submit(two).unwrap();
+    let mut tokens = Vec::new();
+    for event in engine.generate(one.clone()).unwrap() {
+        if let Event::Token { token, .. } = event.unwrap() {
+            tokens.push(token);
+        }
+    }
+    assert_eq!(tokens, expected_one);
+    let mut answers = Answers::default();
+    answers.step(&engine);
+    assert_eq!(answers.drain(&engine).tokens(other), expected_two);
+    // An iterator that is dropped cancels its request.
+    let mut dropped = engine.generate(one).unwrap();
+    dropped.next().unwrap().unwrap();
+    drop(dropped);
+    Answers::default().drain(&engine);
+    assert_eq!(engine.memory().kv_used, 0);
+}
+
+/// Threads that submit, iterate, cancel and swap adapters at will: every answer is its single run's.
+#[test]
+fn threads_share_an_engine() {
+    let engine = engine(EngineOptions { max_batch: 5, prefill_chunk: 40, ..EngineOptions::default() });
+    load(&engine, "lora");
+    let cases = [ask(70, 8, &[]), ask(20, 8, &[("lora", 1.0)]), ask(33, 8, &[("lora", -0.5)])];
+    let expected: Vec<_> = cases.iter().map(|case| answer(&engine, case.clone())).collect();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (engine, cases, expected) = (&engine, &cases, &expected);
+            scope.spawn(move || {
+                for round in 0..12 {
+                    let case = (thread + round) % cases.len();
+                    let mut events = engine.generate(cases[case].clone()).unwrap();
+                    if round % 4 == 3 {
+                        events.next();
+                        continue;
+                    }
+                    let mut tokens = Vec::new();
+                    for event in events {
+                        if let Event::Token { token, .. } = event.unwrap() {
+                            tokens.push(token);
+                        }
+                    }
+                    assert_eq!(tokens, expected[case]);
+                }
+            });
+        }
+        scope.spawn(|| {
+            for _ in 0..20 {
+                // The same file again: another generation with the same answers.
+                engine.replace_adapter("lora", golden("adapters/lora"), None).unwrap();
+            }
+        });
+    });
+    Answers::default().drain(&engine);
+    assert_eq!(engine.memory().kv_used, 0);
+}
+
+/// Everything that a caller can get wrong, and what the message must name.
+#[test]
+fn mistakes_are_named() {
+    let page = 2 * 3 * 2 * 16 * 32 * 2;
+    let engine = engine(EngineOptions { kv_bytes: 4 * page, ..EngineOptions::default() });
+    load(&engine, "lora");
+    let refused = |request: Request| engine.submit(request).unwrap_err().to_string();
+    let table = [
+        (refused(Request::new(Vec::new())), "at least one token"),
+        (refused(Request::new(vec![3, 512])), "prompt token 1: expected an id below 512, found 512"),
+        (refused(ask(512, 1, &[])), "fewer than 512 tokens"),
+        (refused(ask(100, 100, &[])), "needs 7 pages of KV cache, the budget is 4"),
+        (refused(ask(4, 0, &[])), "max_tokens"),
+        (refused(ask(4, 4, &[("nobody", 1.0)])), "\"nobody\""),
+        (refused(ask(4, 4, &[("lora", f32::NAN)])), "\"lora\": expected a finite weight"),
+        (refused(Request::new(Prompt::Text("hello".into()))), "without a tokenizer"),
+        (refused(Request { stop: vec!["x".into()], ..ask(4, 4, &[]) }), "without a tokenizer"),
+        (engine.load_adapter("lora", golden("adapters/lora")).unwrap_err().to_string(), "\"lora\""),
+        (engine.unload_adapter("nobody").unwrap_err().to_string(), "\"nobody\""),
+        (engine.replace_adapter("nobody", "nowhere", None).unwrap_err().to_string(), "\"nobody\""),
+        (
+            engine.replace_adapter("lora", golden("adapters/lora"), Some(0.into())).unwrap_err().to_string(),
+            "expected generation 0",
+        ),
+        (engine.load_adapter("x", golden("adapters/base")).unwrap_err().to_string(), "adapter_config.json"),
+        (engine.logits(&[], &[]).unwrap_err().to_string(), "at least one token"),
+        (engine.logits(&[600], &[]).unwrap_err().to_string(), "found 600"),
+        (engine.logits(&prompt(513), &[]).unwrap_err().to_string(), "found 513"),
+        (engine.logits_with(&[1], &[], Format::Q8_0).unwrap_err().to_string(), "kv_format"),
+    ];
+    for (message, part) in table {
+        assert!(message.contains(part), "expected {part:?} in {message:?}");
+    }
+    assert!(engine.is_idle() && engine.memory().kv_used == 0);
+}
+
+/// A model whose files say what we cannot compute, or not enough.
+#[test]
+fn bad_models_are_refused_by_name() {
+    let read = |name: &str| fs::read(golden(&format!("adapters/base/{name}"))).unwrap();
+    let config = String::from_utf8(read("config.json")).unwrap();
+    let open = |from: &str, to: &str| {
+        assert!(config.contains(from), "{from}");
+        let config = config.replace(from, to).into_bytes();
+        let files = [("config.json", config), ("model.safetensors", read("model.safetensors"))];
+        let files = files.map(|(name, bytes)| (name.to_owned(), Bytes::new(bytes))).into();
+        Engine::open(Source::files(files).unwrap(), EngineOptions { threads: 1, ..EngineOptions::default() })
+    };
+    assert!(open("512", "512").is_ok());
+    let table = [
+        ("\"llama\"", "\"lama\"", "`model_type`: expected llama, found \"lama\""),
+        ("\"silu\"", "\"gelu\"", "`hidden_act`: expected \"silu\", found \"gelu\""),
+        ("\"default\"", "\"dynamic\"", "`rope_parameters.rope_type`"),
+        ("\"hidden_size\": 128", "\"hidden_size\": \"x\"", "`hidden_size`: expected a size, found \"x\""),
+        ("\"hidden_size\": 128,", "", "`hidden_size`: expected a size, found nothing"),
+        ("\"hidden_size\": 128", "\"hidden_size\": 64", "expected shape [512, 64], found [512, 128]"),
+        ("\"num_hidden_layers\": 3", "\"num_hidden_layers\": 2", "tensor model.layers.2."),
+        ("\"num_hidden_layers\": 3", "\"num_hidden_layers\": 4", "model.layers.3."),
+        ("\"num_attention_heads\": 8", "\"num_attention_heads\": 0", "number of attention heads"),
+        ("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3", "multiple of the 3"),
+        ("\"head_dim\": 16", "\"head_dim\": 15", "even number"),
+        ("\"head_dim\": 16", "\"head_dim\": 32", "self_attn.q_proj.weight"),
+        ("\"tie_word_embeddings\": false", "\"tie_word_embeddings\": 0", "`tie_word_embeddings`: expected true or"),
+        ("\"attention_bias\": false", "\"attention_bias\": true", "self_attn.q_proj.bias"),
+        ("\"vocab_size\": 512", "\"vocab_size\": 99999999999", "vocabulary size"),
+        ("\"rope_theta\": 10000.0", "\"rope_theta\": -1.0", "rope theta"),
+        ("\"eos_token_id\": 2", "\"eos_token_id\": [2, -7]", "`eos_token_id`"),
+    ];
+    for (from, to, part) in table {
+        match open(from, to) {
+            Ok(_) => panic!("{from} -> {to} was accepted"),
+            Err(error) => {
+                let message = error.to_string();
+                assert!(message.contains(part), "{from} -> {to}: expected {part:?} in {message:?}");
+            }
+        }
+    }
+    for options in [
+        EngineOptions { max_batch: 0, ..EngineOptions::default() },
+        EngineOptions { prefill_chunk: 0, ..EngineOptions::default() },
+        EngineOptions { kv_format: Format::Q4_0, ..EngineOptions::default() },
+    ] {
+        assert!(matches!(Engine::open(golden("adapters/base"), options), Err(Error::Option { .. })));
+    }
+}
