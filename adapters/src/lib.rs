@@ -17,6 +17,9 @@
 //! # Ok::<(), graftwork_adapters::Error>(())
 //! ```
 
+// The mmap wrapper is the one exception.
+#![deny(unsafe_code)]
+
 pub mod check;
 mod error;
 pub mod file;

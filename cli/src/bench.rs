@@ -116,7 +116,7 @@ impl Shape {
         let layer = c.hidden * (2 * q + 2 * kv + 3 * c.ffn);
         Self {
             layer_operations: 2.0 * (c.layers * layer) as f64,
-            streamed_bytes: engine.memory().streamed as f64,
+            streamed_bytes: engine.memory().weights as f64,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use graftwork::chat::Message;
-use graftwork::{Engine, EngineOptions, Event, Prompt, Request};
+use graftwork::{Engine, EngineOptions, Event, Request};
 
 use crate::arguments::Demo;
 use crate::{Failure, chart, open};
@@ -91,7 +91,7 @@ fn answer_all(engine: &Engine, chats: &[Chat], adapted: bool) -> Result<Outcome,
     let mut order = HashMap::new();
     for (i, Chat(system, user, adapter)) in chats.iter().enumerate() {
         let messages = vec![Message::new("system", system.as_str()), Message::new("user", *user)];
-        let mut request = Request::new(Prompt::Messages(messages)).max_tokens(TOKENS);
+        let mut request = Request::new(messages).max_tokens(TOKENS);
         if let (Some(adapter), true) = (adapter, adapted) {
             request = request.adapter(*adapter);
         }

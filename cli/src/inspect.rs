@@ -126,8 +126,8 @@ fn show(value: &gguf::Value) -> Option<Value> {
         V::F32(x) => json!(x),
         V::F64(x) => json!(x),
         V::Bool(x) => json!(x),
-        V::String(x) if x.chars().count() > 80 => json!(format!("text of {} characters", x.chars().count())),
-        V::String(x) => json!(x),
+        V::Str(x) if x.chars().count() > 80 => json!(format!("text of {} characters", x.chars().count())),
+        V::Str(x) => json!(x),
         V::Array(x) => json!(format!("array of {}", x.len())),
     })
 }

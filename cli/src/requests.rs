@@ -14,6 +14,7 @@ struct Line {
     id: Option<Value>,
     prompt: Option<String>,
     messages: Option<Vec<Message>>,
+    tools: Option<Vec<Value>>,
     tokens: Option<Vec<u32>>,
     adapters: Option<Vec<(String, f32)>>,
     max_tokens: Option<usize>,
@@ -36,15 +37,17 @@ pub struct Named {
 /// Reads a line; what it leaves out is as the command line says.
 pub fn parse(line: &str, number: usize, defaults: &Run) -> Result<Named, String> {
     let line: Line = serde_json::from_str(line).map_err(|e| e.to_string())?;
-    let prompt = match (line.prompt, line.messages, line.tokens) {
-        (Some(prompt), None, None) if defaults.chat || defaults.system.is_some() => {
-            Prompt::Messages(messages(defaults, prompt))
-        }
-        (Some(prompt), None, None) => Prompt::Text(prompt),
-        (None, Some(messages), None) => Prompt::Messages(messages),
-        (None, None, Some(tokens)) => Prompt::Tokens(tokens),
+    let mut prompt = match (line.prompt, line.messages, line.tokens) {
+        (Some(prompt), None, None) => from_text(prompt, defaults),
+        (None, Some(messages), None) => messages.into(),
+        (None, None, Some(tokens)) => tokens.into(),
         _ => return Err("expected exactly one of `prompt`, `messages` and `tokens`".to_owned()),
     };
+    match (&mut prompt, line.tools) {
+        (_, None) => {}
+        (Prompt::Chat(chat), tools) => chat.tools = tools,
+        _ => return Err("`tools` go with `messages`".to_owned()),
+    }
     let mut request = from_defaults(prompt, defaults);
     if let Some(adapters) = line.adapters {
         request.adapters = adapters;
@@ -76,6 +79,15 @@ pub fn from_defaults(prompt: Prompt, arguments: &Run) -> Request {
             ..sample::Options::default()
         },
         ..Request::new(prompt)
+    }
+}
+
+/// A prompt: a conversation if the command line says so, else text.
+pub fn from_text(text: String, arguments: &Run) -> Prompt {
+    if arguments.chat || arguments.system.is_some() {
+        messages(arguments, text).into()
+    } else {
+        Prompt::Text(text)
     }
 }
 

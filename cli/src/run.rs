@@ -31,18 +31,10 @@ pub fn run(arguments: &Run) -> Result<(), Failure> {
         return batch(&engine, requests, arguments.json);
     }
     if let Some(prompt) = &arguments.prompt {
-        let prompt = prompt_of(arguments, prompt.clone());
+        let prompt = requests::from_text(prompt.clone(), arguments);
         return answer(&engine, requests::from_defaults(prompt, arguments), arguments.json).map(|_| ());
     }
     interactive(&engine, arguments)
-}
-
-fn prompt_of(arguments: &Run, text: String) -> Prompt {
-    if arguments.chat || arguments.system.is_some() {
-        Prompt::Messages(requests::messages(arguments, text))
-    } else {
-        Prompt::Text(text)
-    }
 }
 
 fn read_requests(path: &str, arguments: &Run) -> Result<Vec<Named>, Failure> {
@@ -65,7 +57,7 @@ fn read_requests(path: &str, arguments: &Run) -> Result<Vec<Named>, Failure> {
 /// Answers all requests in one continuously refilled batch, and prints each answer as it ends.
 fn batch(engine: &Engine, requests: Vec<Named>, json: bool) -> Result<(), Failure> {
     let start = Instant::now();
-    let (count, mut tokens, mut refused) = (requests.len(), 0, 0);
+    let (count, mut tokens, mut failed) = (requests.len(), 0, 0);
     let mut answers = HashMap::new();
     let mut out = stdout().lock();
     let mut print = |line: String| writeln!(out, "{line}").map_err(Failure::io("stdout"));
@@ -76,9 +68,8 @@ fn batch(engine: &Engine, requests: Vec<Named>, json: bool) -> Result<(), Failur
             }
             // The others are answered all the same.
             Err(error) => {
-                refused += 1;
-                let line = serde_json::json!({"id": id, "error": error.to_string()});
-                print(if json { line.to_string() } else { format!("{id}: refused: {error}") })?;
+                failed += 1;
+                print(refusal(&id, &error.to_string(), json))?;
             }
         }
     }
@@ -94,15 +85,25 @@ fn batch(engine: &Engine, requests: Vec<Named>, json: bool) -> Result<(), Failur
                     print(if json { answer.json(reason.name()).to_string() } else { text })?;
                     answers.remove(&id);
                 }
+                Event::Failed { id, error } => {
+                    failed += 1;
+                    print(refusal(&answer.id, &error.to_string(), json))?;
+                    answers.remove(&id);
+                }
             }
         }
     }
     let seconds = start.elapsed().as_secs_f64();
     eprintln!("{count} requests, {tokens} tokens in {seconds:.2} s, {:.1} tokens/s", tokens as f64 / seconds);
-    match refused {
+    match failed {
         0 => Ok(()),
-        _ => Err(Failure::Other(format!("{refused} of {count} requests were refused"))),
+        _ => Err(Failure::Other(format!("{failed} of {count} requests failed"))),
     }
+}
+
+/// What stands where an answer would.
+fn refusal(id: &serde_json::Value, why: &str, json: bool) -> String {
+    if json { serde_json::json!({"id": id, "error": why}).to_string() } else { format!("{id}: failed: {why}") }
 }
 
 /// Answers one request, streaming its text; gives the text.
@@ -126,6 +127,7 @@ fn answer(engine: &Engine, request: Request, json: bool) -> Result<String, Failu
                 let line = if json { answer.json(reason.name()).to_string() } else { String::new() };
                 writeln!(out, "{line}").map_err(Failure::io("stdout"))?;
             }
+            Event::Failed { error, .. } => return Err(Failure::Other(error.to_string())),
         }
     }
     if let Some(first) = first {
@@ -183,7 +185,7 @@ fn interactive(engine: &Engine, arguments: &Run) -> Result<(), Failure> {
                     } else {
                         history.push(Message::new("user", line));
                     }
-                    Prompt::Messages(history.clone())
+                    history.clone().into()
                 } else {
                     Prompt::Text(line.to_owned())
                 };

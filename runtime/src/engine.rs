@@ -1,78 +1,28 @@
 //! The engine: one base model, its adapters, and everybody's requests.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use graftwork_adapters::{Adapter, Source};
 use graftwork_kernels::Format;
+use graftwork_kernels::backend::{Backend, PAGE};
 use graftwork_kernels::cpu::{Cpu, isa::Isa};
 
-use crate::Error;
+use crate::core::Core;
 use crate::kv::pages_for;
+use crate::mail::{Mail, Mailbox, lock};
 use crate::model::config::Config;
 use crate::model::container::Container;
-use crate::model::runner::{Prepare, Run, erase};
+use crate::model::runner::{Prepare, erase};
 use crate::model::weights::{Model, Progress};
 use crate::registry::{AdapterInfo, Expect, Generation, Registry};
-use crate::request::{Event, FinishReason, Request, RequestId};
+use crate::request::{Event, Request, RequestId};
+use crate::sample::Sampler;
 use crate::schedule::{Limits, Schedule};
-use crate::session::{Mailbox, Session};
-use crate::text::Text;
+use crate::session::Session;
+use crate::text::{Text, Tokens};
 use crate::trace::Counters;
-
-/// How an engine runs. [`EngineOptions::default`] suits most.
-#[derive(Clone, Debug)]
-pub struct EngineOptions {
-    /// Threads that compute, the caller's of [`Engine::step`] among them; 0 for one per core.
-    pub threads: usize,
-    /// What keys and values are cached as: [`Format::F16`] or [`Format::F32`].
-    pub kv_format: Format,
-    /// Most bytes of the KV cache. It grows to that as requests need it, never beyond.
-    pub kv_bytes: usize,
-    /// Most requests that run at once; others wait.
-    pub max_batch: usize,
-    /// Most rows of prompts in a step: larger reads prompts faster, smaller makes steps shorter.
-    pub prefill_chunk: usize,
-}
-
-impl Default for EngineOptions {
-    fn default() -> Self {
-        Self { threads: 0, kv_format: Format::F16, kv_bytes: 1 << 30, max_batch: 32, prefill_chunk: 512 }
-    }
-}
-
-impl EngineOptions {
-    fn check(&self) -> Result<(), Error> {
-        let refused = |option, expected, found: &dyn ToString| {
-            Err(Error::Option { option, expected, found: found.to_string() })
-        };
-        if !matches!(self.kv_format, Format::F16 | Format::F32) {
-            return refused("kv_format", "F16 or F32", &self.kv_format);
-        }
-        if self.max_batch == 0 {
-            return refused("max_batch", "1 or more", &0);
-        }
-        if self.prefill_chunk == 0 {
-            return refused("prefill_chunk", "1 or more", &0);
-        }
-        Ok(())
-    }
-}
-
-/// Bytes in memory, by class.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Memory {
-    /// The model's weights, as packed for the backend; the embedding as in its file.
-    pub weights: usize,
-    /// Adapters that are loaded under a name.
-    pub adapters: usize,
-    /// Pages of the KV cache that there are.
-    pub kv: usize,
-    /// Those of them that requests hold now.
-    pub kv_used: usize,
-}
+use crate::{Answer, EngineOptions, Error, Memory};
 
 /// One base model with its adapters, answering any number of requests at once.
 ///
@@ -87,20 +37,8 @@ pub struct Engine {
     options: EngineOptions,
     kv_pages: usize,
     next_id: AtomicU64,
-    /// Requests that wait for the next step to take them in.
-    inbox: Mutex<Vec<Session>>,
-    /// The flag that cancels each request that has not ended.
-    live: Mutex<HashMap<RequestId, Arc<AtomicBool>>>,
+    mail: Mail,
     core: Mutex<Core>,
-}
-
-/// What only one thread at a time may touch.
-struct Core {
-    runner: Box<dyn Run>,
-    schedule: Schedule,
-    /// Events for the next caller of `step`.
-    outbox: Vec<Event>,
-    counters: Counters,
 }
 
 impl Engine {
@@ -127,17 +65,28 @@ impl Engine {
         }
         let container = Container::open(&source.into())?;
         let (config, names) = container.config()?;
-        let text = Text::of(&container)?;
-        let end_tokens = container.end_tokens()?;
         let backend = Cpu::new(options.threads, Isa::best()).map_err(Error::Threads)?;
-        let device = graftwork_kernels::backend::Backend::device(&backend).clone();
-        let loading = (options.threads, progress);
-        let model = Model::load(config, names, container.weights(), &*device, loading)?;
-        let (model, runner) = erase(backend, model, options.kv_format);
+        let device = backend.device().clone();
+        // A large vocabulary takes as long as the weights, on one thread.
+        let (text, model) = std::thread::scope(|scope| {
+            let text = scope.spawn(|| Text::of(&container));
+            let loading = (options.threads, progress);
+            let model = Model::load(config, names, container.weights(), &*device, loading);
+            (text.join(), model)
+        });
+        let text = text.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let (model, runner) = erase(backend, model?, options.kv_format);
+        let mut end_tokens = container.end_tokens()?;
+        end_tokens.extend(text.iter().flat_map(|text| text.tokenizer().ends_of_generation()));
+        end_tokens.sort_unstable();
+        end_tokens.dedup();
         let kv_pages = options.kv_bytes / runner.page_bytes();
-        let limits = Limits { batch: options.max_batch, chunk: options.prefill_chunk };
-        let schedule = Schedule::new(limits, kv_pages);
-        let core = Core { runner, schedule, outbox: Vec::new(), counters: Counters::default() };
+        let limits = Limits {
+            batch: options.max_batch,
+            chunk: options.prefill_chunk,
+            keep_prefixes: options.keep_prefixes,
+        };
+        let core = Core::new(runner, Schedule::new(limits, kv_pages), model.config().vocab);
         Ok(Self {
             registry: Registry::default(),
             model,
@@ -146,8 +95,7 @@ impl Engine {
             options,
             kv_pages,
             next_id: AtomicU64::new(1),
-            inbox: Mutex::default(),
-            live: Mutex::default(),
+            mail: Mail::default(),
             core: Mutex::new(core),
         })
     }
@@ -176,18 +124,19 @@ impl Engine {
     pub fn memory(&self) -> Memory {
         let core = lock(&self.core);
         let page = core.runner.page_bytes();
+        let (pages, held) = core.schedule.pages();
         Memory {
             weights: self.model.bytes(),
+            embedding: self.model.embedding_bytes(),
             adapters: self.registry.list().iter().map(|adapter| adapter.bytes).sum(),
-            kv: core.schedule.pool().extent() * page,
-            kv_used: core.schedule.pool().used() * page,
+            kv: pages * page,
+            kv_used: held * page,
         }
     }
 
     /// What the engine has done so far. Waits for a step in progress.
     pub fn counters(&self) -> Counters {
-        let core = lock(&self.core);
-        Counters { reused_rows: core.schedule.reused(), ..core.counters }
+        lock(&self.core).counters()
     }
 
     /// Loads an adapter under a name that is free. Runs on the caller's thread, beside any step.
@@ -250,22 +199,23 @@ impl Engine {
     pub fn generate(&self, request: Request) -> Result<Answer<'_>, Error> {
         let mailbox = Mailbox::default();
         let id = self.accept(request, Some(mailbox.clone()))?;
-        Ok(Answer { engine: self, id, mailbox, finished: false })
+        Ok(Answer::new(self, id, mailbox))
     }
 
     fn accept(&self, request: Request, mailbox: Option<Mailbox>) -> Result<RequestId, Error> {
         let stack = self.registry.stack(&request.adapters)?;
-        let tokens = Text::tokens_of(self.text.as_ref(), request.prompt)?;
+        let Tokens { tokens, new_text } = Text::tokens_of(self.text.as_ref(), request.prompt)?;
         let most_tokens = self.most_tokens(&tokens, request.max_tokens)?;
         let mut end_tokens = request.stop_tokens;
         if !request.ignore_eos {
             end_tokens.extend_from_slice(&self.end_tokens);
         }
-        let text = self.text.as_ref();
-        if text.is_none() && !request.stop.is_empty() {
-            return Err(Error::NoTokenizer);
-        }
-        let cancelled = Arc::new(AtomicBool::new(false));
+        let text = match &self.text {
+            Some(text) => Some(text.stream(request.stop, new_text)?),
+            None if request.stop.is_empty() => None,
+            None => return Err(Error::NoTokenizer),
+        };
+        self.check_tokens("logit_bias", request.sampling.logit_bias.iter().map(|&(token, _)| token))?;
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let session = Session {
             id,
@@ -275,16 +225,15 @@ impl Engine {
             chain: None,
             most_tokens,
             end_tokens,
-            sampler: crate::sample::Sampler::new(request.sampling)?,
-            text: text.map(|text| text.stream(request.stop)).transpose()?,
+            sampler: Sampler::new(request.sampling)?,
+            text,
             logprobs: request.logprobs,
             logits: request.logits,
-            cancelled: cancelled.clone(),
+            cancelled: Arc::default(),
             mailbox,
             tokens,
         };
-        lock(&self.live).insert(id, cancelled);
-        lock(&self.inbox).push(session);
+        self.mail.submit(session);
         Ok(id)
     }
 
@@ -299,13 +248,11 @@ impl Engine {
             let found = "0".to_owned();
             return Err(Error::Option { option: "max_tokens", expected: "1 or more", found });
         }
-        if let Some((index, &token)) = prompt.iter().enumerate().find(|(_, t)| **t as usize >= config.vocab) {
-            return Err(Error::Token { index, vocab: config.vocab, found: token });
-        }
+        self.check_tokens("prompt", prompt.iter().copied())?;
         if found >= config.context {
             return Err(Error::TooLong { context: config.context, found });
         }
-        let room = self.kv_pages.saturating_mul(graftwork_kernels::backend::PAGE);
+        let room = self.kv_pages.saturating_mul(PAGE);
         let most = match answer {
             Some(answer) => found.saturating_add(answer).min(config.context),
             None => config.context.min(room.saturating_add(1)).max(found + 1),
@@ -317,20 +264,27 @@ impl Engine {
         }
     }
 
+    /// Refuses tokens that the model does not have.
+    fn check_tokens(&self, place: &'static str, tokens: impl Iterator<Item = u32>) -> Result<(), Error> {
+        let vocab = self.model.config().vocab;
+        match tokens.enumerate().find(|&(_, token)| token as usize >= vocab) {
+            Some((index, found)) => Err(Error::Token { place, index, vocab, found }),
+            None => Ok(()),
+        }
+    }
+
     /// Ends a request before its time; its last event comes from the next step. A step in progress that is
     /// mostly its work is given up within a layer.
     ///
     /// # Errors
     /// No such request waits or runs.
     pub fn cancel(&self, id: RequestId) -> Result<(), Error> {
-        let live = lock(&self.live);
-        live.get(&id).ok_or(Error::NoRequest { id })?.store(true, Ordering::Relaxed);
-        Ok(())
+        self.mail.cancel(id)
     }
 
-    /// Whether any request waits or runs.
+    /// Whether no request waits or runs and no event waits for [`Engine::step`].
     pub fn is_idle(&self) -> bool {
-        lock(&self.live).is_empty()
+        self.mail.is_empty()
     }
 
     /// Runs one forward pass over everything that is ready, and gives what happened since the last call, in
@@ -339,63 +293,14 @@ impl Engine {
     /// # Errors
     /// Memory was refused. No request lost anything: the next call tries again.
     pub fn step(&self) -> Result<Vec<Event>, Error> {
-        let mut core = lock(&self.core);
-        self.advance(&mut core)?;
-        Ok(std::mem::take(&mut core.outbox))
+        self.advance_unless(|| false)?;
+        Ok(self.mail.take_events())
     }
 
-    fn advance(&self, core: &mut Core) -> Result<(), Error> {
-        let Core { runner, schedule, outbox, counters } = core;
-        for session in lock(&self.inbox).drain(..) {
-            schedule.push(session);
-        }
-        loop {
-            for mut session in schedule.take_cancelled() {
-                let event = session.finish(FinishReason::Cancelled);
-                self.post(&session, event, outbox);
-            }
-            let plan = schedule.plan();
-            if plan.parts.is_empty() {
-                return Ok(());
-            }
-            runner.grow(schedule.pool().extent())?;
-            for (from, to) in schedule.take_copies() {
-                runner.copy_page(from, to);
-            }
-            let batch = crate::batch::Batch::new(&schedule.pieces(&plan));
-            let start = Instant::now();
-            let done = runner.run(&batch, &|| schedule.is_worth(&plan))?;
-            counters.count(&batch, done, start.elapsed());
-            if !done {
-                continue;
-            }
-            let logits = runner.logits();
-            let mut ended = Vec::new();
-            let rows = logits.chunks_exact(self.model.config().vocab);
-            for (session, logits) in schedule.filled(&plan).into_iter().zip(rows) {
-                for event in session.advance(logits) {
-                    if matches!(event, Event::Finished { .. }) {
-                        ended.push(session.id);
-                    }
-                    self.post(session, event, outbox);
-                }
-            }
-            for id in ended {
-                schedule.take(id);
-            }
-            return Ok(());
-        }
-    }
-
-    /// Delivers an event.
-    fn post(&self, session: &Session, event: Event, outbox: &mut Vec<Event>) {
-        if matches!(event, Event::Finished { .. }) {
-            lock(&self.live).remove(&session.id);
-        }
-        match &session.mailbox {
-            Some(mailbox) => lock(mailbox).push_back(event),
-            None => outbox.push(event),
-        }
+    /// Steps, unless there is no need to once it is this thread's turn.
+    pub(crate) fn advance_unless(&self, is_done: impl FnOnce() -> bool) -> Result<(), Error> {
+        let mut core = self.core.lock().map_err(|_| Error::Poisoned)?;
+        if is_done() { Ok(()) } else { core.advance(&self.mail) }
     }
 
     /// The logits `[tokens, vocab]` at every position of one sequence under a stack of adapters, with keys
@@ -426,67 +331,8 @@ impl Engine {
         if tokens.is_empty() {
             return Err(Error::EmptyPrompt);
         }
-        if let Some((index, &token)) = tokens.iter().enumerate().find(|(_, t)| **t as usize >= config.vocab) {
-            return Err(Error::Token { index, vocab: config.vocab, found: token });
-        }
-        lock(&self.core).runner.score(tokens, &stack, kv, self.options.prefill_chunk)
+        self.check_tokens("prompt", tokens.iter().copied())?;
+        let mut core = self.core.lock().map_err(|_| Error::Poisoned)?;
+        core.runner.score(tokens, &stack, kv, self.options.prefill_chunk)
     }
-}
-
-/// The events of one request, made by stepping the engine. Dropping it cancels the request.
-pub struct Answer<'a> {
-    engine: &'a Engine,
-    id: RequestId,
-    mailbox: Mailbox,
-    finished: bool,
-}
-
-impl Answer<'_> {
-    /// The request.
-    pub fn id(&self) -> RequestId {
-        self.id
-    }
-
-    /// The whole text of the answer.
-    ///
-    /// # Errors
-    /// As [`Engine::step`].
-    pub fn text(self) -> Result<String, Error> {
-        self.map(|event| event.map(|event| event.text().to_owned())).collect()
-    }
-}
-
-impl Iterator for Answer<'_> {
-    type Item = Result<Event, Error>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        while !self.finished {
-            if let Some(event) = lock(&self.mailbox).pop_front() {
-                self.finished = matches!(event, Event::Finished { .. });
-                return Some(Ok(event));
-            }
-            let mut core = lock(&self.engine.core);
-            // Another thread may have stepped while this one waited for the lock.
-            if lock(&self.mailbox).is_empty()
-                && let Err(error) = self.engine.advance(&mut core)
-            {
-                return Some(Err(error));
-            }
-        }
-        None
-    }
-}
-
-impl Drop for Answer<'_> {
-    fn drop(&mut self) {
-        if !self.finished {
-            // It may have ended in the meantime; then there is nothing to cancel.
-            let _ = self.engine.cancel(self.id);
-        }
-    }
-}
-
-/// Locks, also after a panic elsewhere: what the locks guard is consistent between statements.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }

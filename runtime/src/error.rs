@@ -2,9 +2,9 @@
 
 use graftwork_adapters::{Site, file};
 
-use crate::request::RequestId;
 use crate::model::config;
 use crate::registry::Generation;
+use crate::request::RequestId;
 
 /// Why something was refused. Messages say what was expected, what was found, and where.
 #[derive(Debug, thiserror::Error)]
@@ -108,9 +108,11 @@ pub enum Error {
     #[error("expected a prompt of at least one token, found none")]
     EmptyPrompt,
     /// A token that the model does not have.
-    #[error("prompt token {index}: expected an id below {vocab}, found {found}")]
+    #[error("{place} token {index}: expected an id below {vocab}, found {found}")]
     Token {
-        /// Its place in the prompt.
+        /// The prompt, or the option that names it.
+        place: &'static str,
+        /// Its place there.
         index: usize,
         /// Entries of the vocabulary.
         vocab: usize,
@@ -148,12 +150,18 @@ pub enum Error {
     /// The sampling options have no meaning.
     #[error(transparent)]
     Sample(#[from] crate::sample::Error),
+    /// A stop text has no meaning.
+    #[error(transparent)]
+    Stop(#[from] crate::stream::Error),
     /// No running or waiting request has this id.
     #[error("no request {id} is waiting or running")]
     NoRequest {
         /// The id.
         id: RequestId,
     },
+    /// A step panicked, which is a bug in this library. The engine computes nothing any more.
+    #[error("the engine is unusable since a step panicked")]
+    Poisoned,
     /// A bug in this library.
     #[error("internal error: {what}")]
     Internal {

@@ -46,6 +46,7 @@ impl Pool {
     }
 
     /// Most pages that there can be.
+    #[cfg(test)]
     pub fn limit(&self) -> usize {
         self.limit
     }
@@ -61,6 +62,7 @@ impl Pool {
     }
 
     /// Pages promised to open chains, whether they hold them yet or not.
+    #[cfg(test)]
     pub fn reserved(&self) -> usize {
         self.reserved
     }

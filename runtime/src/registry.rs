@@ -130,9 +130,8 @@ impl Ord for Stack {
 
 impl fmt::Debug for Stack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let entry = |(adapter, weight): (&Loaded, f32)| {
-            format!("{}#{}:{weight}", adapter.name, adapter.generation)
-        };
+        let entry =
+            |(adapter, weight): (&Loaded, f32)| format!("{}#{}:{weight}", adapter.name, adapter.generation);
         f.debug_list().entries(self.iter().map(entry)).finish()
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::chat::{ChatInput, Message};
 use crate::sample;
 
 /// Identifies a request of one engine; never used again.
@@ -36,7 +37,7 @@ pub enum Prompt {
     /// Tokens, as they are.
     Tokens(Vec<u32>),
     /// A conversation, rendered by the model's chat template; what users say never becomes special tokens.
-    Messages(Vec<crate::chat::Message>),
+    Chat(Box<ChatInput>),
 }
 
 impl From<&str> for Prompt {
@@ -51,9 +52,22 @@ impl From<String> for Prompt {
     }
 }
 
+/// A conversation to be answered, without tools.
+impl From<Vec<Message>> for Prompt {
+    fn from(messages: Vec<Message>) -> Self {
+        Self::Chat(Box::new(ChatInput::new(messages)))
+    }
+}
+
 impl From<Vec<u32>> for Prompt {
     fn from(tokens: Vec<u32>) -> Self {
         Self::Tokens(tokens)
+    }
+}
+
+impl From<ChatInput> for Prompt {
+    fn from(chat: ChatInput) -> Self {
+        Self::Chat(Box::new(chat))
     }
 }
 
@@ -64,7 +78,8 @@ pub struct Request {
     pub prompt: Prompt,
     /// Names and weights of the adapters that answer it, in order; none means the base model.
     pub adapters: Vec<(String, f32)>,
-    /// Most tokens of the answer; `None` for as many as the context holds.
+    /// Most tokens of the answer; `None` for as many as the context and the KV cache hold. A request starts
+    /// once the cache has room for this many, so a limit lets more requests run at once.
     pub max_tokens: Option<usize>,
     /// How tokens are chosen.
     pub sampling: sample::Options,
@@ -169,13 +184,20 @@ pub enum Event {
         /// The rest of the text, held back until now.
         text: String,
     },
+    /// No token could be chosen, and the request ended; nothing follows.
+    Failed {
+        /// The request.
+        id: RequestId,
+        /// Why.
+        error: sample::Error,
+    },
 }
 
 impl Event {
     /// The request that this is about.
     pub fn id(&self) -> RequestId {
         match self {
-            Self::Token { id, .. } | Self::Finished { id, .. } => *id,
+            Self::Token { id, .. } | Self::Finished { id, .. } | Self::Failed { id, .. } => *id,
         }
     }
 
@@ -183,6 +205,12 @@ impl Event {
     pub fn text(&self) -> &str {
         match self {
             Self::Token { text, .. } | Self::Finished { text, .. } => text,
+            Self::Failed { .. } => "",
         }
+    }
+
+    /// Whether nothing follows for this request.
+    pub fn is_last(&self) -> bool {
+        !matches!(self, Self::Token { .. })
     }
 }

@@ -7,8 +7,11 @@
 
 use std::collections::VecDeque;
 
+use graftwork_kernels::backend::PAGE;
+
 use crate::batch::{Outputs, Piece};
-use crate::kv::{Pool, pages_for};
+use crate::kv::{Chain, Pool, pages_for};
+use crate::prefix::Prefixes;
 use crate::request::RequestId;
 use crate::session::Session;
 
@@ -19,6 +22,8 @@ pub struct Limits {
     pub batch: usize,
     /// Most prompt rows of a step.
     pub chunk: usize,
+    /// Keep pages of requests that ended for those that start alike.
+    pub keep_prefixes: bool,
 }
 
 /// The sequences that wait and that run.
@@ -30,6 +35,8 @@ pub struct Schedule {
     running: Vec<Session>,
     /// Rows that did not have to be computed.
     reused: u64,
+    /// Pages of requests that ended, where they are kept.
+    prefixes: Option<Prefixes>,
     /// Pages of the cache to copy before the next step, `(from, to)`.
     copies: Vec<(u32, u32)>,
 }
@@ -53,17 +60,21 @@ pub struct Plan {
 impl Schedule {
     /// Nothing to do yet, in a cache of at most `pages` pages.
     pub fn new(limits: Limits, pages: usize) -> Self {
-        Self { limits, pool: Pool::new(pages), waiting: VecDeque::new(), running: Vec::new(), copies: Vec::new() }
+        Self {
+            limits,
+            pool: Pool::new(pages),
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            reused: 0,
+            prefixes: limits.keep_prefixes.then(Prefixes::default),
+            copies: Vec::new(),
+        }
     }
 
-    /// The pages of the cache.
-    pub fn pool(&self) -> &Pool {
-        &self.pool
-    }
-
-    /// Whether nothing waits or runs.
-    pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.running.is_empty()
+    /// Pages of the cache that there are, and those of them that sequences hold.
+    pub fn pages(&self) -> (usize, usize) {
+        let idle = self.prefixes.as_ref().map_or(0, |prefixes| prefixes.idle(&self.pool));
+        (self.pool.extent(), self.pool.used() - idle)
     }
 
     /// Rows of prompts that did not have to be computed, so far.
@@ -98,7 +109,11 @@ impl Schedule {
 
     fn remove(&mut self, index: usize) -> Session {
         let mut session = self.running.remove(index);
-        if let Some(chain) = session.chain.take() {
+        if let Some(mut chain) = session.chain.take() {
+            if let Some(prefixes) = &mut self.prefixes {
+                let tokens = &session.tokens[..session.filled];
+                prefixes.keep(&session.stack, tokens, &mut chain, &mut self.pool);
+            }
             self.pool.close(chain);
         }
         session
@@ -137,12 +152,19 @@ impl Schedule {
     fn admit(&mut self) {
         while self.running.len() < self.limits.batch
             && let Some(next) = self.waiting.front()
-            && let Some(chain) = self.pool.open(pages_for(next.most_tokens - 1))
+            && let Some(chain) = open(&mut self.pool, self.prefixes.as_mut(), next)
             && let Some(mut session) = self.waiting.pop_front()
         {
+            session.filled = chain.pages().len() * PAGE;
+            self.reused += session.filled as u64;
             session.chain = Some(chain);
             self.running.push(session);
         }
+    }
+
+    /// Pages that the cache must have.
+    pub fn extent(&self) -> usize {
+        self.pool.extent()
     }
 
     /// The pages of the cache to copy before the step, `(from, to)`, in this order.
@@ -188,5 +210,20 @@ impl Schedule {
         }
         let mut sessions: Vec<Option<&mut Session>> = self.running.iter_mut().map(Some).collect();
         ready.into_iter().filter_map(|index| sessions[index].take()).collect()
+    }
+}
+
+/// A chain for `session` that starts with the pages that are kept of its beginning. Others that are kept
+/// make room for it. `None` while there is not enough.
+fn open(pool: &mut Pool, mut prefixes: Option<&mut Prefixes>, session: &Session) -> Option<Chain> {
+    let pages = pages_for(session.most_tokens - 1);
+    loop {
+        let kept = prefixes.as_mut().map(|prefixes| prefixes.find(&session.stack, &session.tokens));
+        if let Some(chain) = pool.open(&kept.unwrap_or_default(), pages) {
+            return Some(chain);
+        }
+        if !prefixes.as_mut().is_some_and(|prefixes| prefixes.drop_one(pool)) {
+            return None;
+        }
     }
 }

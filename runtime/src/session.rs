@@ -1,17 +1,14 @@
 //! One request on its way, from submission to its last event.
 
-use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 
 use crate::kv::Chain;
+use crate::mail::Mailbox;
 use crate::registry::Stack;
 use crate::request::{Event, FinishReason, Logprob, RequestId};
 use crate::sample::Sampler;
 use crate::stream::TextStream;
-
-/// Where the events of a request go that is iterated on its own.
-pub type Mailbox = Arc<Mutex<VecDeque<Event>>>;
 
 /// A request, checked and tokenized.
 pub struct Session {
@@ -59,7 +56,10 @@ impl Session {
     /// Chooses the next token from its `logits` and says what follows.
     pub fn advance(&mut self, logits: &[f32]) -> Vec<Event> {
         let id = self.id;
-        let token = self.sampler.sample(logits, &self.tokens);
+        let token = match self.sampler.sample(logits, &self.tokens) {
+            Ok(token) => token,
+            Err(error) => return vec![Event::Failed { id, error }],
+        };
         self.tokens.push(token);
         if self.end_tokens.contains(&token) {
             return vec![self.finish(FinishReason::Stop)];

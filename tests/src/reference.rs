@@ -110,10 +110,13 @@ pub fn tensors(path: &str) -> Vec<(String, graftwork_kernels::Tensor)> {
     file.names().into_iter().map(|n| (name(n), file.require(n).expect("a matrix"))).collect()
 }
 
-/// The GGUF file of SmolLM2 that the references in `golden/smollm2` were made with.
+/// The GGUF file of SmolLM2 that the references in `golden/smollm2` were made with: the one that
+/// `GRAFTWORK_SMOLLM2` names, else the one in the cache folder, fetched if it is not there yet.
 pub fn smollm2() -> PathBuf {
-    let path = std::env::var_os("GRAFTWORK_SMOLLM2");
-    path.expect("GRAFTWORK_SMOLLM2: expected the path of SmolLM2-135M-Instruct.Q4_1.gguf, found nothing").into()
+    match std::env::var_os("GRAFTWORK_SMOLLM2") {
+        Some(path) => path.into(),
+        None => graftwork_cli::pull::pull("smollm2").unwrap_or_else(|error| panic!("{error}")),
+    }
 }
 
 /// An adapter in `examples/adapters`.

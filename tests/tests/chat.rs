@@ -28,7 +28,7 @@ fn input(chat: &Value, now: u64) -> ChatInput {
 }
 
 fn says(texts: &[(&str, &str)]) -> ChatInput {
-    ChatInput::new(texts.iter().map(|(role, content)| Message::new(role, content)).collect())
+    ChatInput::new(texts.iter().map(|(role, content)| Message::new(*role, *content)).collect())
 }
 
 #[test]
@@ -82,6 +82,24 @@ fn ids_of_ordinary_chats_are_those_of_the_plain_text() {
         marked += usize::from(!rendered.user_spans().is_empty());
     }
     assert!(marked > 60, "{marked}");
+}
+
+#[test]
+fn smollm2_prompts_are_those_of_transformers() {
+    let chats: Vec<Value> = serde_json::from_slice(&golden("smollm2.prompts.json")).unwrap();
+    let tokenizer = smollm2();
+    let template = ChatTemplate::new(tokenizer.chat_template().unwrap(), None, None).unwrap();
+    let ids = |value: &Value| -> Vec<u32> { serde_json::from_value(value.clone()).unwrap() };
+    assert_eq!(chats.len(), 24);
+    for chat in &chats {
+        let (system, user) = (chat["system"].as_str().unwrap(), chat["user"].as_str().unwrap());
+        let messages =
+            if system.is_empty() { vec![("user", user)] } else { vec![("system", system), ("user", user)] };
+        let rendered = template.render(&says(&messages)).unwrap();
+        assert_eq!(rendered.text(), chat["prompt"].as_str().unwrap());
+        assert_eq!(tokenizer.encode_rendered(&rendered).unwrap(), ids(&chat["prompt_tokens"]));
+        assert_eq!(tokenizer.decode(&ids(&chat["tokens"])), chat["text"].as_str().unwrap());
+    }
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! Logits against transformers and peft.
 
-use graftwork::{Engine, EngineOptions, Event, FinishReason, Request};
+use graftwork::chat::{ChatInput, Message};
+use graftwork::{Bytes, Engine, EngineOptions, Format, Prompt, Request};
+use graftwork_adapters::TensorFile;
+use graftwork_adapters::file::{Gguf, GgufWriter};
+use graftwork_kernels::Tensor;
 use graftwork_tests::reference::{Expected, example, golden, smollm2};
 
 fn open(path: &str) -> Engine {
@@ -55,8 +59,38 @@ fn smollm2_agrees_with_transformers() {
     }
 }
 
-/// Greedy answers of SmolLM2, all in one batch. Rounding may leave the reference's path, except where an
-/// adapter is trained for the question: those answers must be equal, from both files of each adapter.
+/// The same weights without their codes, so that no activation is rounded: all that is left is the order of
+/// f32 sums. This tells an error from the rounding that the thresholds above allow.
+#[test]
+fn smollm2_in_f32_agrees_with_transformers() {
+    let file = Gguf::open(smollm2()).unwrap();
+    let mut decoded = GgufWriter::new();
+    for (key, value) in file.metadata().iter() {
+        decoded.key(key, value.clone());
+    }
+    for name in file.names() {
+        let tensor = file.require(name).unwrap();
+        let values = tensor.decode();
+        decoded.tensor(name, Tensor::encode(Format::F32, tensor.rows(), tensor.cols(), &values).unwrap());
+    }
+    let mut bytes = Vec::new();
+    decoded.write(&mut bytes).unwrap();
+    drop(decoded);
+    let options = EngineOptions { threads: 2, ..EngineOptions::default() };
+    let engine = Engine::open(Bytes::new(bytes), options).unwrap();
+    for name in ["base", "tools"] {
+        let expected = Expected::read(&format!("smollm2/{name}.expected.safetensors"), "logits_last8");
+        for (file, stack) in stacks(&engine, name) {
+            let closeness = expected.compare(|tokens| engine.logits(tokens, &stack).unwrap());
+            println!("{name} from {file}: {closeness:?}");
+            assert!(closeness.mean_kl <= 1e-4, "{name} from {file}: {closeness:?}");
+            assert_eq!(closeness.top1, 1.0, "{name} from {file}: {closeness:?}");
+        }
+    }
+}
+
+/// Greedy answers of SmolLM2 to conversations, all in one batch. Rounding may leave the reference's path,
+/// except where an adapter is trained for the question: those answers must be equal, from both files of each.
 #[test]
 fn smollm2_answers_as_transformers() {
     let engine = Engine::open(smollm2(), EngineOptions { threads: 2, ..EngineOptions::default() }).unwrap();
@@ -66,31 +100,21 @@ fn smollm2_answers_as_transformers() {
         let chats: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
         for (file, stack) in stacks(&engine, name) {
             for (index, chat) in chats.as_array().unwrap().iter().enumerate() {
-                let tokens = |key: &str| -> Vec<u32> {
-                    chat[key].as_array().unwrap().iter().map(|t| t.as_u64().unwrap() as u32).collect()
-                };
-                let expected = tokens("tokens");
                 let request = Request {
                     adapters: stack.clone(),
-                    max_tokens: Some(expected.len()),
-                    ..Request::new(tokens("prompt_tokens"))
+                    max_tokens: Some(chat["tokens"].as_array().unwrap().len()),
+                    ..Request::new(prompt(&engine, chat))
                 };
                 let id = engine.submit(request).unwrap();
+                let expected = chat["text"].as_str().unwrap().trim_end_matches("<|im_end|>").to_owned();
                 asked.push((id, format!("{file} {index}"), expected, must_be_equal.contains(&index)));
             }
         }
     }
-    let mut answers = std::collections::HashMap::<_, Vec<u32>>::new();
+    let mut answers = std::collections::HashMap::<_, String>::new();
     while !engine.is_idle() {
         for event in engine.step().unwrap() {
-            match event {
-                Event::Token { id, token, .. } => answers.entry(id).or_default().push(token),
-                // The reference lists the token that ended an answer.
-                Event::Finished { id, reason: FinishReason::Stop, .. } => {
-                    answers.entry(id).or_default().push(engine.end_tokens()[0]);
-                }
-                Event::Finished { .. } => {}
-            }
+            answers.entry(event.id()).or_default().push_str(event.text());
         }
     }
     let equal = asked.iter().filter(|(id, _, expected, _)| answers[id] == *expected).count();
@@ -99,6 +123,21 @@ fn smollm2_answers_as_transformers() {
         assert!(!must_be_equal || answers[&id] == expected, "{name}: {:?}, not {expected:?}", answers[&id]);
     }
     assert_eq!(engine.memory().kv_used, 0);
+}
+
+/// A reference's conversation, its tokens checked against the reference's, as a conversation and as text.
+fn prompt(engine: &Engine, chat: &serde_json::Value) -> Prompt {
+    let field = |key: &str| chat[key].as_str().unwrap();
+    let mut messages = vec![Message::new("user", field("user"))];
+    if !field("system").is_empty() {
+        messages.insert(0, Message::new("system", field("system")));
+    }
+    let tokens = chat["prompt_tokens"].as_array().unwrap();
+    let tokens: Vec<u32> = tokens.iter().map(|token| token.as_u64().unwrap() as u32).collect();
+    let text = engine.text().unwrap();
+    assert_eq!(text.encode(field("prompt")).unwrap(), tokens);
+    assert_eq!(text.encode_chat(&ChatInput::new(messages.clone())).unwrap(), tokens);
+    messages.into()
 }
 
 /// The stacks that are `name`: none, or its adapter from PEFT's directory and from the GGUF file.

@@ -7,7 +7,7 @@ fn logits(seed: u64, vocab: usize) -> Vec<f32> {
     (0..vocab as u64)
         .map(|token| {
             let sum: f64 = (0..6).map(|i| random::uniform(seed, 8 * token + i)).sum();
-            ((sum - 3.0) * 6.0 * 64.0).round() as f32 / 64.0
+            ((sum - 3.0) * 2.5 * 64.0).round() as f32 / 64.0
         })
         .collect()
 }
@@ -99,7 +99,7 @@ fn consecutive_draws_are_independent() {
 #[test]
 fn truncations_keep_the_sets_of_their_definitions() {
     let mut checked = 0;
-    for round in 0..400u64 {
+    for round in 0..150u64 {
         let pick = |i: u64| random::uniform(round, 1000 + i);
         let vocab = [1, 2, 5, 63, 64, 65, 700][(pick(0) * 7.0) as usize];
         let logits = logits(round, vocab);
@@ -125,7 +125,7 @@ fn truncations_keep_the_sets_of_their_definitions() {
             checked += usize::from(p > 0.0);
         }
     }
-    assert!(checked > 5000, "{checked}");
+    assert!(checked > 1500, "{checked}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod error;
 pub mod gguf;
 pub mod hf;
 mod json;
+#[allow(unsafe_code)]
 mod map;
 mod named;
 pub mod safetensors;

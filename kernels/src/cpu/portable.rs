@@ -1,6 +1,6 @@
 //! The definition: every vector operation in plain Rust.
 
-use half::{bf16, f16};
+use half::f16;
 
 use super::isa::{BLOCK, LANES, Simd};
 
@@ -57,7 +57,7 @@ impl Simd for Portable {
     }
 
     fn load_bf16(self, x: &[u16; LANES]) -> Self::F {
-        x.map(|x| bf16::from_bits(x).to_f32())
+        x.map(|x| f32::from_bits(u32::from(x) << 16))
     }
 
     fn store(self, x: Self::F, out: &mut [f32; LANES]) {

@@ -18,7 +18,7 @@ impl Block for BlockBF16 {
     type Strip = Float<PanelBF16>;
 
     fn decode(&self, out: &mut [f32]) {
-        out[0] = bf16::from_le_bytes(self.0).to_f32();
+        out[0] = f32::from_bits(u32::from(u16::from_le_bytes(self.0)) << 16);
     }
 
     fn encode(x: &[f32]) -> Self {

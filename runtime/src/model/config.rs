@@ -92,7 +92,7 @@ impl Config {
             return Err(unsupported("number of attention heads", expected, self.heads));
         }
         let rotary = self.rope.rotary;
-        if rotary == 0 || rotary % 2 != 0 || rotary > self.head_dim {
+        if rotary == 0 || !rotary.is_multiple_of(2) || rotary > self.head_dim {
             let expected = format!("an even number of at most {} rotated dimensions", self.head_dim);
             return Err(unsupported("rotated dimensions of a head", expected, rotary));
         }
@@ -235,9 +235,7 @@ impl<'a> Reader<'a> {
     /// Refuses anything but `expected` (or nothing) under `key`.
     pub fn only(&self, key: &str, expected: Value) -> Result<(), Error> {
         match self.get(key) {
-            Some(value) if value != expected => {
-                Err(unsupported(self.name(key), expected.to_string(), value))
-            }
+            Some(value) if value != expected => Err(unsupported(self.name(key), expected.to_string(), value)),
             _ => Ok(()),
         }
     }

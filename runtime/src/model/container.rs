@@ -98,9 +98,10 @@ impl Container {
                 let ids = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
                 for id in ids {
                     let token = id.as_u64().and_then(|id| u32::try_from(id).ok());
-                    tokens.push(token.ok_or_else(|| {
-                        config::unsupported(key, "token ids".into(), value.to_string())
-                    })?);
+                    tokens
+                        .push(token.ok_or_else(|| {
+                            config::unsupported(key, "token ids".into(), value.to_string())
+                        })?);
                 }
             }
         }

@@ -23,10 +23,10 @@ pub struct Scratch<B: Backend> {
     /// The two inner activations of the feed-forward block, `[rows, ffn]`.
     gate: B::Rows,
     up: B::Rows,
-    /// The rows whose logits are wanted: `x`, normalised, and logits `[outputs, vocab]`.
-    last: B::Rows,
-    last_n: B::Rows,
-    /// The answer of [`forward`].
+    /// The rows of `x` and `a` whose logits are wanted.
+    x_out: B::Rows,
+    a_out: B::Rows,
+    /// The answer of [`forward`], `[outputs, vocab]`.
     pub logits: B::Rows,
 }
 
@@ -44,19 +44,31 @@ impl<B: Backend> Scratch<B> {
             a: backend.rows(q),
             gate: backend.rows(c.ffn),
             up: backend.rows(c.ffn),
-            last: backend.rows(c.hidden),
-            last_n: backend.rows(c.hidden),
+            x_out: backend.rows(c.hidden),
+            a_out: backend.rows(q),
             logits: backend.rows(c.vocab),
         }
     }
 
     fn resize(&mut self, backend: &mut B, rows: usize, outputs: usize) -> Result<(), tensor::Error> {
-        let Self { x, n, q, k, v, a, gate, up, last, last_n, logits } = self;
+        let Self { x, n, q, k, v, a, gate, up, x_out, a_out, logits } = self;
         for buffer in [x, n, q, k, v, a, gate, up] {
             backend.resize(buffer, rows)?;
         }
-        for buffer in [last, last_n, logits] {
+        for buffer in [x_out, a_out, logits] {
             backend.resize(buffer, outputs)?;
+        }
+        Ok(())
+    }
+
+    /// Goes on with the rows `outputs` alone.
+    fn narrow(&mut self, backend: &mut B, outputs: &[usize]) -> Result<(), tensor::Error> {
+        backend.select(&mut self.x_out, &self.x, outputs);
+        backend.select(&mut self.a_out, &self.a, outputs);
+        std::mem::swap(&mut self.x, &mut self.x_out);
+        std::mem::swap(&mut self.a, &mut self.a_out);
+        for buffer in [&mut self.n, &mut self.gate, &mut self.up] {
+            backend.resize(buffer, outputs.len())?;
         }
         Ok(())
     }
@@ -76,18 +88,18 @@ pub fn forward<B: Backend>(
 ) -> Result<bool, tensor::Error> {
     let c = &model.config;
     s.resize(backend, batch.tokens.len(), batch.outputs.len())?;
-    let grafts = Grafts::<B>::of(batch);
+    let mut grafts = Grafts::<B>::of(batch);
     let (mut cos, mut sin) = (Vec::new(), Vec::new());
     for &position in &batch.positions {
         model.frequencies.angles(position, &mut cos, &mut sin);
     }
     let angles = Angles { cos: &cos, sin: &sin, rotary: c.rope.rotary, layout: c.rope.layout };
     let scale = 1.0 / (c.head_dim as f32).sqrt();
-    let done = backend.step(|b| {
+    backend.step(|b| {
         b.embed(&mut s.x, &model.embedding, &batch.tokens);
         for (l, layer) in model.layers.iter().enumerate() {
             if !go_on() {
-                return false;
+                return Ok(false);
             }
             b.rms_norm(&mut s.n, &s.x, &layer.attention_norm, c.norm_eps);
             b.linear(
@@ -102,6 +114,11 @@ pub fn forward<B: Backend>(
             b.rotate(&mut s.k, c.kv_heads, &angles);
             b.store(cache, l, (&s.k, &s.v), &batch.spans);
             b.attend(&mut s.a, &s.q, (cache, l), &batch.spans, scale);
+            if l + 1 == model.layers.len() && batch.outputs.len() < batch.tokens.len() {
+                // Nothing attends to the others any more.
+                s.narrow(b, &batch.outputs)?;
+                grafts = grafts.of_outputs();
+            }
             b.linear(&s.a, &mut [added(&mut s.x, &layer[Module::O], &grafts.at(l, Module::O))]);
 
             b.rms_norm(&mut s.n, &s.x, &layer.ffn_norm, c.norm_eps);
@@ -115,12 +132,10 @@ pub fn forward<B: Backend>(
             b.gate(&mut s.gate, &s.up, c.activation);
             b.linear(&s.gate, &mut [added(&mut s.x, &layer[Module::Down], &grafts.at(l, Module::Down))]);
         }
-        b.select(&mut s.last, &s.x, &batch.outputs);
-        b.rms_norm(&mut s.last_n, &s.last, &model.norm, c.norm_eps);
-        b.linear(&s.last_n, &mut [output(&mut s.logits, &model.head, &grafts.head())]);
-        true
-    });
-    Ok(done)
+        b.rms_norm(&mut s.n, &s.x, &model.norm, c.norm_eps);
+        b.linear(&s.n, &mut [output(&mut s.logits, &model.head, &grafts.head())]);
+        Ok(true)
+    })
 }
 
 type Applied<'a, B> = [graftwork_kernels::backend::Graft<'a, B>];

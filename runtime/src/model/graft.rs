@@ -128,8 +128,16 @@ impl<D: Device> Binder<'_, D> {
 
 /// The adapters of a batch, looked up by layer and module.
 pub struct Grafts<'a, B: Backend> {
-    /// In order of rows, then of the stack: what to apply, with which weight, to which rows and outputs.
-    applied: Vec<(&'a BoundAdapter<B::Device>, f32, Range<usize>, Range<usize>)>,
+    /// In order of rows, then of the stack.
+    applied: Vec<Applied<'a, B>>,
+}
+
+/// One adapter of one segment.
+struct Applied<'a, B: Backend> {
+    adapter: &'a BoundAdapter<B::Device>,
+    weight: f32,
+    rows: Range<usize>,
+    outputs: Range<usize>,
 }
 
 impl<'a, B: Backend> Grafts<'a, B> {
@@ -137,31 +145,43 @@ impl<'a, B: Backend> Grafts<'a, B> {
     pub fn of(batch: &Batch<'a>) -> Self {
         let mut applied = Vec::new();
         for segment in &batch.segments {
+            let (rows, outputs) = (&segment.rows, &segment.outputs);
             for (adapter, weight) in segment.stack.iter() {
-                let bound = adapter.bound().downcast_ref();
-                let bound = bound.expect("an engine's adapters are prepared by its own device");
-                applied.push((bound, weight, segment.rows.clone(), segment.outputs.clone()));
+                let adapter = adapter.bound().downcast_ref();
+                let adapter = adapter.expect("an engine's adapters are prepared by its own device");
+                applied.push(Applied { adapter, weight, rows: rows.clone(), outputs: outputs.clone() });
             }
         }
         Self { applied }
     }
 
-    /// What changes the linear layer `module` of `layer`.
-    pub fn at(&self, layer: usize, module: Module) -> Vec<Graft<'a, B>> {
-        let mut grafts = Vec::new();
-        for (bound, weight, rows, _) in &self.applied {
-            grafts.extend(bound.layers[layer][module as usize].iter().map(|c| graft(c, *weight, rows)));
+    /// The same for a batch narrowed to its outputs.
+    pub fn of_outputs(mut self) -> Self {
+        self.applied.retain(|applied| !applied.outputs.is_empty());
+        for applied in &mut self.applied {
+            applied.rows = applied.outputs.clone();
         }
-        grafts
+        self
     }
 
-    /// What changes the head; rows are outputs of the batch.
+    /// What changes the linear layer `module` of `layer`.
+    pub fn at(&self, layer: usize, module: Module) -> Vec<Graft<'a, B>> {
+        self.collect(|adapter| &adapter.layers[layer][module as usize])
+    }
+
+    /// What changes the head.
     pub fn head(&self) -> Vec<Graft<'a, B>> {
+        self.collect(|adapter| &adapter.head)
+    }
+
+    fn collect(
+        &self,
+        changes: impl Fn(&'a BoundAdapter<B::Device>) -> &'a [Bound<B::Device>],
+    ) -> Vec<Graft<'a, B>> {
         let mut grafts = Vec::new();
-        for (bound, weight, _, outputs) in &self.applied {
-            if !outputs.is_empty() {
-                grafts.extend(bound.head.iter().map(|c| graft(c, *weight, outputs)));
-            }
+        for applied in &self.applied {
+            let graft = |change| graft(change, applied.weight, &applied.rows);
+            grafts.extend(changes(applied.adapter).iter().map(graft));
         }
         grafts
     }

@@ -140,9 +140,7 @@ impl Rope {
                 }
                 let divided = |pair: usize| ((pair as f64 - low) / (high - low)).clamp(0.0, 1.0);
                 (0..pairs)
-                    .map(|pair| {
-                        plain(pair) / factor * divided(pair) + plain(pair) * (1.0 - divided(pair))
-                    })
+                    .map(|pair| plain(pair) / factor * divided(pair) + plain(pair) * (1.0 - divided(pair)))
                     .collect()
             }
             &Scaling::Llama3 { factor, low_freq, high_freq, original_context } => {
@@ -161,10 +159,7 @@ impl Rope {
                 (0..pairs).map(|pair| scaled(plain(pair))).collect()
             }
         };
-        Frequencies {
-            of_pair: of_pair.into_iter().map(|f| f as f32).collect(),
-            attention: attention as f32,
-        }
+        Frequencies { of_pair: of_pair.into_iter().map(|f| f as f32).collect(), attention: attention as f32 }
     }
 }
 
@@ -184,6 +179,81 @@ impl Frequencies {
             let (s, c) = (position as f32 * frequency).sin_cos();
             cos.push(c * self.attention);
             sin.push(s * self.attention);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rope(scaling: Scaling) -> Rope {
+        Rope { theta: 500_000.0, rotary: 64, layout: RopeLayout::Halves, scaling }
+    }
+
+    /// Values of the formulas worked out by hand, at the ends and in the middle of their ramps.
+    #[test]
+    fn scalings_stretch_what_they_should() {
+        let plain = rope(Scaling::None).frequencies().of_pair;
+        assert_eq!(plain[0], 1.0);
+        assert!((plain[16] - 500_000f32.powf(-0.5)).abs() < 1e-9);
+
+        let linear = rope(Scaling::Linear { factor: 4.0 }).frequencies().of_pair;
+        assert!(linear.iter().zip(&plain).all(|(a, b)| (a * 4.0 - b).abs() < 1e-7));
+
+        let llama3 = Scaling::Llama3 { factor: 8.0, low_freq: 1.0, high_freq: 4.0, original_context: 8192 };
+        let llama3 = rope(llama3).frequencies();
+        for (scaled, plain) in llama3.of_pair.iter().zip(&plain) {
+            let wavelength = std::f32::consts::TAU / plain;
+            let ratio = scaled / plain;
+            match wavelength {
+                short if short < 8192.0 / 4.0 => assert_eq!(ratio, 1.0),
+                long if long > 8192.0 => assert_eq!(ratio, 1.0 / 8.0),
+                // The ramp in `8192 / wavelength`, from 1 to 4.
+                middle => {
+                    let kept = (8192.0 / middle - 1.0) / 3.0;
+                    assert!((ratio - (kept + (1.0 - kept) / 8.0)).abs() < 1e-4, "{ratio} at {middle}");
+                }
+            }
+        }
+        assert_eq!(llama3.attention, 1.0);
+    }
+
+    /// A GGUF file stores what the rule of Llama 3.1 divides by, instead of the rule.
+    #[test]
+    fn stored_factors_equal_the_rule() {
+        let rule = Scaling::Llama3 { factor: 32.0, low_freq: 1.0, high_freq: 4.0, original_context: 8192 };
+        let plain = rope(Scaling::None).frequencies().of_pair;
+        let by_rule = rope(rule).frequencies().of_pair;
+        let factors = plain.iter().zip(&by_rule).map(|(plain, scaled)| plain / scaled).collect();
+        let stored = rope(Scaling::Factors(factors)).frequencies().of_pair;
+        for (stored, rule) in stored.iter().zip(&by_rule) {
+            assert!((stored / rule - 1.0).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn yarn_scales_attention() {
+        assert_eq!(Scaling::yarn_attention(1.0, None), 1.0);
+        assert!((Scaling::yarn_attention(4.0, None) - (0.1 * 4f64.ln() + 1.0)).abs() < 1e-12);
+        let deepseek = Scaling::yarn_attention(40.0, Some((0.707, 0.707)));
+        assert_eq!(deepseek, 1.0);
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        Frequencies { of_pair: vec![0.0, 1.0], attention: 1.5 }.angles(2, &mut cos, &mut sin);
+        assert_eq!((cos[0], sin[0]), (1.5, 0.0));
+        assert!((sin[1] - 1.5 * 2f32.sin()).abs() < 1e-6);
+    }
+
+    #[test]
+    fn meaningless_parameters_are_refused() {
+        for scaling in [
+            Scaling::Linear { factor: 0.0 },
+            Scaling::Linear { factor: f64::NAN },
+            Scaling::Llama3 { factor: 8.0, low_freq: 4.0, high_freq: 4.0, original_context: 8192 },
+            Scaling::Factors(vec![1.0; 31]),
+            Scaling::Factors(vec![0.0; 32]),
+        ] {
+            assert!(rope(scaling.clone()).check().is_err(), "{scaling:?}");
         }
     }
 }

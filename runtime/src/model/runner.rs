@@ -6,6 +6,7 @@ use std::sync::Arc;
 use graftwork_adapters::Adapter;
 use graftwork_kernels::Format;
 use graftwork_kernels::backend::{Backend, CacheShape};
+use graftwork_kernels::tensor;
 
 use super::config::Config;
 use super::forward::{Scratch, forward};
@@ -24,8 +25,11 @@ pub trait Prepare: Send + Sync {
     /// What the model is.
     fn config(&self) -> &Config;
 
-    /// Bytes that its weights keep in memory.
+    /// Bytes that its weights keep in memory, without the embedding.
     fn bytes(&self) -> usize;
+
+    /// Bytes of the embedding in its file.
+    fn embedding_bytes(&self) -> usize;
 }
 
 /// Runs batches through a model.
@@ -94,6 +98,10 @@ impl<B: Backend> Prepare for Preparer<B> {
     fn bytes(&self) -> usize {
         self.model.bytes
     }
+
+    fn embedding_bytes(&self) -> usize {
+        self.model.embedding_bytes
+    }
 }
 
 impl<B: Backend> Run for Runner<B> {
@@ -123,9 +131,13 @@ impl<B: Backend> Run for Runner<B> {
         let pages: Vec<u32> = (0..kv::pages_for(tokens.len()) as u32).collect();
         self.backend.grow(&mut cache, pages.len()).map_err(Error::Memory)?;
         let mut logits = Vec::new();
+        let values = tokens.len().saturating_mul(self.model.config.vocab);
+        let refused = |_| Error::Memory(tensor::Error::OutOfMemory { bytes: values.saturating_mul(4) });
+        logits.try_reserve_exact(values).map_err(refused)?;
         for (index, tokens) in tokens.chunks(chunk).enumerate() {
             let position = index * chunk;
-            let piece = Piece { stack, tokens, position, pages: &pages, prompt: tokens.len(), outputs: Outputs::All };
+            let piece =
+                Piece { stack, tokens, position, pages: &pages, prompt: tokens.len(), outputs: Outputs::All };
             let batch = Batch::new(&[piece]);
             forward(&mut self.backend, &self.model, &mut cache, &mut self.scratch, &batch, &|| true)
                 .map_err(Error::Memory)?;

@@ -58,8 +58,10 @@ pub struct Model<D: Device> {
     pub norm: D::Vector,
     /// `[vocab, hidden]`.
     pub head: Linear<D>,
-    /// Bytes that the weights keep in memory, the embedding counted as in its file.
+    /// Bytes that the weights keep in memory, without the embedding.
     pub bytes: usize,
+    /// Bytes of the embedding in its file.
+    pub embedding_bytes: usize,
 }
 
 impl<D: Device> Model<D> {
@@ -101,13 +103,21 @@ impl<D: Device> Model<D> {
                 Part::Layer(layer) => layers.push(layer),
             }
         }
-        let head = head.ok_or_else(|| Error::Internal { what: "the head was not loaded" })?;
+        let head = head.ok_or(Error::Internal { what: "the head was not loaded" })?;
         let matrices = layers.iter().flat_map(|layer| &layer.linears).chain([&head]);
         let bytes = matrices.map(|linear| device.matrix_bytes(&linear.weight)).sum::<usize>()
-            + table.bytes().len()
             + (2 * config.layers + 1) * config.hidden * size_of::<f32>();
         let frequencies = config.rope.frequencies();
-        Ok(Self { frequencies, embedding, layers, norm, head, bytes, config })
+        Ok(Self {
+            frequencies,
+            embedding,
+            layers,
+            norm,
+            head,
+            bytes,
+            embedding_bytes: table.bytes().len(),
+            config,
+        })
     }
 }
 
@@ -185,10 +195,9 @@ impl<D: Device> Loader<'_, D> {
         let used = self.used.lock().unwrap_or_else(|e| e.into_inner());
         let ignored = |name: &str| self.names.ignored.iter().any(|end| name.ends_with(end));
         match self.file.names().into_iter().find(|&name| !used.contains(name) && !ignored(name)) {
-            Some(name) => Err(Error::UnknownTensor {
-                tensor: name.to_owned(),
-                architecture: self.config.architecture,
-            }),
+            Some(name) => {
+                Err(Error::UnknownTensor { tensor: name.to_owned(), architecture: self.config.architecture })
+            }
             None => Ok(()),
         }
     }

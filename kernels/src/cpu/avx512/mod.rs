@@ -3,7 +3,6 @@
 //! The two differ in the integer dot products alone, so they are one type with a constant for the difference.
 
 use std::arch::x86_64::*;
-use std::array::from_fn;
 
 use super::isa::{BLOCK, LANES, Simd};
 
@@ -219,11 +218,16 @@ impl<const VNNI: bool> Simd for Wide<VNNI> {
                     sums[t] = if VNNI {
                         _mm512_dpbusd_epi32(sums[t], w, x)
                     } else {
-                        _mm512_add_epi16(sums[t], _mm512_maddubs_epi16(w, x))
+                        in_order(_mm512_add_epi16(sums[t], _mm512_maddubs_epi16(w, x)))
                     };
                 }
             }
-            if VNNI { sums } else { sums.map(|s| _mm512_madd_epi16(s, _mm512_set1_epi16(1))) }
+            if !VNNI {
+                for sum in &mut sums {
+                    *sum = _mm512_madd_epi16(*sum, _mm512_set1_epi16(1));
+                }
+            }
+            sums
         }
     }
 
@@ -275,7 +279,7 @@ unsafe fn dot_bytes<const T: usize>(codes: impl Fn(usize) -> __m512i, x: [&[i8; 
             for t in 0..T {
                 let x = group(x[t], step);
                 let pairs = _mm512_maddubs_epi16(magnitude, _mm512_mask_sub_epi8(x, negative, zero, x));
-                sums[t] = _mm512_add_epi32(sums[t], _mm512_madd_epi16(pairs, ones));
+                sums[t] = in_order(_mm512_add_epi32(sums[t], _mm512_madd_epi16(pairs, ones)));
             }
         }
         sums
@@ -306,7 +310,10 @@ unsafe fn dot_bytes_vnni<const T: usize>(
                 sums[t] = _mm512_dpbusd_epi32(sums[t], x, w);
             }
         }
-        sums.map(|s| _mm512_sub_epi32(s, excess))
+        for sum in &mut sums {
+            *sum = _mm512_sub_epi32(*sum, excess);
+        }
+        sums
     }
 }
 
@@ -316,7 +323,18 @@ unsafe fn dot_bytes_vnni<const T: usize>(
 /// The CPU must have AVX-512 F.
 #[inline(always)]
 unsafe fn group(x: &[i8; BLOCK], step: usize) -> __m512i {
-    let four = from_fn(|i| x[4 * step + i].cast_unsigned());
+    let four: &[u8] = bytemuck::cast_slice(&x[4 * step..4 * step + 4]);
     // SAFETY: the caller's duty.
-    unsafe { _mm512_set1_epi32(i32::from_le_bytes(four)) }
+    unsafe { _mm512_set1_epi32(bytemuck::pod_read_unaligned(four)) }
+}
+
+/// Keeps the compiler from turning a chain of additions into a tree, for which it would run out of registers.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn in_order(mut sum: __m512i) -> __m512i {
+    // SAFETY: no instruction at all; the operand only passes through its register.
+    unsafe {
+        std::arch::asm!("/* {0} */", inout(zmm_reg) sum, options(pure, nomem, nostack, preserves_flags));
+    }
+    sum
 }

@@ -107,9 +107,7 @@ fn gguf_scaling(keys: &Reader<'_>, context: usize) -> Result<Scaling, Error> {
                     * keys.number("yarn_attn_factor")?.unwrap_or(1.0),
             })
         }
-        other => {
-            Err(unsupported(keys.name("type"), "none, linear or yarn".into(), format!("\"{other}\"")))
-        }
+        other => Err(unsupported(keys.name("type"), "none, linear or yarn".into(), format!("\"{other}\""))),
     }
 }
 
@@ -166,4 +164,141 @@ fn json_rope(fields: &Reader<'_>, head_dim: usize, context: usize) -> Result<Rop
         layout: RopeLayout::Halves,
         scaling: scaling(&rope, &kind, fields.size_or("original_max_position_embeddings", context)?)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Pairs<'a> = &'a [(&'a str, Value)];
+
+    fn lookup(pairs: Pairs<'_>, changes: Pairs<'_>, key: &str) -> Option<Value> {
+        let find = |pairs: Pairs<'_>| pairs.iter().find(|(name, _)| *name == key).map(|(_, v)| v.clone());
+        find(changes).or_else(|| find(pairs)).filter(|value| *value != Value::Text("absent".into()))
+    }
+
+    /// The configuration of a small GGUF file with these keys changed.
+    fn gguf(changes: Pairs<'_>, biases: bool, factors: Option<Vec<f32>>) -> Result<Config, String> {
+        let keys = [
+            ("llama.embedding_length", Value::Int(64)),
+            ("llama.block_count", Value::Int(2)),
+            ("llama.feed_forward_length", Value::Int(160)),
+            ("llama.attention.head_count", Value::Int(4)),
+            ("llama.attention.layer_norm_rms_epsilon", Value::Float(1e-6)),
+            ("llama.context_length", Value::Int(4096)),
+        ];
+        let find = |key: &str| lookup(&keys, changes, key);
+        let shape = |name: &str| match name {
+            "token_embd.weight" => Some(vec![320, 64]),
+            "blk.0.attn_q.bias" | "blk.0.ffn_up.bias" if biases => Some(vec![64]),
+            _ => None,
+        };
+        let tensors = Tensors { shape: &shape, rope_factors: factors };
+        from_gguf(&Reader::new("llama.", &find), &tensors).map_err(|error| error.to_string())
+    }
+
+    /// The configuration of a small config.json with these fields changed.
+    fn json(changes: Pairs<'_>) -> Result<Config, String> {
+        let fields = [
+            ("hidden_size", Value::Int(64)),
+            ("num_hidden_layers", Value::Int(2)),
+            ("intermediate_size", Value::Int(160)),
+            ("num_attention_heads", Value::Int(4)),
+            ("vocab_size", Value::Int(320)),
+            ("max_position_embeddings", Value::Int(4096)),
+        ];
+        let find = |key: &str| lookup(&fields, changes, key);
+        from_json(&Reader::new("", &find)).map_err(|error| error.to_string())
+    }
+
+    fn text(text: &str) -> Value {
+        Value::Text(text.into())
+    }
+
+    #[test]
+    fn containers_differ_in_what_they_leave_out() {
+        let (gguf, json) = (gguf(&[], false, None).unwrap(), json(&[]).unwrap());
+        assert_eq!((gguf.head_dim, gguf.kv_heads, gguf.vocab, gguf.rope.rotary), (16, 4, 320, 16));
+        assert!(gguf.tied_head && !json.tied_head);
+        assert_eq!((gguf.rope.layout, json.rope.layout), (RopeLayout::Interleaved, RopeLayout::Halves));
+        let as_gguf = Rope { layout: RopeLayout::Interleaved, ..json.rope };
+        assert_eq!(gguf, Config { tied_head: true, rope: as_gguf, ..json });
+    }
+
+    #[test]
+    fn old_and_new_rope_fields_agree() {
+        let new = [
+            ("rope_parameters", Value::Other),
+            ("rope_parameters.rope_type", text("llama3")),
+            ("rope_parameters.rope_theta", Value::Float(5e5)),
+            ("rope_parameters.factor", Value::Int(8)),
+            ("rope_parameters.low_freq_factor", Value::Int(1)),
+            ("rope_parameters.high_freq_factor", Value::Int(4)),
+            ("rope_parameters.original_max_position_embeddings", Value::Int(1024)),
+        ];
+        let old = [
+            ("rope_theta", Value::Float(5e5)),
+            ("rope_scaling", Value::Other),
+            ("rope_scaling.type", text("llama3")),
+            ("rope_scaling.factor", Value::Float(8.0)),
+            ("rope_scaling.low_freq_factor", Value::Float(1.0)),
+            ("rope_scaling.high_freq_factor", Value::Float(4.0)),
+            ("rope_scaling.original_max_position_embeddings", Value::Int(1024)),
+        ];
+        assert_eq!(json(&new), json(&old));
+        assert!(matches!(json(&new).unwrap().rope.scaling, Scaling::Llama3 { original_context: 1024, .. }));
+    }
+
+    #[test]
+    fn yarn_is_the_same_in_both_containers() {
+        let gguf_yarn = [
+            ("llama.rope.scaling.type", text("yarn")),
+            ("llama.rope.scaling.factor", Value::Float(4.0)),
+            ("llama.rope.scaling.original_context_length", Value::Int(1024)),
+        ];
+        let json_yarn = [
+            ("rope_scaling", Value::Other),
+            ("rope_scaling.rope_type", text("yarn")),
+            ("rope_scaling.factor", Value::Float(4.0)),
+            ("rope_scaling.original_max_position_embeddings", Value::Int(1024)),
+        ];
+        let (gguf, json) = (gguf(&gguf_yarn, false, None).unwrap(), json(&json_yarn).unwrap());
+        assert_eq!(gguf.rope.scaling, json.rope.scaling);
+        assert!(matches!(gguf.rope.scaling, Scaling::Yarn { beta_fast: 32.0, truncate: true, .. }));
+    }
+
+    #[test]
+    fn tensors_of_a_gguf_file_say_the_rest() {
+        let config = gguf(&[], true, Some(vec![1.0; 8])).unwrap();
+        assert!(config.attention_bias && config.mlp_bias && !config.output_bias);
+        assert_eq!(config.rope.scaling, Scaling::Factors(vec![1.0; 8]));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_named() {
+        let table = [
+            (
+                gguf(&[("llama.rope.scaling.type", text("longrope"))], false, None),
+                "`llama.rope.scaling.type`",
+            ),
+            (
+                gguf(&[("llama.rope.scaling.type", text("linear"))], false, None),
+                "`llama.rope.scaling.factor`",
+            ),
+            (gguf(&[("llama.expert_count", Value::Int(8))], false, None), "`llama.expert_count`: expected 0"),
+            (gguf(&[("llama.attention.value_length", Value::Int(8))], false, None), "value_length"),
+            (gguf(&[("llama.block_count", text("absent"))], false, None), "`llama.block_count`"),
+            (gguf(&[("llama.attention.head_count", Value::Other)], false, None), "an array or object"),
+            (gguf(&[("llama.rope.dimension_count", Value::Int(64))], false, None), "at most 16"),
+            (gguf(&[], false, Some(vec![1.0; 3])), "rope_freqs.weight"),
+            (json(&[("quantization_config", Value::Other)]), "`quantization_config`"),
+            (json(&[("rope_scaling", Value::Other), ("rope_scaling.type", text("ntk"))]), "\"ntk\""),
+            (json(&[("num_attention_heads", Value::Int(-4))]), "`num_attention_heads`: expected a size"),
+            (json(&[("rms_norm_eps", Value::Float(-1.0))]), "epsilon"),
+        ];
+        for (found, part) in table {
+            let message = found.expect_err(part);
+            assert!(message.contains(part), "expected {part:?} in {message:?}");
+        }
+    }
 }

@@ -1,0 +1,111 @@
+#!/usr/bin/env python3
+"""Makes the golden blocks beside this file from ggml's reference code: see README.md."""
+
+import ctypes
+import pathlib
+import sys
+
+import numpy as np
+
+HERE = pathlib.Path(__file__).parent
+FLOATS = ctypes.POINTER(ctypes.c_float)
+
+# Name, values per block, bytes per block, places of halves in a block, ggml's encoder, ggml's decoder.
+FORMATS = [
+    ("F16", 1, 2, [], "ggml_fp32_to_fp16_row", "ggml_fp16_to_fp32_row"),
+    ("BF16", 1, 2, [], "ggml_fp32_to_bf16_row_ref", "ggml_bf16_to_fp32_row"),
+    ("Q4_0", 32, 18, [0], "quantize_row_q4_0_ref", "dequantize_row_q4_0"),
+    ("Q4_1", 32, 20, [0, 2], "quantize_row_q4_1_ref", "dequantize_row_q4_1"),
+    ("Q8_0", 32, 34, [0], "quantize_row_q8_0_ref", "dequantize_row_q8_0"),
+]
+
+# Halves that decoders get wrong: zeros, the least and greatest denormals, ones, the greatest, infinities, NaN.
+HALVES = [0x0000, 0x8000, 0x0001, 0x8001, 0x03FF, 0x83FF, 0x0400, 0x3C00, 0xBC00, 0x7BFF, 0xFBFF, 0x7C00, 0xFC00, 0x7E00]
+
+
+def fused(random):
+    """Blocks for which a fused multiply-add, which the reference does not use, would choose another code."""
+    found = []
+    while len(found) < 8:
+        x = random.normal(size=(20000, 32)).astype(np.float32)
+        low = x.min(axis=1, keepdims=True)
+        extreme = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)
+        for a, d, half in ((x - low, (x.max(axis=1, keepdims=True) - low) / np.float32(15), 0.5), (x, extreme / np.float32(-8), 8.5)):
+            inverse = np.float32(1) / d
+            apart = (a * inverse + np.float32(half)).astype(np.uint8)
+            # Exact but for the last rounding, as the product has 48 bits.
+            once = (a.astype(np.float64) * inverse + half).astype(np.float32).astype(np.uint8)
+            found.extend(x[(apart != once).any(axis=1)][:2])
+    return found
+
+
+def inputs(random):
+    """Blocks of 32 values that a quantizer meets, and those at its edges."""
+    normal = [random.normal(size=32) * 10.0 ** random.integers(-4, 5) for _ in range(40)]
+    position = np.arange(32)
+    edges = [
+        np.zeros(32),
+        -np.zeros(32),
+        np.full(32, 0.37),
+        np.full(32, -2.5),
+        -np.abs(random.normal(size=32)),
+        np.abs(random.normal(size=32)),
+        np.where(position == 17, 1e4, random.normal(size=32)),
+        np.where(position == 3, -6e4, random.normal(size=32)),
+        np.where(position % 2 == 0, 1.0, -1.0),  # equal magnitudes: the first counts
+        np.where(position % 2 == 0, -1.0, 1.0),
+        position.astype(float),  # ties of rounding
+        position - 15.5,
+        (position - 16) / 2.0,
+        (position - 16) * 127 / 32.0,
+        random.normal(size=32) * 1e-6,  # scales that are denormal as halves
+        random.normal(size=32) * 3e-7,
+        random.normal(size=32) * 1e-9,  # scales that are zero as halves
+        random.normal(size=32) * 4e5,  # scales near the greatest half
+        random.normal(size=32) * 1e8,  # scales that are infinite as halves
+        np.where(position < 31, 0.0, 1e-3),
+    ]
+    return np.array(normal + edges + fused(random), dtype=np.float32)
+
+
+def singles(random):
+    """Singles that the float formats round: ties, denormals, overflow, every exponent, NaN."""
+    bits = random.integers(0, 1 << 32, size=600, dtype=np.uint64).astype(np.uint32)
+    ties = (random.integers(0, 1 << 16, size=200, dtype=np.uint64) << 16 | 0x8000).astype(np.uint32)
+    half = random.normal(size=200).astype(np.float32)
+    tiny = (random.normal(size=200) * 1e-6).astype(np.float32)
+    # Half-way between two halves, by the 13 bits that a half does not have.
+    between = half.view(np.uint32) & 0xFFFFE000 | 0x1000
+    edges = np.array([0.0, -0.0, 65504.0, 65519.0, 65520.0, 1e6, 5.9e-8, 2.9e-8, 3e-8, 1e-45, 3.4e38, np.inf, -np.inf], np.float32)
+    values = np.concatenate([bits, ties, half.view(np.uint32), tiny.view(np.uint32), between, edges.view(np.uint32)])
+    return values.view(np.float32)
+
+
+def main(library):
+    ggml = ctypes.CDLL(library)
+    random = np.random.default_rng(20240917)
+    for name, length, size, halves, encode, decode in FORMATS:
+        values = (singles(random) if length == 1 else inputs(random)).ravel()
+        count = values.size // length
+        blocks = np.zeros(count * size, np.uint8)
+        getattr(ggml, encode)(values.ctypes.data_as(FLOATS), blocks.ctypes.data_as(ctypes.c_void_p), ctypes.c_int64(values.size))
+
+        raw = random.integers(0, 256, size=(2000 if length == 1 else 40) * size, dtype=np.uint8)
+        for place in halves:
+            for block, half in enumerate(HALVES):
+                at = (block * (1 + place)) % 40 * size + place
+                raw[at : at + 2] = half & 255, half >> 8
+
+        def decoded(blocks):
+            out = np.zeros(blocks.size // size * length, np.float32)
+            getattr(ggml, decode)(blocks.ctypes.data_as(ctypes.c_void_p), out.ctypes.data_as(FLOATS), ctypes.c_int64(out.size))
+            return out
+
+        with open(HERE / f"{name}.bin", "wb") as out:
+            out.write(np.array([count, raw.size // size], "<u4").tobytes())
+            for part in (values, blocks, decoded(blocks), raw, decoded(raw)):
+                out.write(part.tobytes())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

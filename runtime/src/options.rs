@@ -1,0 +1,70 @@
+//! How an engine runs, and what that takes.
+
+use graftwork_kernels::Format;
+
+use crate::Error;
+
+/// How an engine runs. [`EngineOptions::default`] suits most.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Threads that compute, the caller's of [`Engine::step`](crate::Engine::step) among them; 0 for one per core.
+    pub threads: usize,
+    /// What keys and values are cached as: [`Format::F16`] or [`Format::F32`].
+    pub kv_format: Format,
+    /// Most bytes of the KV cache. It grows to that as requests need it, never beyond.
+    pub kv_bytes: usize,
+    /// Most requests that run at once; others wait.
+    pub max_batch: usize,
+    /// Most rows of prompts in a step: larger reads prompts faster, smaller makes steps shorter.
+    pub prefill_chunk: usize,
+    /// Keep the KV cache of requests that ended, as long as there is room, and start later requests that
+    /// begin with the same tokens under the same adapters from there. Answers are equal to the bit.
+    pub keep_prefixes: bool,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            threads: 0,
+            kv_format: Format::F16,
+            kv_bytes: 1 << 30,
+            max_batch: 32,
+            prefill_chunk: 512,
+            keep_prefixes: true,
+        }
+    }
+}
+
+impl EngineOptions {
+    /// Refuses values without a meaning.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let refused = |option, expected, found: &dyn ToString| {
+            Err(Error::Option { option, expected, found: found.to_string() })
+        };
+        if !matches!(self.kv_format, Format::F16 | Format::F32) {
+            return refused("kv_format", "F16 or F32", &self.kv_format);
+        }
+        if self.max_batch == 0 {
+            return refused("max_batch", "1 or more", &0);
+        }
+        if self.prefill_chunk == 0 {
+            return refused("prefill_chunk", "1 or more", &0);
+        }
+        Ok(())
+    }
+}
+
+/// Bytes in memory, by class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// The model's matrices and norms as packed for the backend: what a decode step reads.
+    pub weights: usize,
+    /// The model's embedding as in its file, mapped or copied: of which a token reads one row.
+    pub embedding: usize,
+    /// Adapters that are loaded under a name.
+    pub adapters: usize,
+    /// Pages of the KV cache that there are.
+    pub kv: usize,
+    /// Those of them that requests hold now.
+    pub kv_used: usize,
+}

@@ -1,0 +1,102 @@
+//! The text side of a model: its tokenizer and chat template, as its files give them.
+
+use std::sync::Arc;
+
+use crate::Error;
+use crate::chat::{ChatInput, ChatTemplate};
+use crate::model::container::Container;
+use crate::request::Prompt;
+use crate::stream::TextStream;
+use crate::tokenize::{Specials, Tokenizer};
+
+/// A model's tokenizer and chat template.
+#[derive(Debug)]
+pub struct Text {
+    tokenizer: Arc<Tokenizer>,
+    template: Option<ChatTemplate>,
+}
+
+/// A prompt in tokens.
+pub(crate) struct Tokens {
+    /// The tokens.
+    pub tokens: Vec<u32>,
+    /// Whether the answer starts a text of its own, as in a chat, or goes on with the prompt's.
+    pub new_text: bool,
+}
+
+impl Text {
+    /// What the model's files hold; `None` if they have no tokenizer.
+    pub(crate) fn of(container: &Container) -> Result<Option<Self>, Error> {
+        let (tokenizer, template) = match container {
+            Container::Gguf(file) if file.metadata().value("tokenizer.ggml.model").is_none() => {
+                return Ok(None);
+            }
+            Container::Gguf(file) => (Tokenizer::from_gguf(file.metadata())?, None),
+            Container::HuggingFace(model) => {
+                let Some(json) = &model.tokenizer else { return Ok(None) };
+                let config = model.tokenizer_config.as_ref().map(|config| config.to_string());
+                let tokenizer = Tokenizer::from_json(json, config.as_ref().map(String::as_bytes))?;
+                (tokenizer, model.chat_template.as_deref())
+            }
+        };
+        let token = |id: Option<u32>| id.map(|id| tokenizer.decode(&[id]));
+        let (bos, eos) = (token(tokenizer.bos()), token(tokenizer.eos()));
+        let template = template
+            .or(tokenizer.chat_template())
+            .map(|source| ChatTemplate::new(source, bos.as_deref(), eos.as_deref()))
+            .transpose()?;
+        Ok(Some(Self { tokenizer: Arc::new(tokenizer), template }))
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The chat template, if the model came with one.
+    pub fn template(&self) -> Option<&ChatTemplate> {
+        self.template.as_ref()
+    }
+
+    /// The tokens of a text in which special tokens are recognised, after what the model expects before every
+    /// prompt (unless the text starts with that itself).
+    ///
+    /// # Errors
+    /// The tokenizer refuses the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
+        let mut tokens = self.tokenizer.encode(text, Specials::Recognise)?;
+        let prefix = self.tokenizer.prefix();
+        if !tokens.starts_with(prefix) {
+            tokens.splice(0..0, prefix.iter().copied());
+        }
+        Ok(tokens)
+    }
+
+    /// The tokens of a conversation, rendered by the chat template.
+    ///
+    /// # Errors
+    /// There is no template, or it refuses the conversation.
+    pub fn encode_chat(&self, chat: &ChatInput) -> Result<Vec<u32>, Error> {
+        let template = self.template.as_ref().ok_or(Error::NoTemplate)?;
+        Ok(self.tokenizer.encode_rendered(&template.render(chat)?)?)
+    }
+
+    /// The tokens of a prompt for a model with or without a tokenizer.
+    pub(crate) fn tokens_of(text: Option<&Self>, prompt: Prompt) -> Result<Tokens, Error> {
+        match (prompt, text) {
+            (Prompt::Tokens(tokens), _) => Ok(Tokens { tokens, new_text: false }),
+            (_, None) => Err(Error::NoTokenizer),
+            (Prompt::Text(prompt), Some(text)) => {
+                Ok(Tokens { tokens: text.encode(&prompt)?, new_text: false })
+            }
+            (Prompt::Chat(chat), Some(text)) => {
+                Ok(Tokens { tokens: text.encode_chat(&chat)?, new_text: true })
+            }
+        }
+    }
+
+    /// Turns the tokens of an answer into text up to the first of `stops`.
+    pub(crate) fn stream(&self, stops: Vec<String>, new_text: bool) -> Result<TextStream, Error> {
+        Ok(TextStream::new(self.tokenizer.clone(), stops, new_text)?)
+    }
+}
