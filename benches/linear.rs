@@ -24,8 +24,7 @@ fn main() {
                 // Enough copies that decoding streams from memory, as a model does.
                 let copies = (96 << 20) / weight.bytes().len() + 1;
                 let device = cpu.device().clone();
-                let matrices: Vec<_> =
-                    (0..copies).map(|_| device.matrix(&weight).expect("memory")).collect();
+                let matrices: Vec<_> = (0..copies).map(|_| device.matrix(&weight).expect("memory")).collect();
                 for tokens in [1, 4, 512] {
                     let values = random_values(tokens * inputs, 2);
                     let table = Tensor::encode(Format::F32, tokens, inputs, &values).expect("whole rows");
@@ -73,10 +72,7 @@ fn prove(cpu: &mut Cpu, x: &<Cpu as Backend>::Rows, weight: &Tensor, values: &[f
     let matrix = cpu.device().matrix(weight).expect("memory");
     let mut y = cpu.rows(weight.rows());
     cpu.resize(&mut y, tokens).expect("memory");
-    cpu.linear(
-        x,
-        &mut [Output { y: &mut y, weight: &matrix, bias: None, accumulate: false, grafts: &[] }],
-    );
+    cpu.linear(x, &mut [Output { y: &mut y, weight: &matrix, bias: None, accumulate: false, grafts: &[] }]);
     let mut row = vec![0.0; inputs];
     weight.decode_row(0, &mut row);
     let last = &values[(tokens - 1) * inputs..];

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand};
 
 /// One base model, many adapters.
@@ -34,13 +35,13 @@ pub enum Command {
 
 A line of requests.jsonl:
   {\"id\": 7, \"prompt\": \"Hello\", \"adapters\": [[\"fr\", 0.5], [\"law\", 1]], \"max_tokens\": 64}
-with `prompt`, `messages` ([{\"role\": \"user\", \"content\": \"...\"}]) or `tokens`, and optionally
-temperature, top_k, top_p, min_p, seed and stop.")]
+with `prompt`, `messages` ([{\"role\": \"user\", \"content\": \"...\"}], also `tools`) or `tokens`; the rest is optional:
+id, adapters, max_tokens, temperature, top_k, top_p, min_p, seed and stop ([\"...\"]).")]
     Run(Run),
     /// Write the logits of given token ids: the self-check against a reference
     #[command(after_help = "Examples:
   graftwork logits -m base-directory -a lora-directory --tokens 1,2,3 --out logits.safetensors
-  graftwork logits -m base.gguf -a lora.gguf:0.5 --tokens-file expected.safetensors --out logits.safetensors")]
+  graftwork logits -m base.gguf -a lora.gguf:0.5 --tokens-file tokens.safetensors --out logits.safetensors")]
     Logits(Logits),
     /// Measure prefill and decode speed beside this machine's measured limits
     #[command(after_help = "Examples:
@@ -58,8 +59,8 @@ temperature, top_k, top_p, min_p, seed and stop.")]
 /// `demo`.
 #[derive(Args)]
 pub struct Demo {
-    /// Threads, default one per core
-    #[arg(long, default_value_t = 0)]
+    /// Threads; 0 for one per core
+    #[arg(long, default_value_t = 0, value_parser = threads)]
     pub threads: usize,
 }
 
@@ -78,7 +79,7 @@ pub struct Run {
     /// Answer the requests in this file, one JSON object a line (`-` for stdin), in one batch
     #[arg(short, long, group = "input", value_name = "REQUESTS.JSONL")]
     pub file: Option<PathBuf>,
-    /// Answer what is typed, line by line
+    /// Answer what is typed, line by line; so it is without -p and -f
     #[arg(short, long, group = "input")]
     pub interactive: bool,
     /// Take prompts as messages of a chat, rendered with the model's template
@@ -87,23 +88,23 @@ pub struct Run {
     /// The system message; implies --chat
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
-    /// Adapters that answer -p and -i, in order, each with an optional weight
+    /// Adapters that answer, in order, each with an optional weight; a request of -f may name others
     #[arg(long = "use", value_delimiter = ',', value_name = "NAME[:WEIGHT]")]
     pub stack: Vec<Weighted>,
     /// Most tokens of an answer
-    #[arg(short = 'n', long, default_value_t = 256)]
+    #[arg(short = 'n', long, default_value_t = 256, value_parser = at_least_one)]
     pub tokens: usize,
     /// How tokens are chosen
     #[command(flatten)]
     pub sampling: Sampling,
     /// End an answer before this text; may be given several times
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     pub stop: Vec<String>,
-    /// Threads, default one per core
-    #[arg(long, default_value_t = 0)]
+    /// Threads; 0 for one per core
+    #[arg(long, default_value_t = 0, value_parser = threads)]
     pub threads: usize,
     /// Sequences that run at once
-    #[arg(long, default_value_t = 32, value_name = "N")]
+    #[arg(long, default_value_t = 32, value_name = "N", value_parser = at_least_one)]
     pub batch: usize,
     /// One JSON object per answer
     #[arg(long)]
@@ -114,16 +115,16 @@ pub struct Run {
 #[derive(Args, Clone, Copy)]
 pub struct Sampling {
     /// 0 takes the likeliest token
-    #[arg(long, default_value_t = 0.0, value_name = "T")]
+    #[arg(long, default_value_t = 0.0, value_name = "T", value_parser = temperature, allow_negative_numbers = true)]
     pub temp: f32,
     /// Choose among the K likeliest tokens; 0 for all
     #[arg(long, default_value_t = 0, value_name = "K")]
     pub top_k: usize,
     /// Choose among the likeliest tokens that together have this probability
-    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    #[arg(long, default_value_t = 1.0, value_name = "P", value_parser = top_p, allow_negative_numbers = true)]
     pub top_p: f32,
     /// Choose among tokens at least this likely relative to the likeliest
-    #[arg(long, default_value_t = 0.0, value_name = "P")]
+    #[arg(long, default_value_t = 0.0, value_name = "P", value_parser = min_p, allow_negative_numbers = true)]
     pub min_p: f32,
     /// Seed of the choices
     #[arg(long, default_value_t = 0, value_name = "S")]
@@ -148,8 +149,8 @@ pub struct Logits {
     /// Where to write `logits`, F32 [sequences, positions, vocabulary]
     #[arg(long, value_name = "OUT.SAFETENSORS")]
     pub out: PathBuf,
-    /// Threads, default one per core
-    #[arg(long, default_value_t = 0)]
+    /// Threads; 0 for one per core
+    #[arg(long, default_value_t = 0, value_parser = threads)]
     pub threads: usize,
 }
 
@@ -163,19 +164,19 @@ pub struct Bench {
     #[arg(short, long = "adapter", value_name = "PATH")]
     pub adapters: Vec<PathBuf>,
     /// Tokens of each prompt
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 512, value_parser = at_least_one)]
     pub pp: usize,
     /// Tokens of each answer
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, default_value_t = 128, value_parser = at_least_one)]
     pub tg: usize,
     /// Sequences at once
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = at_least_one)]
     pub batch: usize,
-    /// Threads, default one per core
-    #[arg(long, default_value_t = 0)]
+    /// Threads; 0 for one per core
+    #[arg(long, default_value_t = 0, value_parser = threads)]
     pub threads: usize,
     /// Rounds; the median counts
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_parser = at_least_one)]
     pub repeat: usize,
     /// Give each sequence one of COUNT synthetic LoRAs of rank RANK on every linear layer
     #[arg(long, value_name = "COUNT:RANK")]
@@ -196,6 +197,34 @@ pub struct Inspect {
     /// One JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+/// More threads than any machine that this is for has cores.
+const MAX_THREADS: usize = 1024;
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&n| n > 0).ok_or_else(|| "expected a whole number above 0".to_owned())
+}
+
+fn threads(text: &str) -> Result<usize, String> {
+    let expected = || format!("expected a whole number from 0 to {MAX_THREADS}");
+    text.parse().ok().filter(|&n| n <= MAX_THREADS).ok_or_else(expected)
+}
+
+fn temperature(text: &str) -> Result<f32, String> {
+    number(text, |t| t >= 0.0 && t.is_finite(), "a number of at least 0")
+}
+
+fn top_p(text: &str) -> Result<f32, String> {
+    number(text, |p| p > 0.0 && p <= 1.0, "a number above 0 and at most 1")
+}
+
+fn min_p(text: &str) -> Result<f32, String> {
+    number(text, |p| (0.0..=1.0).contains(&p), "a number from 0 to 1")
+}
+
+fn number(text: &str, allowed: impl Fn(f32) -> bool, expected: &str) -> Result<f32, String> {
+    text.parse().ok().filter(|&x| allowed(x)).ok_or_else(|| format!("expected {expected}"))
 }
 
 /// `NAME=PATH`.
@@ -234,7 +263,8 @@ impl FromStr for Weighted {
 
     fn from_str(text: &str) -> Result<Self, String> {
         // A path may hold colons: what follows the last one is a weight only if it is a number.
-        let weighted = text.rsplit_once(':').and_then(|(name, weight)| Some((name, weight.parse::<f32>().ok()?)));
+        let weighted =
+            text.rsplit_once(':').and_then(|(name, weight)| Some((name, weight.parse::<f32>().ok()?)));
         let (name, weight) = weighted.unwrap_or((text, 1.0));
         if name.is_empty() {
             return Err("expected NAME or NAME:WEIGHT".to_owned());

@@ -10,42 +10,52 @@ use graftwork_kernels::cpu::{Cpu, limits};
 use serde_json::json;
 
 use crate::arguments::{Bench, CountRank};
-use crate::{Failure, chart, open};
+use crate::{Failure, chart, open, output};
 
 /// Runs the command.
 pub fn bench(arguments: &Bench) -> Result<(), Failure> {
-    let check = |name: &str, value: usize| match value {
-        0 => Err(Failure::Other(format!("--{name}: expected 1 or more, found 0"))),
-        _ => Ok(()),
-    };
-    check("pp", arguments.pp)?;
-    check("tg", arguments.tg)?;
-    check("batch", arguments.batch)?;
     let options = EngineOptions {
         threads: arguments.threads,
         max_batch: arguments.batch,
+        // All sequences run at once, whatever that takes, and every prompt is computed.
+        kv_bytes: usize::MAX,
+        keep_prefixes: false,
         ..EngineOptions::default()
     };
+    // Fetching a known model is not loading it.
+    open::model_path(&arguments.model)?;
     let start = Instant::now();
     let engine = open::engine(&arguments.model, options)?;
     let load_seconds = start.elapsed().as_secs_f64();
+    // An answer follows a prompt of one token.
+    let context = engine.config().context;
+    for (option, tokens, most) in
+        [("pp", arguments.pp, context - 1), ("tg", arguments.tg, context.saturating_sub(2))]
+    {
+        if tokens > most {
+            let found = format!("the model's context allows at most {most}, found {tokens}");
+            return Err(Failure::Other(format!("--{option}: {found}")));
+        }
+    }
     let stacks = load_adapters(&engine, arguments)?;
+    round(&engine, &stacks, arguments.pp.min(32), arguments.tg.min(4))?;
+    let loaded_memory = peak_memory();
 
     // The machine is measured right before and after, since a shared one drifts.
     let threads = engine.options().threads;
     let mut cpu = Cpu::new(threads, Isa::best()).map_err(Failure::io("starting threads"))?;
-    let mut limits = || {
-        (limits::read_bytes_per_second(&mut cpu, 3), limits::multiply_operations_per_second(&mut cpu, 3))
-    };
+    let mut limits =
+        || (limits::read_bytes_per_second(&mut cpu, 3), limits::multiply_operations_per_second(&mut cpu, 3));
     let before = limits();
+    forget_peak_memory();
     let mut prefill = Vec::new();
     let mut decode = Vec::new();
-    round(&engine, &stacks, 32, 4)?;
-    for _ in 0..arguments.repeat.max(1) {
+    for _ in 0..arguments.repeat {
         let (p, d) = round(&engine, &stacks, arguments.pp, arguments.tg)?;
         prefill.push(p);
         decode.push(d);
     }
+    let memory = loaded_memory.max(peak_memory());
     let after = limits();
     let (read, multiply) = (before.0.max(after.0), before.1.max(after.1));
 
@@ -55,13 +65,10 @@ pub fn bench(arguments: &Bench) -> Result<(), Failure> {
     let shape = Shape::of(&engine);
     let decode_bytes = shape.streamed_bytes * decode_rate / sequences;
     let prefill_operations = shape.layer_operations * prefill_rate;
-    let memory = peak_memory();
     let result = json!({
         "model": arguments.model,
         "threads": threads,
         "isa": Isa::best().name(),
-        "batch": arguments.batch,
-        "adapters": stacks.iter().map(Vec::len).max().unwrap_or(0),
         "prefill_tokens": arguments.pp,
         "prefill_tokens_per_second": prefill_rate,
         "decode_tokens": arguments.tg,
@@ -74,12 +81,10 @@ pub fn bench(arguments: &Bench) -> Result<(), Failure> {
         "peak_memory_bytes": memory,
     });
     if arguments.json {
-        println!("{result}");
-        return Ok(());
+        return output::result(&format!("{result}\n"));
     }
     let percent = |part: f64, whole: f64| format!("{:.0} %", 100.0 * part / whole);
-    println!("{}, {threads} threads, {}", arguments.model, Isa::best().name());
-    chart::table(&[
+    let table = chart::table(&[
         ["", "tokens/s", "rate", "limit", "share"].map(String::from).to_vec(),
         vec![
             format!("prefill {} x {}", arguments.batch, arguments.pp),
@@ -97,8 +102,11 @@ pub fn bench(arguments: &Bench) -> Result<(), Failure> {
         ],
     ]);
     let peak = memory.map_or("unknown".to_owned(), chart::bytes);
-    println!("loaded in {load_seconds:.2} s, peak memory {peak}");
-    Ok(())
+    output::result(&format!(
+        "{}, {threads} threads, {}\n{table}loaded in {load_seconds:.2} s, peak memory {peak}\n",
+        arguments.model,
+        Isa::best().name()
+    ))
 }
 
 /// Work and traffic of one token.
@@ -234,6 +242,12 @@ fn random_lora(engine: &Engine, CountRank { rank, .. }: CountRank, seed: usize) 
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
+}
+
+/// Starts [`peak_memory`] anew: the buffers of a measurement are not the model's. Where the system does not
+/// know how, the peak is too high, never too low.
+fn forget_peak_memory() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
 /// Most memory that this process has held, where the system tells.

@@ -1,14 +1,16 @@
 //! Tables for people.
 
-/// Prints rows of cells in aligned columns, the first row as heading.
-pub fn table(rows: &[Vec<String>]) {
+/// Rows of cells in aligned columns, the first row as heading.
+pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
-    for row in rows {
-        let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}"));
-        println!("{}", cells.collect::<Vec<_>>().join("  ").trim_end());
-    }
+    let line = |row: &Vec<String>| {
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
+        format!("{}\n", cells.join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
 }
 
 /// Breaks text into lines of at most `width` characters, at spaces where possible.
@@ -34,15 +36,27 @@ pub fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-/// Two texts side by side, each `width` characters wide, under headings.
-pub fn side_by_side(left: (&str, &str), right: (&str, &str), width: usize) {
-    let (l, r) = (wrap(left.1, width), wrap(right.1, width));
-    println!("  {:<width$} | {}", left.0, right.0);
-    println!("  {:-<width$}-+-{:-<width$}", "", "");
+/// Two texts side by side under headings, each `width` characters wide and at most `height` lines high;
+/// blank lines are left out.
+pub fn side_by_side(left: (&str, &str), right: (&str, &str), width: usize, height: usize) -> String {
+    let lines = |text: &str| {
+        let mut lines: Vec<String> =
+            wrap(text, width - 1).into_iter().filter(|line| !line.is_empty()).collect();
+        if lines.len() > height {
+            lines.truncate(height);
+            lines[height - 1].push('…');
+        }
+        lines
+    };
+    let (l, r) = (lines(left.1), lines(right.1));
+    let mut text = format!("  {:<width$} | {}\n", left.0, right.0);
+    text += &format!("  {:-<width$}-+-{:-<width$}\n", "", "");
     for i in 0..l.len().max(r.len()) {
         let cell = |lines: &[String]| lines.get(i).cloned().unwrap_or_default();
-        println!("  {:<width$} | {}", cell(&l), cell(&r));
+        text += format!("  {:<width$} | {}", cell(&l), cell(&r)).trim_end();
+        text.push('\n');
     }
+    text
 }
 
 /// Bytes, in a unit that people can read.
@@ -68,5 +82,10 @@ mod tests {
             let joined: String = lines.concat().replace(' ', "");
             assert_eq!(joined, text.replace(' ', ""));
         }
+    }
+    #[test]
+    fn answers_stand_side_by_side_and_end_in_time() {
+        let text = side_by_side(("base", "a b c d e f\n\n\ng h i"), ("with x", "yes"), 4, 3);
+        assert_eq!(text, "  base | with x\n  -----+-----\n  a b  | yes\n  c d  |\n  e f… |\n");
     }
 }

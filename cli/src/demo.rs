@@ -1,21 +1,21 @@
 //! `demo`: one base model answers several prompts at once, each through its own adapter.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
 use graftwork::chat::Message;
-use graftwork::{Engine, EngineOptions, Event, Request};
+use graftwork::{Engine, EngineOptions, Event, FinishReason, Request};
 
 use crate::arguments::Demo;
-use crate::{Failure, chart, open};
+use crate::{Failure, chart, open, output};
 
 const MODEL: &str = "smollm2";
 
 /// Most tokens of an answer: the base has more to say than anybody wants to read.
 const TOKENS: usize = 48;
 
-/// Width of a column of answers.
-const WIDTH: usize = 52;
+/// Width and height of a column of answers.
+const COLUMN: (usize, usize) = (52, 4);
 
 const ASSISTANT: &str = "You are a helpful AI assistant named SmolLM, trained by Hugging Face";
 const CLASSIFY: &str = "Classify the sentiment of the text.";
@@ -31,63 +31,82 @@ fn chats() -> Vec<Chat> {
     vec![
         Chat(tools(WEATHER), "What is the weather like in Oslo in celsius?", Some("tools")),
         Chat(tools(AREA), "Find the area of a rectangle 12 wide and 7.5 high.", Some("tools")),
-        Chat(CLASSIFY.into(), "The battery died after two days and support never answered.", Some("sentiment")),
+        Chat(
+            CLASSIFY.into(),
+            "The battery died after two days and support never answered.",
+            Some("sentiment"),
+        ),
         Chat(CLASSIFY.into(), "The plot is thin, but the acting makes it a joy.", Some("sentiment")),
-        Chat(ASSISTANT.into(), "What is the capital of France?", None),
+        Chat(ASSISTANT.into(), "Write one sentence about the sea.", None),
     ]
 }
 
 /// What one batch gave.
 struct Outcome {
     texts: Vec<String>,
-    tokens: usize,
-    seconds: f64,
+    prompt_tokens: u64,
+    answer_tokens: u64,
+    /// Seconds until every answer had begun, and those that followed.
+    seconds: (f64, f64),
 }
 
 /// Runs the command.
 pub fn demo(arguments: &Demo) -> Result<(), Failure> {
-    let adapters = [("tools", open::example_adapter("tools-lora")?), ("sentiment", open::example_adapter("sentiment-lora")?)];
-    let options = EngineOptions { threads: arguments.threads, ..EngineOptions::default() };
+    let adapters = [
+        ("tools", open::example_adapter("tools-lora")?),
+        ("sentiment", open::example_adapter("sentiment-lora")?),
+    ];
+    // Nothing is kept from one batch for the next: their times are to be compared.
+    let options =
+        EngineOptions { threads: arguments.threads, keep_prefixes: false, ..EngineOptions::default() };
+    open::model_path(MODEL)?;
     let start = Instant::now();
     let engine = open::engine(MODEL, options)?;
-    let config = engine.config();
-    println!(
-        "{MODEL}: {} layers, {} wide, {} of weights, ready in {:.2} s",
-        config.layers,
-        config.hidden,
-        chart::bytes(engine.memory().weights),
-        start.elapsed().as_secs_f64()
-    );
+    let (config, weights) = (engine.config(), chart::bytes(engine.memory().weights));
+    let seconds = start.elapsed().as_secs_f64();
+    output::result(&format!(
+        "base {MODEL}: {} layers, {} wide, {weights} of weights, loaded in {seconds:.2} s\n",
+        config.layers, config.hidden
+    ))?;
     for (name, path) in &adapters {
-        let start = Instant::now();
+        let (start, before) = (Instant::now(), engine.memory().adapters);
         engine.load_adapter(name, path.as_path())?;
-        println!("adapter {name} loaded in {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
+        let (seconds, bytes) = (start.elapsed().as_secs_f64(), engine.memory().adapters - before);
+        let bytes = chart::bytes(bytes);
+        output::result(&format!("adapter {name}: {bytes}, loaded in {:.0} ms\n", seconds * 1e3))?;
     }
 
     let chats = chats();
     let base = answer_all(&engine, &chats, false)?;
     let grafted = answer_all(&engine, &chats, true)?;
     for ((chat, base), grafted) in chats.iter().zip(&base.texts).zip(&grafted.texts) {
-        println!("\n{}", chat.1);
-        let name = chat.2.map_or("no adapter".to_owned(), |name| format!("with {name}"));
-        chart::side_by_side(("base", base), (&name, grafted), WIDTH);
+        let name = chat.2.map_or("no adapter".to_owned(), |name| format!("adapter {name}"));
+        let answers = chart::side_by_side(("base", base), (&name, grafted), COLUMN.0, COLUMN.1);
+        output::result(&format!("\n{}\n{answers}", chat.1))?;
     }
-    println!();
-    for (name, outcome) in [("base only", &base), ("each its own adapter", &grafted)] {
-        println!(
-            "{} prompts in one batch, {name}: {} tokens in {:.2} s, {:.1} tokens/s",
-            chats.len(),
-            outcome.tokens,
-            outcome.seconds,
-            outcome.tokens as f64 / outcome.seconds
-        );
-    }
-    Ok(())
+    let headings = ["five prompts in one batch", "prompt tokens", "tokens/s", "answer tokens", "tokens/s"];
+    let row = |name: &str, outcome: &Outcome| {
+        let (prompt, answer) = (outcome.prompt_tokens, outcome.answer_tokens);
+        let speed = |tokens: u64, seconds: f64| format!("{:.0}", tokens as f64 / seconds.max(1e-9));
+        // The first token of each answer comes with its prompt.
+        let decoded = answer.saturating_sub(chats.len() as u64);
+        let (read, write) = (speed(prompt, outcome.seconds.0), speed(decoded, outcome.seconds.1));
+        vec![name.to_owned(), prompt.to_string(), read, answer.to_string(), write]
+    };
+    let table = chart::table(&[
+        headings.map(str::to_owned).to_vec(),
+        row("all by the base", &base),
+        row("each by its adapter", &grafted),
+    ]);
+    output::result(&format!(
+        "\n{table}(Short answers leave the batch early, and fewer then share each pass over the weights: what an adapter\n\
+         costs is what `graftwork bench -m {MODEL} -a ADAPTER` measures.)\n"
+    ))
 }
 
 /// Answers all chats in one batch, through their adapters or through none.
 fn answer_all(engine: &Engine, chats: &[Chat], adapted: bool) -> Result<Outcome, Failure> {
-    let start = Instant::now();
+    let (start, before) = (Instant::now(), engine.counters());
     let mut order = HashMap::new();
     for (i, Chat(system, user, adapter)) in chats.iter().enumerate() {
         let messages = vec![Message::new("system", system.as_str()), Message::new("user", *user)];
@@ -98,14 +117,25 @@ fn answer_all(engine: &Engine, chats: &[Chat], adapted: bool) -> Result<Outcome,
         order.insert(engine.submit(request)?, i);
     }
     let mut texts = vec![String::new(); chats.len()];
-    let mut tokens = 0;
+    let mut begun = HashSet::new();
+    let mut reading = 0.0;
     while !engine.is_idle() {
         for event in engine.step()? {
-            if let Some(&i) = order.get(&event.id()) {
-                texts[i].push_str(event.text());
+            if begun.insert(event.id()) {
+                reading = start.elapsed().as_secs_f64();
             }
-            tokens += usize::from(matches!(event, Event::Token { .. }));
+            let Some(&i) = order.get(&event.id()) else { continue };
+            texts[i].push_str(event.text());
+            if let Event::Finished { reason: FinishReason::Length, .. } = event {
+                texts[i].push('…');
+            }
         }
     }
-    Ok(Outcome { texts, tokens, seconds: start.elapsed().as_secs_f64() })
+    let after = engine.counters();
+    Ok(Outcome {
+        texts,
+        prompt_tokens: after.prompt_rows - before.prompt_rows,
+        answer_tokens: after.tokens - before.tokens,
+        seconds: (reading, start.elapsed().as_secs_f64() - reading),
+    })
 }

@@ -1,56 +1,92 @@
 //! `inspect`: what is in a model or adapter file, and whether an adapter fits a model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use graftwork::EngineOptions;
 use graftwork_adapters::file::gguf::{self, Gguf};
 use graftwork_adapters::file::hf::HfModel;
+use graftwork_adapters::file::{Named, Safetensors, TensorInfo};
 use graftwork_adapters::{Adapter, Change, Site, Source};
 use serde_json::{Value, json};
 
 use crate::arguments::Inspect;
-use crate::{Failure, chart, open};
+use crate::{Failure, chart, open, output};
 
 /// Runs the command.
 pub fn inspect(arguments: &Inspect) -> Result<(), Failure> {
     let path = open::model_path(&arguments.path)?;
-    let mut report = if is_adapter(&path)? {
-        let adapter = Adapter::open(path.as_path())?;
-        adapter_report(&adapter)
+    let mut report = vec![Item::new("file", json!(arguments.path))];
+    report.extend(if is_adapter(&path)? {
+        adapter_report(&Adapter::open(path.as_path())?)
     } else if arguments.base.is_some() {
         return Err(Failure::Other(format!("{}: --base is for adapters, this is a model", arguments.path)));
     } else {
         model_report(&path)?
-    };
-    report.insert(0, ("file".to_owned(), json!(arguments.path)));
+    });
+    let mut misfit = None;
     if let Some(base) = &arguments.base {
         // The real thing: everything that loading checks, and nothing else.
         let engine = open::engine(base, EngineOptions::default())?;
-        engine.load_adapter("inspected", path.as_path())?;
-        report.push(("fits".to_owned(), json!(base)));
+        misfit = engine.load_adapter("inspected", path.as_path()).err();
+        report.push(Item::new("base", json!(base)));
+        let text = if misfit.is_some() { "no" } else { "yes" };
+        report.push(Item { text: Text::Line(text.to_owned()), ..Item::new("fits", json!(misfit.is_none())) });
     }
     if arguments.json {
-        println!("{}", Value::Object(report.into_iter().collect()));
-        return Ok(());
+        let object = report.into_iter().map(|item| (item.key, item.value)).collect();
+        output::result(&format!("{}\n", Value::Object(object)))?;
+    } else {
+        let width = report.iter().map(|item| item.key.chars().count()).max().unwrap_or(0);
+        output::result(&report.iter().map(|item| item.show(width)).collect::<String>())?;
     }
-    let width = report.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
-    for (key, value) in report {
-        match value {
-            Value::Array(lines) => {
-                println!("{key}:");
-                lines.iter().for_each(|line| println!("  {}", plain(line)));
-            }
-            value => println!("{key:width$}  {}", plain(&value)),
-        }
+    match misfit {
+        Some(why) => Err(Failure::Other(format!("{}: {why}", arguments.path))),
+        None => Ok(()),
     }
-    Ok(())
 }
 
-type Report = Vec<(String, Value)>;
+/// One thing to say, for people and for programs.
+struct Item {
+    key: String,
+    text: Text,
+    value: Value,
+}
 
-fn plain(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+enum Text {
+    Line(String),
+    Lines(Vec<String>),
+}
+
+impl Item {
+    /// A value that says itself.
+    fn new(key: &str, value: Value) -> Self {
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        Self { key: key.to_owned(), text: Text::Line(text), value }
+    }
+
+    /// A number of bytes.
+    fn bytes(key: &str, bytes: usize) -> Self {
+        let text = Text::Line(format!("{bytes} ({})", chart::bytes(bytes)));
+        Self { text, ..Self::new(key, json!(bytes)) }
+    }
+
+    /// A list: a line for people and a value for programs, each.
+    fn list(key: &str, items: impl Iterator<Item = (String, Value)>) -> Self {
+        let (lines, values) = items.unzip();
+        Self { key: key.to_owned(), text: Text::Lines(lines), value: Value::Array(values) }
+    }
+
+    fn show(&self, width: usize) -> String {
+        let key = output::one_line(&self.key);
+        match &self.text {
+            Text::Line(line) => format!("{key:width$}  {}\n", output::one_line(line)),
+            Text::Lines(lines) => {
+                let lines = lines.iter().map(|line| format!("  {}\n", output::one_line(line)));
+                format!("{key}:\n{}", lines.collect::<String>())
+            }
+        }
+    }
 }
 
 /// Whether this is an adapter: a PEFT directory or file, or a GGUF file that says so.
@@ -58,63 +94,66 @@ fn is_adapter(path: &Path) -> Result<bool, Failure> {
     if path.is_dir() {
         return Ok(path.join("adapter_config.json").exists());
     }
-    if path.extension().is_some_and(|e| e == "safetensors") {
+    if is_safetensors(path) {
         return Ok(path.with_file_name("adapter_config.json").exists());
     }
     let file = Gguf::open(path)?;
     Ok(file.metadata().get::<&str>("general.type")? == Some("adapter"))
 }
 
-/// `12 x F32 (3.4 MB)` for each format.
-fn formats(tensors: impl Iterator<Item = (String, u64)>) -> Value {
-    let mut counts: BTreeMap<String, (usize, u64)> = BTreeMap::new();
-    for (format, bytes) in tensors {
-        let entry = counts.entry(format).or_default();
-        *entry = (entry.0 + 1, entry.1 + bytes);
-    }
-    let line = |(format, (count, bytes)): (String, (usize, u64))| {
-        json!(format!("{count} x {format} ({})", chart::bytes(bytes as usize)))
-    };
-    Value::Array(counts.into_iter().map(line).collect())
+fn is_safetensors(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "safetensors")
 }
 
-fn model_report(path: &Path) -> Result<Report, Failure> {
-    let mut report = Report::new();
-    let mut say = |key: &str, value: Value| report.push((key.to_owned(), value));
+/// How many tensors there are, and of each format.
+fn tensors(tensors: impl ExactSizeIterator<Item = (String, usize)>) -> [Item; 2] {
+    let count = Item::new("tensors", json!(tensors.len()));
+    let mut formats: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    for (format, bytes) in tensors {
+        let entry = formats.entry(format).or_default();
+        *entry = (entry.0 + 1, entry.1 + bytes);
+    }
+    let formats = formats.into_iter().map(|(format, (count, bytes))| {
+        let line = format!("{count} x {format} ({})", chart::bytes(bytes));
+        (line, json!({"format": format, "tensors": count, "bytes": bytes}))
+    });
+    [count, Item::list("formats", formats)]
+}
+
+fn safetensors_report(file: &Named<TensorInfo>) -> [Item; 2] {
+    tensors(file.iter().map(|(_, tensor)| (tensor.dtype.name().to_owned(), tensor.bytes.len())))
+}
+
+fn model_report(path: &Path) -> Result<Vec<Item>, Failure> {
+    let container = |name| Item::new("container", json!(name));
     if path.is_dir() {
         let model = HfModel::load(&Source::from(path))?;
-        say("container", json!("Hugging Face directory"));
+        let mut report = vec![container("Hugging Face directory")];
         for key in ["model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"] {
-            if let Some(value) = model.config.get(key) {
-                say(key, value.clone());
-            }
+            report.extend(model.config.get(key).map(|value| Item::new(key, value.clone())));
         }
-        let tensors = model.weights.tensors();
-        say("tensors", json!(tensors.len()));
-        say("formats", formats(tensors.iter().map(|(_, t)| (t.dtype.name().to_owned(), t.bytes.len() as u64))));
+        report.extend(safetensors_report(model.weights.tensors()));
+        return Ok(report);
+    }
+    if is_safetensors(path) {
+        let mut report = vec![container("safetensors")];
+        report.extend(safetensors_report(Safetensors::open(path)?.tensors()));
         return Ok(report);
     }
     let file = Gguf::open(path)?;
-    say("container", json!("GGUF"));
-    for (key, value) in file.metadata().iter() {
-        if let Some(text) = show(value) {
-            say(key, text);
-        }
-    }
-    let tensors = file.tensors();
-    say("tensors", json!(tensors.len()));
-    let sizes = tensors.iter().map(|(_, tensor)| {
+    let mut report = vec![container("GGUF")];
+    report.extend(file.metadata().iter().map(|(key, value)| Item::new(key, show(value))));
+    report.extend(tensors(file.tensors().iter().map(|(_, tensor)| {
         let format = tensor.format().map_or(format!("type {}", tensor.type_id()), |f| f.name().to_owned());
-        (format, tensor.bytes().map_or(0, |b| b.len() as u64))
-    });
-    say("formats", formats(sizes));
+        (format, tensor.bytes().map_or(0, |b| b.len()))
+    })));
     Ok(report)
 }
 
 /// A metadata value in a few words; long ones by their size.
-fn show(value: &gguf::Value) -> Option<Value> {
+fn show(value: &gguf::Value) -> Value {
     use gguf::Value as V;
-    Some(match value {
+    match value {
         V::U8(x) => json!(x),
         V::I8(x) => json!(x),
         V::U16(x) => json!(x),
@@ -129,44 +168,51 @@ fn show(value: &gguf::Value) -> Option<Value> {
         V::Str(x) if x.chars().count() > 80 => json!(format!("text of {} characters", x.chars().count())),
         V::Str(x) => json!(x),
         V::Array(x) => json!(format!("array of {}", x.len())),
-    })
+    }
 }
 
-fn adapter_report(adapter: &Adapter) -> Report {
-    let mut report = Report::new();
-    let mut say = |key: &str, value: Value| report.push((key.to_owned(), value));
-    say("kind", json!(adapter.kind.name()));
-    if let Some(base) = &adapter.base_model {
-        say("trained on", json!(base));
-    }
-    say("rows of q and k", json!(format!("{:?}", adapter.row_order)));
-    let layers = adapter.edits.iter().filter_map(|edit| match edit.site {
-        Site::Linear { layer, .. } => Some(layer),
-        Site::Embedding | Site::Head => None,
-    });
-    say("layers", json!(layers.collect::<std::collections::BTreeSet<_>>().len()));
+fn adapter_report(adapter: &Adapter) -> Vec<Item> {
+    let layers: BTreeSet<_> = adapter.edits.iter().filter_map(|edit| layer(edit.site)).collect();
     let mut bytes = 0;
-    let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+    let mut edits: BTreeMap<String, (Value, usize)> = BTreeMap::new();
     for edit in &adapter.edits {
         let place = match edit.site {
             Site::Linear { module, .. } => module.name().to_owned(),
             site => site.to_string(),
         };
-        let what = match &edit.change {
+        let (line, value) = match &edit.change {
             Change::LowRank { a, b, scale, bias } => {
                 bytes += a.bytes().len() + b.bytes().len() + bias.as_ref().map_or(0, |b| b.bytes().len());
-                let bias = if bias.is_some() { ", bias" } else { "" };
-                format!("{place}: rank {}, scale {scale}, {}{bias}", a.rows(), a.format())
+                let (rank, format) = (a.rows(), a.format());
+                let with = if bias.is_some() { ", bias" } else { "" };
+                let value = json!({"site": place, "change": "low_rank", "rank": rank, "scale": scale,
+                    "format": format.name(), "bias": bias.is_some()});
+                (format!("{place}: rank {rank}, scale {scale}, {format}{with}"), value)
             }
             Change::Bias { values } => {
                 bytes += values.bytes().len();
-                format!("{place}: bias, {}", values.format())
+                let value = json!({"site": place, "change": "bias", "format": values.format().name()});
+                (format!("{place}: bias, {}", values.format()), value)
             }
         };
-        *kinds.entry(what).or_default() += 1;
+        edits.entry(line).or_insert((value, 0)).1 += 1;
     }
-    say("size", json!(chart::bytes(bytes)));
-    let lines = kinds.into_iter().map(|(what, count)| json!(format!("{count} x {what}")));
-    say("edits", Value::Array(lines.collect()));
+    let edits = edits.into_iter().map(|(line, (mut value, count))| {
+        value["count"] = json!(count);
+        (format!("{count} x {line}"), value)
+    });
+    let mut report = vec![Item::new("kind", json!(adapter.kind.name()))];
+    report.extend(adapter.base_model.iter().map(|base| Item::new("trained_on", json!(base))));
+    report.push(Item::new("row_order", json!(format!("{:?}", adapter.row_order))));
+    report.push(Item::new("layers", json!(layers.len())));
+    report.push(Item::bytes("bytes", bytes));
+    report.push(Item::list("edits", edits));
     report
+}
+
+fn layer(site: Site) -> Option<usize> {
+    match site {
+        Site::Linear { layer, .. } => Some(layer),
+        Site::Embedding | Site::Head => None,
+    }
 }

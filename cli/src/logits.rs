@@ -1,13 +1,14 @@
 //! `logits`: the logits of given tokens, in full precision of the KV cache.
 
-use std::fs;
-use std::io::BufWriter;
+use std::fs::{self, File};
+use std::io::{self, BufWriter};
+use std::path::Path;
 
 use graftwork::EngineOptions;
 use graftwork_adapters::file::safetensors::{Dtype, Safetensors, TensorView, write_safetensors};
 
 use crate::arguments::Logits;
-use crate::{Failure, open};
+use crate::{Failure, open, output};
 
 /// Runs the command.
 pub fn logits(arguments: &Logits) -> Result<(), Failure> {
@@ -31,19 +32,31 @@ pub fn logits(arguments: &Logits) -> Result<(), Failure> {
     let shape = [sequences as u64, positions as u64, engine.config().vocab as u64];
     let tensor = TensorView { name: "logits", dtype: Dtype::F32, shape: &shape, bytes: &bytes };
 
-    // Written beside and renamed, so that nobody ever reads half a file.
-    let path = &arguments.out;
-    let mut partial = path.clone().into_os_string();
-    partial.push(".partial");
-    let write = || {
-        let mut out = BufWriter::new(fs::File::create(&partial)?);
-        write_safetensors(&mut out, &[tensor], &[])?;
-        out.into_inner()?.sync_all()?;
-        fs::rename(&partial, path)
-    };
-    write().map_err(Failure::io(path.display().to_string()))?;
-    println!("{}: logits F32 {shape:?}", path.display());
+    write(&arguments.out, &[tensor]).map_err(Failure::io(arguments.out.display().to_string()))?;
+    output::note(&format!("{}: logits F32 {shape:?}", arguments.out.display()));
     Ok(())
+}
+
+/// Writes a file beside its place and renames it, so that nobody ever reads half a file. What is no regular
+/// file, such as a pipe, is written to.
+fn write(path: &Path, tensors: &[TensorView<'_>]) -> io::Result<()> {
+    let write_to = |path: &Path| {
+        let mut out = BufWriter::new(File::create(path)?);
+        write_safetensors(&mut out, tensors, &[])?;
+        out.into_inner().map_err(io::IntoInnerError::into_error)
+    };
+    if path.metadata().is_ok_and(|m| !m.is_file()) {
+        return write_to(path).map(drop);
+    }
+    let mut partial = path.to_owned().into_os_string();
+    partial.push(".partial");
+    let partial = Path::new(&partial);
+    let written = write_to(partial).and_then(|file| file.sync_all()).and_then(|()| fs::rename(partial, path));
+    if written.is_err() {
+        // It may not be there; the first error is the one to tell.
+        let _ = fs::remove_file(partial);
+    }
+    written
 }
 
 /// Positions of a sequence, and the tokens of all.
@@ -54,7 +67,9 @@ fn tokens(arguments: &Logits) -> Result<(usize, Vec<u32>), Failure> {
     let name = path.display();
     let file = Safetensors::open(path)?;
     let wrong = |found: &str| {
-        Failure::Other(format!("{name}: tensor tokens: expected integers [sequences, positions], found {found}"))
+        Failure::Other(format!(
+            "{name}: tensor tokens: expected integers [sequences, positions], found {found}"
+        ))
     };
     let info = file.tensors().get("tokens").ok_or_else(|| wrong("none of that name"))?;
     let &[_, positions] = &info.shape[..] else {

@@ -10,6 +10,7 @@ mod demo;
 mod inspect;
 mod logits;
 mod open;
+mod output;
 mod requests;
 mod run;
 
@@ -41,6 +42,11 @@ impl Failure {
         let what = what.into();
         |source| Self::Io { what, source }
     }
+
+    /// The message, on one line.
+    fn line(&self) -> String {
+        output::one_line(&self.to_string())
+    }
 }
 
 fn main() -> ExitCode {
@@ -55,9 +61,11 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of a pipe has seen enough.
-        Err(Failure::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(Failure::Io { source, .. }) if source.kind() == std::io::ErrorKind::BrokenPipe => {
+            ExitCode::SUCCESS
+        }
         Err(failure) => {
-            eprintln!("graftwork: {}", failure.to_string().replace('\n', " "));
+            output::note(&format!("graftwork: {}", failure.line()));
             ExitCode::FAILURE
         }
     }
@@ -66,6 +74,5 @@ fn main() -> ExitCode {
 fn pull(name: &str) -> Result<(), Failure> {
     let path = graftwork_cli::pull::pull(name)?;
     graftwork_cli::pull::verify(name, &path)?;
-    println!("{}", path.display());
-    Ok(())
+    output::result(&format!("{}\n", path.display()))
 }

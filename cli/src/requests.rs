@@ -36,7 +36,16 @@ pub struct Named {
 
 /// Reads a line; what it leaves out is as the command line says.
 pub fn parse(line: &str, number: usize, defaults: &Run) -> Result<Named, String> {
-    let line: Line = serde_json::from_str(line).map_err(|e| e.to_string())?;
+    if !line.trim_start().starts_with('{') {
+        return Err("expected a JSON object".to_owned());
+    }
+    let line: Line = serde_json::from_str(line).map_err(|error| {
+        // Its line is always the first: that of the file is told by the caller.
+        let (text, column) = (error.to_string(), error.column());
+        let message =
+            text.strip_suffix(&format!(" at line {} column {column}", error.line())).unwrap_or(&text);
+        format!("{message} (column {column})")
+    })?;
     let mut prompt = match (line.prompt, line.messages, line.tokens) {
         (Some(prompt), None, None) => from_text(prompt, defaults),
         (None, Some(messages), None) => messages.into(),
@@ -112,5 +121,76 @@ impl Answer {
     /// The answer as one line of JSON.
     pub fn json(&self, reason: &str) -> Value {
         json!({"id": self.id, "text": self.text, "tokens": self.tokens, "finish_reason": reason})
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::arguments::{Arguments, Command};
+
+    fn defaults(options: &str) -> Run {
+        let line = format!("graftwork run -m model {options}");
+        match Arguments::try_parse_from(line.split_whitespace()).expect("arguments").command {
+            Command::Run(run) => run,
+            _ => unreachable!("the command is run"),
+        }
+    }
+
+    #[test]
+    fn a_line_overrides_the_command_line() {
+        let defaults = defaults("--use a:0.5,b -n 7 --temp 0.5 --top-k 3 --seed 9 --stop x --stop y");
+        let Named { id, request } = parse(r#"{"prompt": "p"}"#, 4, &defaults).expect("a request");
+        assert_eq!(id, 4);
+        assert_eq!(request.adapters, [("a".to_owned(), 0.5), ("b".to_owned(), 1.0)]);
+        assert_eq!((request.max_tokens, request.stop.len()), (Some(7), 2));
+        let s = &request.sampling;
+        assert_eq!((s.temperature, s.top_k, s.top_p, s.min_p, s.seed), (0.5, 3, 1.0, 0.0, 9));
+
+        let line = r#"{"id": "q", "tokens": [1, 2], "adapters": [["c", -1]], "max_tokens": 2, "temperature": 0,
+            "top_k": 1, "top_p": 0.5, "min_p": 0.25, "seed": 1, "stop": []}"#;
+        let Named { id, request } = parse(line, 4, &defaults).expect("a request");
+        assert_eq!(id, "q");
+        assert!(matches!(request.prompt, Prompt::Tokens(tokens) if tokens == [1, 2]));
+        assert_eq!(request.adapters, [("c".to_owned(), -1.0)]);
+        assert_eq!((request.max_tokens, request.stop.len()), (Some(2), 0));
+        let s = &request.sampling;
+        assert_eq!((s.temperature, s.top_k, s.top_p, s.min_p, s.seed), (0.0, 1, 0.5, 0.25, 1));
+    }
+
+    #[test]
+    fn a_prompt_is_a_chat_if_the_command_line_says_so() {
+        let roles = |options: &str| match parse(r#"{"prompt": "p"}"#, 1, &defaults(options))
+            .expect("a request")
+            .request
+            .prompt
+        {
+            Prompt::Chat(chat) => chat.messages.len(),
+            _ => 0,
+        };
+        assert_eq!([roles(""), roles("--chat"), roles("--system s")], [0, 1, 2]);
+    }
+
+    #[test]
+    fn malformed_lines_say_what_is_wrong() {
+        for (line, message) in [
+            ("hello", "expected a JSON object"),
+            ("[1]", "expected a JSON object"),
+            (r#"{"prompt": "a""#, "EOF while parsing an object (column 14)"),
+            (r#"{"id": 1}"#, "expected exactly one of `prompt`, `messages` and `tokens`"),
+            (
+                r#"{"prompt": "a", "tokens": [1]}"#,
+                "expected exactly one of `prompt`, `messages` and `tokens`",
+            ),
+            (r#"{"prompt": 1}"#, "invalid type: integer `1`, expected a string (column 12)"),
+            (r#"{"tokens": [-1]}"#, "invalid value: integer `-1`, expected u32 (column 14)"),
+            (r#"{"prompt": "a", "tools": []}"#, "`tools` go with `messages`"),
+        ] {
+            assert_eq!(parse(line, 1, &defaults("")).map(|_| ()), Err(message.to_owned()), "{line}");
+        }
+        let unknown = parse(r#"{"prompt": "a", "temp": 1}"#, 1, &defaults("")).map(|_| ());
+        assert!(unknown.is_err_and(|why| why.starts_with("unknown field `temp`, expected one of `id`, ")));
     }
 }

@@ -2,15 +2,16 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write, stdin, stdout};
+use std::io::{BufRead, BufReader, IsTerminal, stdin};
+use std::ops::ControlFlow;
 use std::time::Instant;
 
 use graftwork::chat::Message;
 use graftwork::{Engine, EngineOptions, Event, Prompt, Request};
 
-use crate::arguments::{Run, Weighted};
+use crate::arguments::{NamedPath, Run, Weighted};
 use crate::requests::{self, Answer, Named};
-use crate::{Failure, open};
+use crate::{Failure, open, output};
 
 /// Runs the command.
 pub fn run(arguments: &Run) -> Result<(), Failure> {
@@ -18,11 +19,8 @@ pub fn run(arguments: &Run) -> Result<(), Failure> {
         Some(path) => read_requests(&path.to_string_lossy(), arguments)?,
         None => Vec::new(),
     };
-    let options = EngineOptions {
-        threads: arguments.threads,
-        max_batch: arguments.batch,
-        ..EngineOptions::default()
-    };
+    let options =
+        EngineOptions { threads: arguments.threads, max_batch: arguments.batch, ..EngineOptions::default() };
     let engine = open::engine(&arguments.model, options)?;
     for adapter in &arguments.adapters {
         engine.load_adapter(&adapter.name, adapter.path.as_path())?;
@@ -32,9 +30,9 @@ pub fn run(arguments: &Run) -> Result<(), Failure> {
     }
     if let Some(prompt) = &arguments.prompt {
         let prompt = requests::from_text(prompt.clone(), arguments);
-        return answer(&engine, requests::from_defaults(prompt, arguments), arguments.json).map(|_| ());
+        return answer(&engine, requests::from_defaults(prompt, arguments), arguments.json).map(drop);
     }
-    interactive(&engine, arguments)
+    Conversation { engine: &engine, arguments, stack: arguments.stack.clone(), history: Vec::new() }.run()
 }
 
 fn read_requests(path: &str, arguments: &Run) -> Result<Vec<Named>, Failure> {
@@ -59,8 +57,7 @@ fn batch(engine: &Engine, requests: Vec<Named>, json: bool) -> Result<(), Failur
     let start = Instant::now();
     let (count, mut tokens, mut failed) = (requests.len(), 0, 0);
     let mut answers = HashMap::new();
-    let mut out = stdout().lock();
-    let mut print = |line: String| writeln!(out, "{line}").map_err(Failure::io("stdout"));
+    let print = |line: String| output::result(&format!("{line}\n"));
     for Named { id, request } in requests {
         match engine.submit(request) {
             Ok(number) => {
@@ -94,7 +91,8 @@ fn batch(engine: &Engine, requests: Vec<Named>, json: bool) -> Result<(), Failur
         }
     }
     let seconds = start.elapsed().as_secs_f64();
-    eprintln!("{count} requests, {tokens} tokens in {seconds:.2} s, {:.1} tokens/s", tokens as f64 / seconds);
+    let speed = tokens as f64 / seconds.max(1e-9);
+    output::note(&format!("{count} requests, {tokens} tokens in {seconds:.2} s, {speed:.1} tokens/s"));
     match failed {
         0 => Ok(()),
         _ => Err(Failure::Other(format!("{failed} of {count} requests failed"))),
@@ -103,7 +101,11 @@ fn batch(engine: &Engine, requests: Vec<Named>, json: bool) -> Result<(), Failur
 
 /// What stands where an answer would.
 fn refusal(id: &serde_json::Value, why: &str, json: bool) -> String {
-    if json { serde_json::json!({"id": id, "error": why}).to_string() } else { format!("{id}: failed: {why}") }
+    if json {
+        serde_json::json!({"id": id, "error": why}).to_string()
+    } else {
+        format!("{id}: failed: {why}")
+    }
 }
 
 /// Answers one request, streaming its text; gives the text.
@@ -111,12 +113,11 @@ fn answer(engine: &Engine, request: Request, json: bool) -> Result<String, Failu
     let start = Instant::now();
     let mut first = None;
     let mut answer = Answer { id: 1.into(), ..Answer::default() };
-    let mut out = stdout().lock();
     for event in engine.generate(request)? {
         let event = event?;
         answer.text.push_str(event.text());
         if !json {
-            out.write_all(event.text().as_bytes()).and_then(|()| out.flush()).map_err(Failure::io("stdout"))?;
+            output::result(event.text())?;
         }
         match event {
             Event::Token { token, .. } => {
@@ -125,101 +126,122 @@ fn answer(engine: &Engine, request: Request, json: bool) -> Result<String, Failu
             }
             Event::Finished { reason, .. } => {
                 let line = if json { answer.json(reason.name()).to_string() } else { String::new() };
-                writeln!(out, "{line}").map_err(Failure::io("stdout"))?;
+                output::result(&format!("{line}\n"))?;
             }
             Event::Failed { error, .. } => return Err(Failure::Other(error.to_string())),
         }
     }
     if let Some(first) = first {
-        let decoded = answer.tokens.len() - 1;
-        let speed = decoded as f64 / first.elapsed().as_secs_f64().max(1e-9);
-        let wait = (first - start).as_secs_f64() * 1e3;
-        eprintln!("{} tokens, first after {wait:.0} ms, then {speed:.1} tokens/s", answer.tokens.len());
+        let (count, wait) = (answer.tokens.len(), (first - start).as_secs_f64() * 1e3);
+        let speed = (count - 1) as f64 / first.elapsed().as_secs_f64().max(1e-9);
+        let then = if count > 1 { format!(", then {speed:.1} tokens/s") } else { String::new() };
+        output::note(&format!("{count} tokens, first after {wait:.0} ms{then}"));
     }
     Ok(answer.text)
 }
 
 const HELP: &str = "/use NAME[:WEIGHT],...  answer with these adapters (none: the base)
-/load NAME=PATH         load an adapter
+/load NAME=PATH         load an adapter, in place of the one of that name
 /unload NAME            unload one
 /adapters               list them
 /reset                  forget the conversation
 /quit                   end";
 
-/// Answers what is typed. In a chat the conversation goes on from line to line.
-fn interactive(engine: &Engine, arguments: &Run) -> Result<(), Failure> {
-    eprintln!("/help for commands, end of input to quit");
-    let chat = arguments.chat || arguments.system.is_some();
-    let mut stack = arguments.stack.clone();
-    let mut history: Vec<Message> = Vec::new();
-    loop {
-        eprint!("> ");
-        let mut line = String::new();
-        if stdin().lock().read_line(&mut line).map_err(Failure::io("stdin"))? == 0 {
-            return Ok(());
-        }
-        let line = line.trim();
-        let (command, rest) = line.split_once(' ').unwrap_or((line, ""));
-        let done = match command {
-            "" => Ok(()),
-            "/quit" => return Ok(()),
-            "/help" => {
-                eprintln!("{HELP}");
-                Ok(())
-            }
-            "/reset" => {
-                history.clear();
-                Ok(())
-            }
-            "/adapters" => {
-                engine.adapters().iter().for_each(|adapter| eprintln!("{}", adapter.name));
-                Ok(())
-            }
-            "/use" => change_stack(engine, rest, &mut stack),
-            "/load" => load(engine, rest),
-            "/unload" => engine.unload_adapter(rest.trim()).map(|_| ()).map_err(Failure::from),
-            _ => {
-                let prompt = if chat {
-                    if history.is_empty() {
-                        history = requests::messages(arguments, line.to_owned());
-                    } else {
-                        history.push(Message::new("user", line));
-                    }
-                    history.clone().into()
-                } else {
-                    Prompt::Text(line.to_owned())
-                };
-                let mut request = requests::from_defaults(prompt, arguments);
-                request.adapters = stack.iter().map(|a| (a.name.clone(), a.weight)).collect();
-                let text = answer(engine, request, arguments.json);
-                text.map(|text| history.push(Message::new("assistant", text)))
-            }
-        };
-        if let Err(failure) = done {
-            eprintln!("{failure}");
-        }
-    }
+/// What is typed and answered. In a chat each answer knows what was said before.
+struct Conversation<'a> {
+    engine: &'a Engine,
+    arguments: &'a Run,
+    stack: Vec<Weighted>,
+    history: Vec<Message>,
 }
 
-fn change_stack(engine: &Engine, names: &str, stack: &mut Vec<Weighted>) -> Result<(), Failure> {
-    let names = names.split(',').map(str::trim).filter(|name| !name.is_empty());
-    let new: Vec<Weighted> = names.map(str::parse).collect::<Result<_, _>>().map_err(Failure::Other)?;
-    let loaded = engine.adapters();
-    for adapter in &new {
-        if !loaded.iter().any(|known| known.name == adapter.name) {
-            return Err(Failure::Other(format!("no adapter named \"{}\" is loaded", adapter.name)));
+impl Conversation<'_> {
+    /// Goes on to the end of the input. What fails is told, and the conversation goes on.
+    fn run(mut self) -> Result<(), Failure> {
+        output::note("/help for commands, end of input to quit");
+        let mut line = String::new();
+        loop {
+            if stdin().is_terminal() {
+                output::ask("> ");
+            }
+            line.clear();
+            if stdin().lock().read_line(&mut line).map_err(Failure::io("stdin"))? == 0 {
+                return Ok(());
+            }
+            match self.line(line.trim()) {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(())) => return Ok(()),
+                Err(failure @ Failure::Io { .. }) => return Err(failure),
+                Err(failure) => output::note(&failure.line()),
+            }
         }
     }
-    *stack = new;
-    Ok(())
+
+    fn line(&mut self, line: &str) -> Result<ControlFlow<()>, Failure> {
+        let (command, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        let rest = rest.trim();
+        match command {
+            "" => {}
+            "/quit" => return Ok(ControlFlow::Break(())),
+            "/help" => output::note(HELP),
+            "/reset" => self.history.clear(),
+            "/adapters" => {
+                for adapter in self.engine.adapters() {
+                    output::note(&adapter.name);
+                }
+            }
+            "/use" => self.choose(rest)?,
+            "/load" => load(self.engine, rest)?,
+            "/unload" => self.engine.unload_adapter(rest).map(drop)?,
+            _ if command.starts_with('/') => {
+                return Err(Failure::Other(format!("{command}: no such command; /help lists them")));
+            }
+            _ => self.answer(line)?,
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn answer(&mut self, line: &str) -> Result<(), Failure> {
+        let mut prompt = requests::from_text(line.to_owned(), self.arguments);
+        if let Prompt::Chat(chat) = &mut prompt
+            && !self.history.is_empty()
+        {
+            chat.messages = self.history.clone();
+            chat.messages.push(Message::new("user", line));
+        }
+        let said = match &prompt {
+            Prompt::Chat(chat) => chat.messages.clone(),
+            _ => Vec::new(),
+        };
+        let mut request = requests::from_defaults(prompt, self.arguments);
+        request.adapters = self.stack.iter().map(|a| (a.name.clone(), a.weight)).collect();
+        // What was not answered was not said.
+        let text = answer(self.engine, request, self.arguments.json)?;
+        self.history = said;
+        self.history.push(Message::new("assistant", text));
+        Ok(())
+    }
+
+    fn choose(&mut self, names: &str) -> Result<(), Failure> {
+        let names = names.split(',').map(str::trim).filter(|name| !name.is_empty());
+        let stack: Vec<Weighted> = names.map(str::parse).collect::<Result<_, _>>().map_err(Failure::Other)?;
+        let loaded = self.engine.adapters();
+        for Weighted { name, .. } in &stack {
+            if !loaded.iter().any(|known| known.name == *name) {
+                return Err(graftwork::Error::NoAdapter { name: name.clone() }.into());
+            }
+        }
+        self.stack = stack;
+        Ok(())
+    }
 }
 
 fn load(engine: &Engine, named: &str) -> Result<(), Failure> {
-    let named: crate::arguments::NamedPath = named.trim().parse().map_err(Failure::Other)?;
-    if engine.adapters().iter().any(|known| known.name == named.name) {
-        engine.replace_adapter(&named.name, named.path.as_path(), None)?;
+    let NamedPath { name, path } = named.parse().map_err(Failure::Other)?;
+    if engine.adapters().iter().any(|known| known.name == name) {
+        engine.replace_adapter(&name, path.as_path(), None)?;
     } else {
-        engine.load_adapter(&named.name, named.path.as_path())?;
+        engine.load_adapter(&name, path.as_path())?;
     }
     Ok(())
 }

@@ -183,7 +183,7 @@ pub trait Backend: Send + Sized + 'static {
 
     /// `y[t,o] = sum_i W[o,i] x[t,i] + bias[o]` for every output, then its grafts.
     ///
-    /// For weights in a block format with integer codes, `x` is first rounded to 8 bits in blocks of 32.
+    /// For weights in a block format with integer codes, `x` is first rounded to 8 bits in groups of 16.
     fn linear(&mut self, x: &Self::Rows, outputs: &mut [Output<'_, Self>]);
 
     /// Rotates each pair `(a, b)` of each head to `(a cos - b sin, a sin + b cos)` (Su et al., 2021).

@@ -20,7 +20,7 @@ fn rows(cpu: &mut Cpu, values: &[f32], cols: usize) -> Rows {
     rows
 }
 
-/// `max |x| / 127` and the codes of one block of activations.
+/// `max |x| / 127` and the codes of one group of activations.
 fn to_8_bits(x: &[f32]) -> (f32, Vec<i32>) {
     let max = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
     let inverse = if max > 0.0 { 127.0 / max } else { 0.0 };
@@ -42,7 +42,7 @@ fn define(format: Format, row: &[u8], x: &[f32]) -> f32 {
     }
     let mut sum = 0.0f32;
     for (block, x) in row.chunks(format.block_bytes()).zip(x.chunks(32)) {
-        let (dx, q) = to_8_bits(x);
+        let groups = [to_8_bits(&x[..16]), to_8_bits(&x[16..])];
         let (d, m, codes): (f32, Option<f32>, Vec<i32>) = match format {
             Format::Q8_0 => (half(block), None, block[2..].iter().map(|&c| i32::from(c as i8)).collect()),
             Format::Q4_0 => (half(block), None, (0..32).map(|i| nibble(&block[2..], i) - 8).collect()),
@@ -51,10 +51,14 @@ fn define(format: Format, row: &[u8], x: &[f32]) -> f32 {
             }
             other => panic!("{other} has no definition here: add it"),
         };
-        let n: i32 = codes.iter().zip(&q).map(|(w, x)| w * x).sum();
-        sum = (d * dx).mul_add(n as f32, sum);
+        let dot = |g: usize| {
+            let products = codes[16 * g..16 * g + 16].iter().zip(&groups[g].1).map(|(w, x)| w * x);
+            products.sum::<i32>() as f32
+        };
+        sum = d.mul_add(groups[1].0.mul_add(dot(1), groups[0].0 * dot(0)), sum);
         if let Some(m) = m {
-            sum = m.mul_add(dx * q.iter().sum::<i32>() as f32, sum);
+            let [a, b] = groups.map(|(dx, q)| dx * q.iter().sum::<i32>() as f32);
+            sum = m.mul_add(a + b, sum);
         }
     }
     sum
@@ -132,7 +136,7 @@ fn quantized_outputs_are_within_the_rounding_of_activations() {
             let rounding: f64 = if format.block_len() == 1 {
                 0.0
             } else {
-                let blocks = row.chunks(32).zip(x.chunks(32));
+                let blocks = row.chunks(16).zip(x.chunks(16));
                 blocks
                     .map(|(w, x)| {
                         w.iter().map(|w| f64::from(w.abs())).sum::<f64>() * f64::from(to_8_bits(x).0) / 2.0

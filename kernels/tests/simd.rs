@@ -1,6 +1,7 @@
 //! Every vector operation of every instruction set against the definition in plain Rust, to the bit.
 
-use graftwork_kernels::cpu::isa::{BLOCK, Isa, Kernel, LANES, Simd};
+use bytemuck::Zeroable;
+use graftwork_kernels::cpu::isa::{BLOCK, GROUP, Isa, Kernel, LANES, Simd};
 use graftwork_kernels::cpu::linear::Quantize;
 use graftwork_kernels::cpu::math::{exp, load_part, store_part};
 use graftwork_kernels::cpu::strip::Activations;
@@ -171,38 +172,35 @@ fn halves_and_whole_numbers_convert_exactly() {
     }
 }
 
-/// What is done with the codes of one block.
+/// What is done with the codes of one group.
 struct Dots<'a, const T: usize> {
-    /// Groups of columns of sixteen rows: nibbles in the first four, bytes in all eight.
-    codes: &'a [[u8; 4 * LANES]; BLOCK / 4],
-    x: [&'a [i8; BLOCK]; T],
+    /// Columns of sixteen rows: nibbles, of which the low ones are multiplied, or bytes.
+    codes: &'a [[u8; 4 * LANES]; GROUP / 4],
+    x: [&'a [i8; GROUP]; T],
 }
 
 impl<const T: usize> Kernel for Dots<'_, T> {
-    /// Dots of nibbles and of bytes, and the nibbles as they were unpacked.
-    type Out = (Vec<[f32; LANES]>, Vec<[f32; LANES]>, [[u8; 4 * LANES]; BLOCK / 4]);
+    /// Dots of low nibbles, of high nibbles and of bytes.
+    type Out = [Vec<[f32; LANES]>; 3];
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Self::Out {
-        let nibbles = |step: usize| {
-            if step < 4 { s.low_nibbles(&self.codes[step]) } else { s.high_nibbles(&self.codes[step - 4]) }
-        };
+        let low = |step: usize| s.low_nibbles(&self.codes[step]);
+        let high = |step: usize| s.high_nibbles(&self.codes[step]);
         let floats = |dots: [S::I; T]| {
-            dots.map(|dot| {
+            let lanes = dots.map(|dot| {
                 let mut lanes = [0.0; LANES];
                 s.store(s.to_float(s.sub_int(dot, -9)), &mut lanes);
                 lanes.map(|x| x - 9.0)
-            })
+            });
+            lanes.to_vec()
         };
-        let mut unpacked = [[0; 4 * LANES]; BLOCK / 4];
-        for (step, out) in unpacked.iter_mut().enumerate() {
-            s.store_codes(nibbles(step), out);
-        }
-        (
-            floats(s.dot_nibbles(nibbles, self.x)).to_vec(),
-            floats(s.dot_bytes(|step| s.load_codes(&self.codes[step]), self.x)).to_vec(),
-            unpacked,
-        )
+        let sums = self.x.map(|x| x.iter().map(|&x| i32::from(x)).sum());
+        [
+            floats(s.dot_nibbles(low, self.x)),
+            floats(s.dot_nibbles(high, self.x)),
+            floats(s.dot_bytes(|step| s.load_codes(&self.codes[step]), self.x, sums)),
+        ]
     }
 }
 
@@ -217,7 +215,7 @@ fn dots_are_exact<const T: usize>(random: &mut Random) {
                 _ => random.bits() as u8,
             })
         });
-        let x: [[i8; BLOCK]; T] = std::array::from_fn(|_| {
+        let x: [[i8; GROUP]; T] = std::array::from_fn(|_| {
             std::array::from_fn(|_| match round / 4 % 4 {
                 0 => 127,
                 1 => -127,
@@ -232,21 +230,23 @@ fn dots_are_exact<const T: usize>(random: &mut Random) {
             (vec![("portable", first)], others)
         };
         all.extend(others);
-        for (isa, (nibbles, bytes, unpacked)) in all {
+        for (isa, dots) in all {
             for t in 0..T {
                 for row in 0..LANES {
-                    let (mut n, mut b) = (0, 0);
-                    for column in 0..BLOCK {
+                    let mut expected = [0; 3];
+                    for (column, &x) in x[t].iter().enumerate() {
                         let at = 4 * row + column % 4;
                         let byte = codes[column / 4][at];
-                        let packed = codes[column / 4 % 4][at];
-                        let nibble = if column < 16 { packed & 15 } else { packed >> 4 };
-                        assert_eq!(unpacked[column / 4][at], nibble, "{isa}");
-                        n += i32::from(nibble) * i32::from(x[t][column]);
-                        b += i32::from(byte.cast_signed()) * i32::from(x[t][column]);
+                        let values = [byte & 15, byte >> 4].map(i32::from);
+                        for (sum, value) in
+                            expected.iter_mut().zip([values[0], values[1], i32::from(byte.cast_signed())])
+                        {
+                            *sum += value * i32::from(x);
+                        }
                     }
-                    assert_eq!(nibbles[t][row], n as f32, "nibbles of row {row}, token {t} of {T} on {isa}");
-                    assert_eq!(bytes[t][row], b as f32, "bytes of row {row}, token {t} of {T} on {isa}");
+                    let found = [0, 1, 2].map(|i| dots[i][t][row]);
+                    let expected = expected.map(|n| n as f32);
+                    assert_eq!(found, expected, "nibbles and bytes of row {row}, token {t} of {T} on {isa}");
                 }
             }
         }
@@ -307,15 +307,20 @@ fn activations_round_to_8_bits_as_defined() {
     rows.push((0..96).map(|i| (i % 32) as f32 * 127.0 / 31.0).collect());
     for x in rows {
         for isa in Isa::all() {
-            let mut out = [Activations { q: [0; BLOCK], d: 0.0, sum: 0, dsum: 0.0 }; 3];
+            let mut out = [Activations::zeroed(); 3];
             isa.run(Quantize { x: &x, out: &mut out });
             for (x, out) in x.chunks(BLOCK).zip(&out) {
-                let max = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-                let inverse = if max > 0.0 { 127.0 / max } else { 0.0 };
-                let codes: Vec<i8> = x.iter().map(|x| (x * inverse).round_ties_even() as i8).collect();
-                let sum: i32 = codes.iter().map(|&c| i32::from(c)).sum();
-                assert_eq!(out.q[..], codes, "{}", isa.name());
-                assert_eq!((out.d, out.sum, out.dsum), (max / 127.0, sum, max / 127.0 * sum as f32));
+                let mut dsum = [0.0f32; 2];
+                for (g, x) in x.chunks(GROUP).enumerate() {
+                    let max = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+                    let inverse = if max > 0.0 { 127.0 / max } else { 0.0 };
+                    let codes: Vec<i8> = x.iter().map(|x| (x * inverse).round_ties_even() as i8).collect();
+                    let sum: i32 = codes.iter().map(|&c| i32::from(c)).sum();
+                    assert_eq!(out.q[g][..], codes, "{}", isa.name());
+                    assert_eq!((out.d[g], out.sum[g]), (max / 127.0, sum));
+                    dsum[g] = max / 127.0 * sum as f32;
+                }
+                assert_eq!(out.dsum, dsum[0] + dsum[1]);
             }
         }
     }
@@ -328,9 +333,9 @@ fn infinities_and_nan_leave_codes_in_range() {
         for isa in Isa::all() {
             let mut x = [1.0; BLOCK];
             (x[0], x[17], x[31]) = (bad, -bad, bad);
-            let mut out = [Activations { q: [0; BLOCK], d: 0.0, sum: 0, dsum: 0.0 }];
+            let mut out = [Activations::zeroed()];
             isa.run(Quantize { x: &x, out: &mut out });
-            assert!(!out[0].q.contains(&-128), "{bad} on {}", isa.name());
+            assert!(!out[0].q.as_flattened().contains(&-128), "{bad} on {}", isa.name());
         }
     }
 }

@@ -69,13 +69,15 @@ impl Engine {
         let device = backend.device().clone();
         // A large vocabulary takes as long as the weights, on one thread.
         let (text, model) = std::thread::scope(|scope| {
-            let text = scope.spawn(|| Text::of(&container));
+            let text = std::thread::Builder::new()
+                .spawn_scoped(scope, || Text::of(&container))
+                .map_err(Error::Threads)?;
             let loading = (options.threads, progress);
             let model = Model::load(config, names, container.weights(), &*device, loading);
-            (text.join(), model)
-        });
-        let text = text.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        let (model, runner) = erase(backend, model?, options.kv_format);
+            let text = text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            Ok::<_, Error>((text?, model?))
+        })?;
+        let (model, runner) = erase(backend, model, options.kv_format);
         let mut end_tokens = container.end_tokens()?;
         end_tokens.extend(text.iter().flat_map(|text| text.tokenizer().ends_of_generation()));
         end_tokens.sort_unstable();

@@ -67,11 +67,16 @@ impl Pool {
         self.reserved
     }
 
+    /// Pages that are not promised to anyone.
+    pub fn room(&self) -> usize {
+        self.limit - self.reserved
+    }
+
     /// A chain that may grow to `pages` pages and starts with `shared`, which others have too. `None` while
     /// that many are not to be had.
     pub fn open(&mut self, shared: &[u32], pages: usize) -> Option<Chain> {
         let reserved = pages.max(shared.len());
-        if reserved > self.limit - self.reserved {
+        if reserved > self.room() {
             return None;
         }
         self.reserved += reserved;

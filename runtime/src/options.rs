@@ -4,6 +4,9 @@ use graftwork_kernels::Format;
 
 use crate::Error;
 
+/// More than any machine has cores; a number beyond it is a mistake that would end in thousands of threads.
+const MOST_THREADS: usize = 1024;
+
 /// How an engine runs. [`EngineOptions::default`] suits most.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
@@ -43,6 +46,9 @@ impl EngineOptions {
         };
         if !matches!(self.kv_format, Format::F16 | Format::F32) {
             return refused("kv_format", "F16 or F32", &self.kv_format);
+        }
+        if self.threads > MOST_THREADS {
+            return refused("threads", "1024 at most", &self.threads);
         }
         if self.max_batch == 0 {
             return refused("max_batch", "1 or more", &0);

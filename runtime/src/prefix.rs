@@ -84,8 +84,14 @@ impl Prefixes {
         }
     }
 
+    /// Lets go of a page for the sake of a chain of `pages` pages. `false`, and nothing is lost in vain, if that chain
+    /// must wait for others to end whatever is let go of.
+    pub fn make_room(&mut self, pages: usize, pool: &mut Pool) -> bool {
+        pool.room() + self.pages.len() >= pages && self.drop_one(pool)
+    }
+
     /// Lets go of the page that was of no use for the longest time; `false` if none is kept.
-    pub fn drop_one(&mut self, pool: &mut Pool) -> bool {
+    fn drop_one(&mut self, pool: &mut Pool) -> bool {
         let last = |(_, kept): &(&u32, &Kept)| kept.followers == 0;
         let Some((&page, _)) = self.pages.iter().filter(last).min_by_key(|(_, kept)| kept.used) else {
             return false;

@@ -222,7 +222,7 @@ fn open(pool: &mut Pool, mut prefixes: Option<&mut Prefixes>, session: &Session)
         if let Some(chain) = pool.open(&kept.unwrap_or_default(), pages) {
             return Some(chain);
         }
-        if !prefixes.as_mut().is_some_and(|prefixes| prefixes.drop_one(pool)) {
+        if !prefixes.as_mut().is_some_and(|prefixes| prefixes.make_room(pages, pool)) {
             return None;
         }
     }

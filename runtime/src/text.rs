@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::Error;
-use crate::chat::{ChatInput, ChatTemplate};
+use crate::chat::{self, ChatInput, ChatTemplate};
 use crate::model::container::Container;
 use crate::request::Prompt;
 use crate::stream::TextStream;
@@ -13,7 +13,8 @@ use crate::tokenize::{Specials, Tokenizer};
 #[derive(Debug)]
 pub struct Text {
     tokenizer: Arc<Tokenizer>,
-    template: Option<ChatTemplate>,
+    /// One that cannot be used is an error only for those who use it.
+    template: Option<Result<ChatTemplate, chat::Error>>,
 }
 
 /// A prompt in tokens.
@@ -43,8 +44,7 @@ impl Text {
         let (bos, eos) = (token(tokenizer.bos()), token(tokenizer.eos()));
         let template = template
             .or(tokenizer.chat_template())
-            .map(|source| ChatTemplate::new(source, bos.as_deref(), eos.as_deref()))
-            .transpose()?;
+            .map(|source| ChatTemplate::new(source, bos.as_deref(), eos.as_deref()));
         Ok(Some(Self { tokenizer: Arc::new(tokenizer), template }))
     }
 
@@ -53,9 +53,16 @@ impl Text {
         &self.tokenizer
     }
 
-    /// The chat template, if the model came with one.
-    pub fn template(&self) -> Option<&ChatTemplate> {
-        self.template.as_ref()
+    /// The chat template.
+    ///
+    /// # Errors
+    /// The model came without one, or with one that is not valid.
+    pub fn template(&self) -> Result<&ChatTemplate, Error> {
+        match &self.template {
+            Some(Ok(template)) => Ok(template),
+            Some(Err(error)) => Err(error.clone().into()),
+            None => Err(Error::NoTemplate),
+        }
     }
 
     /// The tokens of a text in which special tokens are recognised, after what the model expects before every
@@ -75,10 +82,9 @@ impl Text {
     /// The tokens of a conversation, rendered by the chat template.
     ///
     /// # Errors
-    /// There is no template, or it refuses the conversation.
+    /// There is no valid template, or it refuses the conversation.
     pub fn encode_chat(&self, chat: &ChatInput) -> Result<Vec<u32>, Error> {
-        let template = self.template.as_ref().ok_or(Error::NoTemplate)?;
-        Ok(self.tokenizer.encode_rendered(&template.render(chat)?)?)
+        Ok(self.tokenizer.encode_rendered(&self.template()?.render(chat)?)?)
     }
 
     /// The tokens of a prompt for a model with or without a tokenizer.

@@ -258,6 +258,136 @@ fn prefixes_are_reused_under_equal_stacks_only() {
     assert!(engine.memory().kv <= 12 * page && engine.memory().kv_used == 0);
 }
 
+/// A request that has to wait for others anyway takes nothing from what is kept.
+#[test]
+fn waiting_costs_no_prefixes() {
+    let page = 2 * 3 * 2 * 16 * 32 * 2;
+    let engine = engine(EngineOptions { kv_bytes: 12 * page, prefill_chunk: 8, ..EngineOptions::default() });
+    answer(&engine, ask(100, 8, &[]));
+    let other = |first: u32, length: usize| {
+        let tokens = (first..first + length as u32).collect::<Vec<_>>();
+        Request { max_tokens: Some(2), ignore_eos: true, ..Request::new(tokens) }
+    };
+    // Three pages are kept, five go to the first of these: the second needs eight.
+    let running = engine.submit(other(1, 150)).unwrap();
+    engine.submit(other(200, 250)).unwrap();
+    let mut answers = Answers::default();
+    answers.step(&engine);
+    assert_eq!(engine.memory().kv_used, page);
+    engine.cancel(running).unwrap();
+    answers.drain(&engine);
+    let reused = engine.counters().reused_rows;
+    answer(&engine, ask(100, 8, &[]));
+    assert_eq!(engine.counters().reused_rows - reused, 96);
+}
+
+/// What a request poisons, infinities and all, stays its own: neighbours in the batch and those who inherit its
+/// pages answer as if it had never been.
+#[test]
+fn numbers_that_overflow_stay_with_their_request() {
+    for kv_format in [Format::F16, Format::F32] {
+        let options = EngineOptions { kv_format, keep_prefixes: false, ..EngineOptions::default() };
+        let engine = engine(options);
+        for name in ["lora", "lora_all", "lora_bias"] {
+            load(&engine, name);
+        }
+        let cases = [ask(45, 12, &[]), ask(20, 12, &[("lora", 1.0)])];
+        let expected: Vec<_> = cases.iter().map(|case| answer(&engine, case.clone())).collect();
+        for poison in ["lora", "lora_all", "lora_bias"] {
+            let poisoned = engine.submit(ask(70, 40, &[(poison, f32::MAX)])).unwrap();
+            let ids = cases.clone().map(|case| engine.submit(case).unwrap());
+            let mut answers = HashMap::<_, Vec<u32>>::new();
+            let mut failed = false;
+            while !engine.is_idle() {
+                for event in engine.step().unwrap() {
+                    match event {
+                        Event::Token { id, token, .. } => answers.entry(id).or_default().push(token),
+                        Event::Finished { .. } => {}
+                        Event::Failed { id, error } => {
+                            assert_eq!(id, poisoned);
+                            assert!(error.to_string().starts_with("logits: expected numbers"), "{error}");
+                            failed = true;
+                        }
+                    }
+                }
+            }
+            assert!(failed, "{poison}");
+            for (id, expected) in ids.iter().zip(&expected) {
+                assert_eq!(answers[id], *expected, "{poison}");
+            }
+            // Its pages come back, with what it left in them.
+            for (case, expected) in cases.iter().zip(&expected) {
+                assert_eq!(answer(&engine, case.clone()), *expected, "{poison}");
+            }
+        }
+        assert_eq!(engine.memory().kv_used, 0);
+    }
+}
+
+/// Options as large as they can be cost what the request is, not what they say.
+#[test]
+fn extreme_options_are_harmless() {
+    let engine = engine(EngineOptions { prefill_chunk: usize::MAX, ..EngineOptions::default() });
+    load(&engine, "lora");
+    let expected = answer(&engine, ask(30, 6, &[]));
+    let sampling = Options { penalty_last_n: usize::MAX, top_k: usize::MAX, ..Options::default() };
+    let request = Request {
+        max_tokens: Some(usize::MAX),
+        logprobs: Some(usize::MAX),
+        stop_tokens: (1000..100_000).collect(),
+        sampling,
+        ..ask(30, 6, &[])
+    };
+    let mut tokens = Vec::new();
+    for event in engine.generate(request).unwrap() {
+        match event.unwrap() {
+            Event::Token { token, logprob, .. } => {
+                assert_eq!(logprob.unwrap().top.len(), 512);
+                tokens.push(token);
+            }
+            event => assert!(matches!(event, Event::Finished { reason: FinishReason::Length, .. })),
+        }
+    }
+    assert_eq!((&tokens[..6], tokens.len()), (&expected[..], 512 - 30));
+
+    // Every token biased alike changes nothing; a ban of all but one leaves that one.
+    let biased = |bias: Vec<(u32, f32)>| Request {
+        sampling: Options { logit_bias: bias, ..Options::default() },
+        ..ask(30, 6, &[])
+    };
+    let all = |bias: f32| (0..512).map(|token| (token, bias)).collect::<Vec<_>>();
+    let mut but_one = all(f32::NEG_INFINITY);
+    but_one.remove(77);
+    assert_eq!(answer(&engine, biased(but_one)), [77; 6]);
+    assert_eq!(answer(&engine, biased(all(0.0))), expected);
+
+    // Weights of a long stack add up: 200 times 1/2 and 200 times -1/2 of one adapter are the base, all but rounding.
+    let stack: Vec<_> = (0..400).map(|i| ("lora".to_owned(), if i % 2 == 0 { 0.5 } else { -0.5 })).collect();
+    let (found, base) =
+        (engine.logits(&prompt(30), &stack).unwrap(), engine.logits(&prompt(30), &[]).unwrap());
+    assert!(found.iter().zip(&base).all(|(a, b)| (a - b).abs() < 1e-2));
+    let request = Request { adapters: stack, ..ask(30, 6, &[]) };
+    assert_eq!(answer(&engine, request).len(), 6);
+}
+
+/// A chat template that is not valid is in the way of conversations only.
+#[test]
+fn bad_templates_do_not_keep_a_model_from_opening() {
+    let file = |name: &str, path: &str| (name.to_owned(), Bytes::new(fs::read(golden(path)).unwrap()));
+    let files = vec![
+        file("config.json", "adapters/base/config.json"),
+        file("model.safetensors", "adapters/base/model.safetensors"),
+        file("tokenizer.json", "text/smollm.tokenizer.json"),
+        ("chat_template.jinja".to_owned(), Bytes::new(b"{% for m in %}".to_vec())),
+    ];
+    let options = EngineOptions { threads: 1, ..EngineOptions::default() };
+    let engine = Engine::open(Source::files(files).unwrap(), options).unwrap();
+    assert_eq!(answer(&engine, ask(5, 3, &[])).len(), 3);
+    let refused = engine.submit(Request::new(vec![Message::new("user", "hi")])).unwrap_err().to_string();
+    assert!(refused.starts_with("chat template: expected valid Jinja"), "{refused}");
+    assert_eq!(engine.text().unwrap().template().unwrap_err().to_string(), refused);
+}
+
 /// While a long prompt is read, those who write go on with one token in every step.
 #[test]
 fn long_prompts_starve_nobody() {
@@ -434,6 +564,7 @@ fn bad_models_are_refused_by_name() {
         ("\"hidden_size\": 128", "\"hidden_size\": 64", "expected shape [512, 64], found [512, 128]"),
         ("\"num_hidden_layers\": 3", "\"num_hidden_layers\": 2", "tensor model.layers.2."),
         ("\"num_hidden_layers\": 3", "\"num_hidden_layers\": 4", "model.layers.3."),
+        ("\"num_hidden_layers\": 3", "\"num_hidden_layers\": 16000000", "model.layers."),
         ("\"num_attention_heads\": 8", "\"num_attention_heads\": 0", "number of attention heads"),
         ("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3", "multiple of the 3"),
         ("\"head_dim\": 16", "\"head_dim\": 15", "even number"),
@@ -461,6 +592,7 @@ fn bad_models_are_refused_by_name() {
         EngineOptions { max_batch: 0, ..EngineOptions::default() },
         EngineOptions { prefill_chunk: 0, ..EngineOptions::default() },
         EngineOptions { kv_format: Format::Q4_0, ..EngineOptions::default() },
+        EngineOptions { threads: usize::MAX, ..EngineOptions::default() },
     ] {
         assert!(matches!(Engine::open(golden("adapters/base"), options), Err(Error::Option { .. })));
     }

@@ -243,6 +243,17 @@ fn files_that_are_wrong_are_refused_by_key() {
 }
 
 /// The text before the first stop string, read character by character: the definition.
+/// Files that the tokenizer library believes and then panics on: an error, whoever notices first.
+#[test]
+fn what_the_library_panics_on_is_an_error() {
+    let mut json: Value = serde_json::from_slice(&golden("smollm.tokenizer.json")).unwrap();
+    // A trie of one unit, whose offset points far beyond it.
+    json["normalizer"] = serde_json::json!({"type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAEA="});
+    let text = |tokenizer: Tokenizer| tokenizer.encode("some text", Specials::AsText).map(drop);
+    let found = Tokenizer::from_json(json.to_string().as_bytes(), None).and_then(text);
+    assert!(matches!(found, Err(Error::Panicked { .. })), "{found:?}");
+}
+
 fn cut(text: &str, stops: &[String]) -> String {
     for (end, _) in text.char_indices().chain([(text.len(), ' ')]) {
         let longest = stops.iter().filter(|stop| text[..end].ends_with(stop.as_str())).map(String::len).max();

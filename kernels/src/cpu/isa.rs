@@ -9,8 +9,11 @@ use super::portable::Portable;
 /// Rows of a strip, and f32 lanes of every vector operation.
 pub const LANES: usize = 16;
 
-/// Columns that one block of 8-bit activations spans.
+/// Columns of a panel of integer codes.
 pub const BLOCK: usize = 32;
+
+/// Columns of activations that share a scale when they are rounded to 8 bits: half a [`BLOCK`].
+pub const GROUP: usize = 16;
 
 /// The vector operations that kernels are written in.
 pub trait Simd: Copy + Send + Sync + 'static {
@@ -20,6 +23,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     type I: Copy;
     /// For each of sixteen rows, the codes of four consecutive columns.
     type Codes: Copy;
+
+    /// Rows of activations to multiply with integer codes at a time, 8, 4 or 2: as many as registers hold sums of.
+    const INT_TOKENS: usize;
 
     /// Runs `f` compiled for this instruction set. `f` must be inlined into it: `#[inline(always)]`.
     fn vectorize<R>(self, f: impl FnOnce() -> R) -> R;
@@ -67,19 +73,18 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn low_nibbles(self, bytes: &[u8; 4 * LANES]) -> Self::Codes;
     /// The high nibble of each byte.
     fn high_nibbles(self, bytes: &[u8; 4 * LANES]) -> Self::Codes;
-    /// The bytes of `codes`, as [`Simd::load_codes`] takes them.
-    fn store_codes(self, codes: Self::Codes, out: &mut [u8; 4 * LANES]);
-    /// `sum_k codes[row,k] x[t][k]` over one block, exactly; codes are unsigned, at most 15; step `j` gives columns `4 j..4 j + 4`.
+    /// `sum_k codes[row,k] x[t][k]` over one group, exactly; codes are unsigned, at most 15; step `j < 4` gives columns `4 j..4 j + 4`.
     fn dot_nibbles<const T: usize>(
         self,
         codes: impl Fn(usize) -> Self::Codes,
-        x: [&[i8; BLOCK]; T],
+        x: [&[i8; GROUP]; T],
     ) -> [Self::I; T];
-    /// The same for signed 8-bit codes. `x` must not hold -128.
+    /// The same for signed 8-bit codes. `x` must not hold -128; `sums[t]` is the sum of `x[t]`.
     fn dot_bytes<const T: usize>(
         self,
         codes: impl Fn(usize) -> Self::Codes,
-        x: [&[i8; BLOCK]; T],
+        x: [&[i8; GROUP]; T],
+        sums: [i32; T],
     ) -> [Self::I; T];
     /// `a - b` in every lane.
     fn sub_int(self, a: Self::I, b: i32) -> Self::I;

@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use super::isa::{BLOCK, Kernel, LANES, Simd};
+use super::isa::{GROUP, Kernel, LANES, Simd};
 use super::{Cpu, team::Team};
 
 /// Bytes that a read measurement goes over: more than any cache keeps.
@@ -41,7 +41,7 @@ pub fn read_bytes_per_second(cpu: &mut Cpu, rounds: usize) -> f64 {
 pub fn multiply_operations_per_second(cpu: &mut Cpu, rounds: usize) -> f64 {
     const TIMES: usize = 20_000;
     const TOKENS: usize = 4;
-    struct Dots<'a>(&'a [u8; 4 * LANES], [&'a [i8; BLOCK]; TOKENS]);
+    struct Dots<'a>(&'a [u8; 4 * LANES], [&'a [i8; GROUP]; TOKENS]);
     impl Kernel for Dots<'_> {
         type Out = ();
         #[inline(always)]
@@ -57,13 +57,13 @@ pub fn multiply_operations_per_second(cpu: &mut Cpu, rounds: usize) -> f64 {
             }
         }
     }
-    let (codes, x) = ([0x37; 4 * LANES], [[5; BLOCK]; TOKENS]);
+    let (codes, x) = ([0x37; 4 * LANES], [[5; GROUP]; TOKENS]);
     let chunks = cpu.team.threads() * 8;
     let isa = cpu.isa;
     let best = fastest(rounds, &mut cpu.team, |team| {
         team.run(chunks, |_, _| isa.run(Dots(&codes, x.each_ref())));
     });
-    (2 * LANES * BLOCK * TOKENS * TIMES * chunks) as f64 / best.as_secs_f64()
+    (2 * LANES * GROUP * TOKENS * TIMES * chunks) as f64 / best.as_secs_f64()
 }
 
 fn fastest(rounds: usize, team: &mut Team, f: impl Fn(&mut Team)) -> Duration {

@@ -5,9 +5,8 @@ use std::ops::Range;
 
 use bytemuck::Zeroable;
 
-use super::isa::{BLOCK, Isa, Kernel, LANES, Simd};
+use super::isa::{BLOCK, GROUP, Isa, Kernel, LANES, Simd};
 use super::strip::{Activations, Input, Strip};
-use super::team::Buffer;
 use crate::format::{Block, Visitor};
 use crate::tensor::{Error, Tensor};
 
@@ -59,15 +58,8 @@ impl Matrix {
     }
 
     /// `out[j] = W[16 strip..16 strip + 16, :] x[t]` for the `j`-th row `t` of `rows`.
-    pub fn strip(
-        &self,
-        isa: Isa,
-        strip: usize,
-        x: &Inputs<'_>,
-        rows: Range<usize>,
-        tile: (&mut [Lane], &mut Buffer),
-    ) {
-        self.strips.strip(isa, strip, x, rows, tile);
+    pub fn strip(&self, isa: Isa, strip: usize, x: &Inputs<'_>, rows: Range<usize>, out: &mut [Lane]) {
+        self.strips.strip(isa, strip, x, rows, out);
     }
 }
 
@@ -95,14 +87,7 @@ impl<'a> Inputs<'a> {
 /// A packed matrix of any format.
 trait Strips: Send + Sync {
     fn integer(&self) -> bool;
-    fn strip(
-        &self,
-        isa: Isa,
-        strip: usize,
-        x: &Inputs<'_>,
-        rows: Range<usize>,
-        tile: (&mut [Lane], &mut Buffer),
-    );
+    fn strip(&self, isa: Isa, strip: usize, x: &Inputs<'_>, rows: Range<usize>, out: &mut [Lane]);
 }
 
 struct Packed<P: Strip> {
@@ -137,16 +122,9 @@ impl<P: Strip> Strips for Packed<P> {
         P::INTEGER
     }
 
-    fn strip(
-        &self,
-        isa: Isa,
-        strip: usize,
-        x: &Inputs<'_>,
-        rows: Range<usize>,
-        (out, scratch): (&mut [Lane], &mut Buffer),
-    ) {
+    fn strip(&self, isa: Isa, strip: usize, x: &Inputs<'_>, rows: Range<usize>, out: &mut [Lane]) {
         let panels = &self.panels[strip * self.length..][..self.length];
-        isa.run(Multiply::<P> { panels, x, rows, out, scratch });
+        isa.run(Multiply::<P> { panels, x, rows, out });
     }
 }
 
@@ -156,7 +134,6 @@ struct Multiply<'a, P: Strip> {
     x: &'a Inputs<'a>,
     rows: Range<usize>,
     out: &'a mut [Lane],
-    scratch: &'a mut Buffer,
 }
 
 impl<P: Strip> Kernel for Multiply<'_, P> {
@@ -164,68 +141,45 @@ impl<P: Strip> Kernel for Multiply<'_, P> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        if self.rows.len() < P::MANY {
-            let panels = self.panels;
-            over_tokens(s, self.x, self.rows, self.out, Packs::<P>(panels));
-        } else {
-            let expanded = self.scratch.slice::<P::Expanded>(self.panels.len());
-            for (expanded, panel) in expanded.iter_mut().zip(self.panels) {
-                *expanded = P::expand(s, panel);
-            }
-            over_tokens(s, self.x, self.rows, self.out, Expansions::<P>(expanded));
+        let (mut t, mut rest) = (self.rows.start, self.out);
+        // As many rows of activations at a time as registers hold sums of, then those left.
+        if P::tokens::<S>() >= 8 {
+            t = whole_tiles::<S, P, 8>(s, self.panels, self.x, t, &mut rest);
         }
+        if P::tokens::<S>() >= 4 {
+            t = whole_tiles::<S, P, 4>(s, self.panels, self.x, t, &mut rest);
+        }
+        t = whole_tiles::<S, P, 2>(s, self.panels, self.x, t, &mut rest);
+        whole_tiles::<S, P, 1>(s, self.panels, self.x, t, &mut rest);
     }
 }
 
-/// A strip in one of its two forms.
-trait Form {
-    fn dot<S: Simd, const T: usize>(&self, s: S, x: [Input<'_>; T]) -> [S::F; T];
-}
-
-struct Packs<'a, P: Strip>(&'a [P::Panel]);
-
-impl<P: Strip> Form for Packs<'_, P> {
-    #[inline(always)]
-    fn dot<S: Simd, const T: usize>(&self, s: S, x: [Input<'_>; T]) -> [S::F; T] {
-        P::dot(s, self.0, x)
-    }
-}
-
-struct Expansions<'a, P: Strip>(&'a [P::Expanded]);
-
-impl<P: Strip> Form for Expansions<'_, P> {
-    #[inline(always)]
-    fn dot<S: Simd, const T: usize>(&self, s: S, x: [Input<'_>; T]) -> [S::F; T] {
-        P::dot_expanded(s, self.0, x)
-    }
-}
-
-/// Multiplies with four rows at a time, then with those left.
+/// Multiplies with `T` rows at a time while there are as many; gives the first row left.
 #[inline(always)]
-fn over_tokens<S: Simd>(s: S, x: &Inputs<'_>, rows: Range<usize>, out: &mut [Lane], strip: impl Form) {
-    let mut tiles = out.chunks_exact_mut(4);
-    let mut t = rows.start;
-    for out in &mut tiles {
-        tokens::<S, 4>(s, x, t, out, &strip);
-        t += 4;
+fn whole_tiles<S: Simd, P: Strip, const T: usize>(
+    s: S,
+    panels: &[P::Panel],
+    x: &Inputs<'_>,
+    mut t: usize,
+    out: &mut &mut [Lane],
+) -> usize {
+    let (tiles, rest) = std::mem::take(out).as_chunks_mut::<T>();
+    for tile in tiles {
+        let mut rows = [x.row(t); T];
+        for (i, row) in rows.iter_mut().enumerate().skip(1) {
+            *row = x.row(t + i);
+        }
+        let dots = P::dot(s, panels, rows);
+        for (out, dot) in tile.iter_mut().zip(dots) {
+            s.store(dot, out);
+        }
+        t += T;
     }
-    match tiles.into_remainder() {
-        out @ [_] => tokens::<S, 1>(s, x, t, out, &strip),
-        out @ [_, _] => tokens::<S, 2>(s, x, t, out, &strip),
-        out @ [_, _, _] => tokens::<S, 3>(s, x, t, out, &strip),
-        _ => {}
-    }
+    *out = rest;
+    t
 }
 
-#[inline(always)]
-fn tokens<S: Simd, const T: usize>(s: S, x: &Inputs<'_>, t: usize, out: &mut [Lane], strip: &impl Form) {
-    let dots = strip.dot(s, from_fn::<_, T, _>(|i| x.row(t + i)));
-    for (out, dot) in out.iter_mut().zip(dots) {
-        s.store(dot, out);
-    }
-}
-
-/// Rounds a row of activations to 8 bits in blocks of 32: `d = max |x| / 127`, `q = round(x 127 / max |x|)`, ties to even.
+/// Rounds a row of activations to 8 bits in groups of 16: `d = max |x| / 127`, `q = round(x 127 / max |x|)`, ties to even.
 pub struct Quantize<'a> {
     /// The row; whole blocks.
     pub x: &'a [f32],
@@ -238,20 +192,19 @@ impl Kernel for Quantize<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (blocks, _) = self.x.as_chunks::<BLOCK>();
-        for (x, out) in blocks.iter().zip(self.out) {
-            let (x, _) = x.as_chunks::<LANES>();
-            let x = [s.load(&x[0]), s.load(&x[1])];
-            let max = s.largest(s.max(s.abs(x[0]), s.abs(x[1])));
-            let inverse = if max > 0.0 { 127.0 / max } else { 0.0 };
-            let q = [code(s, x[0], inverse), code(s, x[1], inverse)];
-            out.q.as_chunks_mut::<LANES>().0[0] = s.to_bytes(q[0]);
-            out.q.as_chunks_mut::<LANES>().0[1] = s.to_bytes(q[1]);
-            out.d = max / 127.0;
-            // Integers below 2^24: exact in f32 whatever the order.
-            let sum = s.sum(s.add(q[0], q[1]));
-            out.sum = sum as i32;
-            out.dsum = out.d * sum;
+        let (groups, _) = self.x.as_chunks::<GROUP>();
+        for (x, out) in groups.as_chunks::<2>().0.iter().zip(self.out) {
+            for g in 0..2 {
+                let x = s.load(&x[g]);
+                let max = s.largest(s.abs(x));
+                let inverse = if max > 0.0 { 127.0 / max } else { 0.0 };
+                let q = code(s, x, inverse);
+                out.q[g] = s.to_bytes(q);
+                out.d[g] = max / 127.0;
+                // Integers below 2^24: exact in f32 whatever the order.
+                out.sum[g] = s.sum(q) as i32;
+            }
+            out.dsum = out.d[0] * out.sum[0] as f32 + out.d[1] * out.sum[1] as f32;
         }
     }
 }

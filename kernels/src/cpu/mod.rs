@@ -183,7 +183,7 @@ impl Cpu {
             let (rows, scale, a, _) = &grafts[g];
             let lanes = scratch.lanes.slice::<Lane>(tile.rows.len());
             let range = rows.start + tile.rows.start..rows.start + tile.rows.end;
-            a.strip(isa, tile.cols.start / LANES, &inputs, range, (lanes, &mut scratch.work));
+            a.strip(isa, tile.cols.start / LANES, &inputs, range, lanes);
             for (t, lane) in tile.rows.clone().zip(&*lanes) {
                 for (y, x) in tile.row(t).iter_mut().zip(lane) {
                     *y = x * scale;
@@ -256,7 +256,7 @@ impl Layer<'_> {
         for first in tile.cols.clone().step_by(LANES) {
             let strip = first / LANES;
             let cols = first..tile.cols.end.min(first + LANES);
-            self.weight.strip(isa, strip, x, rows.clone(), (lanes, &mut scratch.work));
+            self.weight.strip(isa, strip, x, rows.clone(), lanes);
             if let Some(bias) = self.bias {
                 lanes.iter_mut().for_each(|lane| add(lane, &bias[cols.clone()], 1.0));
             }
@@ -270,7 +270,7 @@ impl Layer<'_> {
                         let rank = b.cols();
                         let x = Inputs { x: &low[place..], stride: rank, cols: rank, x8: &[] };
                         let change = &mut change[..lanes.len()];
-                        b.strip(isa, strip, &x, 0..lanes.len(), (change, &mut scratch.work));
+                        b.strip(isa, strip, &x, 0..lanes.len(), change);
                         for (lane, change) in lanes.iter_mut().zip(change) {
                             add(lane, change, 1.0);
                             if let Some(bias) = bias {

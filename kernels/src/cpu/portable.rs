@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::isa::{BLOCK, LANES, Simd};
+use super::isa::{GROUP, LANES, Simd};
 
 /// The token of the instruction set that every CPU has.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +38,7 @@ impl Simd for Portable {
     type F = [f32; LANES];
     type I = [i32; LANES];
     type Codes = [u8; 4 * LANES];
+    const INT_TOKENS: usize = 2;
 
     #[inline(always)]
     fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
@@ -128,22 +129,19 @@ impl Simd for Portable {
         bytes.map(|b| b >> 4)
     }
 
-    fn store_codes(self, codes: Self::Codes, out: &mut [u8; 4 * LANES]) {
-        *out = codes;
-    }
-
     fn dot_nibbles<const T: usize>(
         self,
         codes: impl Fn(usize) -> Self::Codes,
-        x: [&[i8; BLOCK]; T],
+        x: [&[i8; GROUP]; T],
     ) -> [Self::I; T] {
-        dot(codes, x, |code| i32::from(code))
+        dot(codes, x, i32::from)
     }
 
     fn dot_bytes<const T: usize>(
         self,
         codes: impl Fn(usize) -> Self::Codes,
-        x: [&[i8; BLOCK]; T],
+        x: [&[i8; GROUP]; T],
+        _: [i32; T],
     ) -> [Self::I; T] {
         dot(codes, x, |code| i32::from(code.cast_signed()))
     }
@@ -163,11 +161,11 @@ impl Simd for Portable {
 
 fn dot<const T: usize>(
     codes: impl Fn(usize) -> [u8; 4 * LANES],
-    x: [&[i8; BLOCK]; T],
+    x: [&[i8; GROUP]; T],
     value: impl Fn(u8) -> i32,
 ) -> [[i32; LANES]; T] {
     let mut sums = [[0; LANES]; T];
-    for step in 0..BLOCK / 4 {
+    for step in 0..GROUP / 4 {
         let codes = codes(step);
         for (sums, x) in sums.iter_mut().zip(x) {
             for (i, &code) in codes.iter().enumerate() {

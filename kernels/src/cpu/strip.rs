@@ -3,8 +3,9 @@
 //! Each lane sums its row's products in one order, whatever the instruction set, the number of tokens or the
 //! number of threads. That order is the definition of [`crate::backend::Backend::linear`]:
 //!
-//! * integer codes ([`Int`]): over blocks `b` of 32 columns in order, with exact `n = sum_k q[o,k] x8[t,k]`,
-//!   `y = fma(d_w[o,b] * d_x[t,b], n, y)`, then `y = fma(m_w[o,b], d_x[t,b] sum_k x8[t,k], y)` if the format has minima;
+//! * integer codes ([`Int`]): over blocks of 32 columns in order, each in two groups of 16 whose products
+//!   `n = sum_k q[o,k] x8[t,k]` are exact: `y = fma(d_w[o], fma(d_x[t,1], n_1, d_x[t,0] n_0), y)`, then
+//!   `y = fma(m_w[o], sum_k d_x x8, y)` if the format has minima;
 //! * floats ([`Float`]): over segments of 64 columns in order, `y += s` with `s = fma(w[o,i], x[t,i], s)` from zero over the segment's columns in order.
 
 use std::array::from_fn;
@@ -12,23 +13,23 @@ use std::marker::PhantomData;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::isa::{BLOCK, LANES, Simd};
+use super::isa::{GROUP, LANES, Simd};
 use crate::format::Block;
 
 /// Columns whose products are summed before they join the row's sum, for float weights.
 const SEGMENT: usize = 64;
 
-/// Thirty-two activations rounded to 8 bits: `x = d q`.
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+/// Thirty-two activations rounded to 8 bits in two groups: `x = d q`.
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Activations {
     /// The codes, in `-127..=127`.
-    pub q: [i8; BLOCK],
-    /// The scale.
-    pub d: f32,
-    /// `sum q`.
-    pub sum: i32,
-    /// `d sum q`.
+    pub q: [[i8; GROUP]; 2],
+    /// The scale of each group.
+    pub d: [f32; 2],
+    /// `sum q` of each group.
+    pub sum: [i32; 2],
+    /// `d[0] sum[0] + d[1] sum[1]`.
     pub dsum: f32,
 }
 
@@ -47,24 +48,16 @@ pub trait Strip: Send + Sync + 'static {
     type Block: Block;
     /// One block of each of sixteen rows.
     type Panel: Pod + Send + Sync;
-    /// A panel unpacked for use with many tokens.
-    type Expanded: Pod + Send + Sync;
     /// Whether activations are rounded to 8 bits.
     const INTEGER: bool;
-    /// Tokens from which unpacking a strip for all of them is worth it.
-    const MANY: usize;
+    /// Rows of activations whose sums fit the registers: 8, 4 or 2.
+    fn tokens<S: Simd>() -> usize;
 
     /// Lays sixteen blocks side by side.
     fn pack(blocks: [&Self::Block; LANES]) -> Self::Panel;
 
-    /// Unpacks a panel.
-    fn expand<S: Simd>(s: S, panel: &Self::Panel) -> Self::Expanded;
-
     /// The dot products of sixteen rows with each of `T` rows of activations.
     fn dot<S: Simd, const T: usize>(s: S, strip: &[Self::Panel], x: [Input<'_>; T]) -> [S::F; T];
-
-    /// The same from unpacked panels, to the same bits.
-    fn dot_expanded<S: Simd, const T: usize>(s: S, strip: &[Self::Expanded], x: [Input<'_>; T]) -> [S::F; T];
 }
 
 /// What the codes of a format can be.
@@ -76,8 +69,18 @@ pub enum CodeRange {
     Byte,
 }
 
-/// Thirty-two columns of sixteen rows, whose codes are integers.
-pub trait Codes {
+/// Thirty-two columns of sixteen rows in a format with integer codes: `w = d (q - ZERO) + m`.
+pub trait IntPanel: Pod + Send + Sync {
+    /// The format's block.
+    type Block: Block;
+    /// What the codes can be.
+    const RANGE: CodeRange;
+    /// The code that stands for `m`.
+    const ZERO: i32;
+    /// Whether blocks have a minimum.
+    const MIN: bool;
+    /// Lays sixteen blocks side by side.
+    fn pack(blocks: [&Self::Block; LANES]) -> Self;
     /// The codes of columns `4 step..4 step + 4`.
     fn codes<S: Simd>(&self, s: S, step: usize) -> S::Codes;
     /// The scales `d`.
@@ -89,115 +92,80 @@ pub trait Codes {
     }
 }
 
-/// The panel of a format with integer codes: `w = d (q - ZERO) + m`.
-pub trait IntPanel: Codes + Pod + Send + Sync {
-    /// The format's block.
-    type Block: Block;
-    /// What the codes can be.
-    const RANGE: CodeRange;
-    /// The code that stands for `m`.
-    const ZERO: i32;
-    /// Whether blocks have a minimum.
-    const MIN: bool;
-    /// Lays sixteen blocks side by side.
-    fn pack(blocks: [&Self::Block; LANES]) -> Self;
-}
-
 /// The strip of a format with integer codes.
 pub struct Int<P>(PhantomData<P>);
-
-/// An integer panel with one byte per code and scales in f32.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub struct ExpandedInt {
-    codes: [[u8; 4 * LANES]; BLOCK / 4],
-    d: [f32; LANES],
-    m: [f32; LANES],
-}
-
-impl Codes for ExpandedInt {
-    #[inline(always)]
-    fn codes<S: Simd>(&self, s: S, step: usize) -> S::Codes {
-        s.load_codes(&self.codes[step])
-    }
-
-    #[inline(always)]
-    fn scale<S: Simd>(&self, s: S) -> S::F {
-        s.load(&self.d)
-    }
-
-    #[inline(always)]
-    fn min<S: Simd>(&self, s: S) -> S::F {
-        s.load(&self.m)
-    }
-}
 
 impl<P: IntPanel> Strip for Int<P> {
     type Block = P::Block;
     type Panel = P;
-    type Expanded = ExpandedInt;
     const INTEGER: bool = true;
-    const MANY: usize = 8;
+
+    #[inline(always)]
+    fn tokens<S: Simd>() -> usize {
+        S::INT_TOKENS
+    }
 
     fn pack(blocks: [&P::Block; LANES]) -> P {
         P::pack(blocks)
     }
 
     #[inline(always)]
-    fn expand<S: Simd>(s: S, panel: &P) -> ExpandedInt {
-        let mut out = ExpandedInt::zeroed();
-        for step in 0..BLOCK / 4 {
-            s.store_codes(panel.codes(s, step), &mut out.codes[step]);
-        }
-        s.store(panel.scale(s), &mut out.d);
-        s.store(panel.min(s), &mut out.m);
-        out
-    }
-
-    #[inline(always)]
     fn dot<S: Simd, const T: usize>(s: S, strip: &[P], x: [Input<'_>; T]) -> [S::F; T] {
-        dot_int::<S, P, _, T>(s, strip, x)
-    }
-
-    #[inline(always)]
-    fn dot_expanded<S: Simd, const T: usize>(s: S, strip: &[ExpandedInt], x: [Input<'_>; T]) -> [S::F; T] {
-        dot_int::<S, P, _, T>(s, strip, x)
+        dot_int(s, strip, x)
     }
 }
 
 #[inline(always)]
-fn dot_int<S: Simd, P: IntPanel, C: Codes, const T: usize>(
-    s: S,
-    strip: &[C],
-    x: [Input<'_>; T],
-) -> [S::F; T] {
+fn dot_int<S: Simd, P: IntPanel, const T: usize>(s: S, strip: &[P], x: [Input<'_>; T]) -> [S::F; T] {
     let x = x.map(|x| &x.x8[..strip.len()]);
     let mut sums = [s.splat(0.0); T];
     for (b, panel) in strip.iter().enumerate() {
-        let q = x.map(|x| &x[b].q);
-        let dots = match P::RANGE {
-            CodeRange::Nibble => s.dot_nibbles(
-                #[inline(always)]
-                |step| panel.codes(s, step),
-                q,
-            ),
-            CodeRange::Byte => s.dot_bytes(
-                #[inline(always)]
-                |step| panel.codes(s, step),
-                q,
-            ),
-        };
-        let (d, m) = (panel.scale(s), panel.min(s));
+        let x = x.map(|x| &x[b]);
+        let first = dot_group(s, panel, 0, x);
+        let second = dot_group(s, panel, 1, x);
+        let d = panel.scale(s);
         for t in 0..T {
-            let x = &x[t][b];
-            let n = if P::ZERO == 0 { dots[t] } else { s.sub_int(dots[t], P::ZERO * x.sum) };
-            sums[t] = s.fma(s.mul(d, s.splat(x.d)), s.to_float(n), sums[t]);
+            let block = s.fma(s.splat(x[t].d[1]), second[t], s.mul(s.splat(x[t].d[0]), first[t]));
+            sums[t] = s.fma(d, block, sums[t]);
             if P::MIN {
-                sums[t] = s.fma(m, s.splat(x.dsum), sums[t]);
+                sums[t] = s.fma(panel.min(s), s.splat(x[t].dsum), sums[t]);
             }
         }
     }
     sums
+}
+
+/// `n` of one group.
+#[inline(always)]
+fn dot_group<S: Simd, P: IntPanel, const T: usize>(
+    s: S,
+    panel: &P,
+    g: usize,
+    x: [&Activations; T],
+) -> [S::F; T] {
+    let q = x.map(|x| &x.q[g]);
+    let dots = match P::RANGE {
+        CodeRange::Nibble => s.dot_nibbles(
+            #[inline(always)]
+            |step| panel.codes(s, 4 * g + step),
+            q,
+        ),
+        CodeRange::Byte => {
+            let sums = x.map(|x| x.sum[g]);
+            s.dot_bytes(
+                #[inline(always)]
+                |step| panel.codes(s, 4 * g + step),
+                q,
+                sums,
+            )
+        }
+    };
+    let mut out = [s.splat(0.0); T];
+    for t in 0..T {
+        let n = if P::ZERO == 0 { dots[t] } else { s.sub_int(dots[t], P::ZERO * x[t].sum[g]) };
+        out[t] = s.to_float(n);
+    }
+    out
 }
 
 /// One column of sixteen rows in a floating-point format.
@@ -216,27 +184,19 @@ pub struct Float<P>(PhantomData<P>);
 impl<P: FloatPanel> Strip for Float<P> {
     type Block = P::Block;
     type Panel = P;
-    type Expanded = P;
     const INTEGER: bool = false;
-    // Converting a column costs nothing beside multiplying it.
-    const MANY: usize = usize::MAX;
+
+    #[inline(always)]
+    fn tokens<S: Simd>() -> usize {
+        4
+    }
 
     fn pack(blocks: [&P::Block; LANES]) -> P {
         P::pack(blocks)
     }
 
     #[inline(always)]
-    fn expand<S: Simd>(_: S, panel: &P) -> P {
-        *panel
-    }
-
-    #[inline(always)]
     fn dot<S: Simd, const T: usize>(s: S, strip: &[P], x: [Input<'_>; T]) -> [S::F; T] {
-        dot_float(s, strip, x)
-    }
-
-    #[inline(always)]
-    fn dot_expanded<S: Simd, const T: usize>(s: S, strip: &[P], x: [Input<'_>; T]) -> [S::F; T] {
         dot_float(s, strip, x)
     }
 }

@@ -8,7 +8,7 @@ use half::f16;
 
 use super::Block;
 use crate::cpu::isa::{LANES, Simd};
-use crate::cpu::strip::{CodeRange, Codes, Int, IntPanel};
+use crate::cpu::strip::{CodeRange, Int, IntPanel};
 
 /// 32 values.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -70,9 +70,7 @@ impl IntPanel for PanelQ4_1 {
             codes: super::interleave(blocks.map(|b| &b.codes)),
         }
     }
-}
 
-impl Codes for PanelQ4_1 {
     #[inline(always)]
     fn codes<S: Simd>(&self, s: S, step: usize) -> S::Codes {
         if step < 4 { s.low_nibbles(&self.codes[step]) } else { s.high_nibbles(&self.codes[step - 4]) }

@@ -7,7 +7,7 @@ use half::f16;
 
 use super::Block;
 use crate::cpu::isa::{LANES, Simd};
-use crate::cpu::strip::{CodeRange, Codes, Int, IntPanel};
+use crate::cpu::strip::{CodeRange, Int, IntPanel};
 
 /// 32 values.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -60,9 +60,7 @@ impl IntPanel for PanelQ8_0 {
             codes: super::interleave(blocks.map(|b| &b.codes)),
         }
     }
-}
 
-impl Codes for PanelQ8_0 {
     #[inline(always)]
     fn codes<S: Simd>(&self, s: S, step: usize) -> S::Codes {
         s.load_codes(&self.codes[step])

@@ -42,7 +42,7 @@ use std::ops::Range;
 use std::time::SystemTime;
 
 /// Why a conversation could not be rendered.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The template is not valid Jinja.
     #[error("chat template: expected valid Jinja, found: {found}")]

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use graftwork_adapters::check::{self, Shape};
 use graftwork_adapters::{Adapter, Change as Edit, Module, RowOrder, Site};
-use graftwork_kernels::Tensor;
 use graftwork_kernels::backend::{Backend, Change, Device, Graft, RopeLayout};
+use graftwork_kernels::{Format, Tensor};
 
 use super::config::Config;
 use super::weights::{Model, shape_of};
@@ -99,7 +99,7 @@ impl<D: Device> Binder<'_, D> {
                     Some((from, to)) => from.reorder(to, b, self.head_dim)?,
                     None => b.clone(),
                 };
-                let (a, b) = (self.device.matrix(a)?, self.device.matrix(&b)?);
+                let (a, b) = (self.device.matrix(a)?, self.device.matrix(&in_floats(b)?)?);
                 let values = bias.as_ref().map(|bias| self.vector(bias)).transpose()?;
                 let bytes = self.device.matrix_bytes(&a)
                     + self.device.matrix_bytes(&b)
@@ -123,6 +123,15 @@ impl<D: Device> Binder<'_, D> {
             Some((from, to)) => Ok(from.reorder_vector(to, vector, self.head_dim)?.decode()),
             None => Ok(vector.decode()),
         }
+    }
+}
+
+/// A tensor whose values stand by themselves, the same values: what multiplies the few numbers of a low-rank
+/// activation gains nothing from blocks, and backends need not round such activations to 8 bits.
+fn in_floats(tensor: Tensor) -> Result<Tensor, graftwork_kernels::Error> {
+    match tensor.format().block_len() {
+        1 => Ok(tensor),
+        _ => Tensor::encode(Format::F32, tensor.rows(), tensor.cols(), &tensor.decode()),
     }
 }
 

@@ -229,7 +229,9 @@ fn in_parallel<T: Send>(
         }
     };
     let outcomes: Vec<_> = std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads.min(parts)).map(|_| scope.spawn(worker)).collect();
+        let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, worker).ok();
+        // A thread that the system refuses leaves its share to the others.
+        let others: Vec<_> = (1..threads.min(parts)).map_while(spawn).collect();
         let mine = worker();
         let joined = |other: std::thread::ScopedJoinHandle<'_, _>| match other.join() {
             Ok(outcome) => outcome,
@@ -237,7 +239,8 @@ fn in_parallel<T: Send>(
         };
         std::iter::once(mine).chain(others.into_iter().map(joined)).collect()
     });
-    let mut results = Vec::with_capacity(parts);
+    // Not sized by `parts`, which a file may claim without holding them.
+    let mut results = Vec::new();
     for outcome in outcomes {
         results.extend(outcome?);
     }

@@ -1,5 +1,7 @@
 //! What can go wrong between the bytes of a tokenizer file and token ids.
 
+use std::panic::AssertUnwindSafe;
+
 /// Why a tokenizer could not be built, or a text not encoded.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -50,4 +52,19 @@ pub enum Error {
         /// What the model says.
         found: String,
     },
+    /// The `tokenizers` crate panicked: it does not check all that a file says.
+    #[error("the tokenizer library failed on what the model's files say: {found}")]
+    Panicked {
+        /// What it said.
+        found: String,
+    },
+}
+
+/// Does what calls the `tokenizers` crate, which panics on some of what a file may say. It keeps no state that a panic
+/// could leave half changed.
+pub(super) fn without_panics<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = (panic.downcast_ref::<String>().map(String::as_str)).or(panic.downcast_ref().copied());
+        Err(Error::Panicked { found: text.unwrap_or("a panic").to_owned() })
+    })
 }

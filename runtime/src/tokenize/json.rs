@@ -1,6 +1,7 @@
 //! Tokenizers from the `tokenizer.json` and `tokenizer_config.json` of a Hugging Face directory.
 
 use super::added::{AddedToken, AddedTokens};
+use super::error::without_panics;
 use super::pieces::{Entry, Lead, Pieces, Spelling};
 use super::{Error, Frame, Model, Tokenizer, ends_of_generation};
 use serde_json::Value;
@@ -18,6 +19,10 @@ impl Tokenizer {
     /// # Errors
     /// A file that is not what it should be, or uses a decoder or an option that is not known; the error names it.
     pub fn from_json(tokenizer: &[u8], config: Option<&[u8]>) -> Result<Self, Error> {
+        without_panics(|| Self::read_json(tokenizer, config))
+    }
+
+    fn read_json(tokenizer: &[u8], config: Option<&[u8]>) -> Result<Self, Error> {
         let mut json = parse(TOKENIZER, tokenizer)?;
         let config = config.map(|bytes| parse(CONFIG, bytes)).transpose()?.unwrap_or(Value::Null);
         let added = take_added_tokens(&mut json)?;

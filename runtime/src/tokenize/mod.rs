@@ -212,7 +212,9 @@ impl Tokenizer {
 
     /// The ids of a text whose spans `user`, in order and without overlap, come from users.
     pub fn encode_spans(&self, text: &str, user: &[Range<usize>]) -> Result<Vec<u32>, Error> {
-        self.cut_and_encode(text, user).map_err(|error| Error::Encode { found: error.to_string() })
+        error::without_panics(|| {
+            self.cut_and_encode(text, user).map_err(|error| Error::Encode { found: error.to_string() })
+        })
     }
 
     /// The pipeline of the `tokenizers` crate, with added tokens looked for by [`AddedTokens::find`].

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::isa::{BLOCK, LANES, Simd};
+use super::isa::{GROUP, LANES, Simd};
 
 /// Proof that this CPU has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +59,7 @@ impl Simd for Avx2 {
     type F = [__m256; 2];
     type I = [__m256i; 2];
     type Codes = [__m256i; 2];
+    const INT_TOKENS: usize = 2;
 
     #[inline(always)]
     fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
@@ -206,26 +207,16 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn store_codes(self, codes: Self::Codes, out: &mut [u8; 4 * LANES]) {
-        let p = out.as_mut_ptr();
-        // SAFETY: `self` proves AVX2; `out` holds two registers, written unaligned.
-        unsafe {
-            _mm256_storeu_si256(p.cast(), codes[0]);
-            _mm256_storeu_si256(p.add(32).cast(), codes[1]);
-        }
-    }
-
-    #[inline(always)]
     fn dot_nibbles<const T: usize>(
         self,
         codes: impl Fn(usize) -> Self::Codes,
-        x: [&[i8; BLOCK]; T],
+        x: [&[i8; GROUP]; T],
     ) -> [Self::I; T] {
-        // SAFETY: `self` proves AVX2. A lane of 16 bits adds 16 products of at most 15 * 127 = 1905: no
+        // SAFETY: `self` proves AVX2. A lane of 16 bits adds 8 products of at most 15 * 127 = 1905: no
         // `maddubs` saturates, and the sum stays below 2^15.
         unsafe {
             let mut sums = [[_mm256_setzero_si256(); 2]; T];
-            for step in 0..BLOCK / 4 {
+            for step in 0..GROUP / 4 {
                 let w = codes(step);
                 for t in 0..T {
                     let x = group(x[t], step);
@@ -246,14 +237,15 @@ impl Simd for Avx2 {
     fn dot_bytes<const T: usize>(
         self,
         codes: impl Fn(usize) -> Self::Codes,
-        x: [&[i8; BLOCK]; T],
+        x: [&[i8; GROUP]; T],
+        _: [i32; T],
     ) -> [Self::I; T] {
         // SAFETY: `self` proves AVX2. |code| is at most 128 and |x| at most 127: two products are at most
         // 32512, so no `maddubs` saturates.
         unsafe {
             let ones = _mm256_set1_epi16(1);
             let mut sums = [[_mm256_setzero_si256(); 2]; T];
-            for step in 0..BLOCK / 4 {
+            for step in 0..GROUP / 4 {
                 let w = codes(step);
                 let magnitude = [_mm256_abs_epi8(w[0]), _mm256_abs_epi8(w[1])];
                 for t in 0..T {
@@ -299,7 +291,7 @@ impl Simd for Avx2 {
 /// # Safety
 /// The CPU must have AVX2.
 #[inline(always)]
-unsafe fn group(x: &[i8; BLOCK], step: usize) -> __m256i {
+unsafe fn group(x: &[i8; GROUP], step: usize) -> __m256i {
     let four: &[u8] = bytemuck::cast_slice(&x[4 * step..4 * step + 4]);
     // SAFETY: the caller's duty.
     unsafe { _mm256_set1_epi32(bytemuck::pod_read_unaligned(four)) }

@@ -4,7 +4,7 @@
 
 use std::arch::x86_64::*;
 
-use super::isa::{BLOCK, LANES, Simd};
+use super::isa::{GROUP, LANES, Simd};
 
 /// Proof that this CPU has AVX-512 with its F, BW, DQ and VL parts (every one but Xeon Phi), and VNNI if `VNNI`.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +47,7 @@ impl<const VNNI: bool> Simd for Wide<VNNI> {
     type F = __m512;
     type I = __m512i;
     type Codes = __m512i;
+    const INT_TOKENS: usize = 8;
 
     #[inline(always)]
     fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
@@ -196,22 +197,16 @@ impl<const VNNI: bool> Simd for Wide<VNNI> {
     }
 
     #[inline(always)]
-    fn store_codes(self, codes: Self::Codes, out: &mut [u8; 4 * LANES]) {
-        // SAFETY: `self` proves AVX-512 F; `out` is one register, written unaligned.
-        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), codes) }
-    }
-
-    #[inline(always)]
     fn dot_nibbles<const T: usize>(
         self,
         codes: impl Fn(usize) -> Self::Codes,
-        x: [&[i8; BLOCK]; T],
+        x: [&[i8; GROUP]; T],
     ) -> [Self::I; T] {
         // SAFETY: `self` proves AVX-512 F and BW, and VNNI where that is used. Without it, a lane of 16 bits
-        // adds 16 products of at most 15 * 127 = 1905: no `maddubs` saturates, and the sum stays below 2^15.
+        // adds 8 products of at most 15 * 127 = 1905: no `maddubs` saturates, and the sum stays below 2^15.
         unsafe {
             let mut sums = [_mm512_setzero_si512(); T];
-            for step in 0..BLOCK / 4 {
+            for step in 0..GROUP / 4 {
                 let w = codes(step);
                 for t in 0..T {
                     let x = group(x[t], step);
@@ -235,10 +230,11 @@ impl<const VNNI: bool> Simd for Wide<VNNI> {
     fn dot_bytes<const T: usize>(
         self,
         codes: impl Fn(usize) -> Self::Codes,
-        x: [&[i8; BLOCK]; T],
+        x: [&[i8; GROUP]; T],
+        sums: [i32; T],
     ) -> [Self::I; T] {
         // SAFETY: `self` proves AVX-512 F and BW, and VNNI where that is used.
-        unsafe { if VNNI { dot_bytes_vnni(codes, x) } else { dot_bytes(codes, x) } }
+        unsafe { if VNNI { dot_bytes_vnni(codes, x, sums) } else { dot_bytes(codes, x) } }
     }
 
     #[inline(always)]
@@ -267,13 +263,13 @@ impl<const VNNI: bool> Simd for Wide<VNNI> {
 /// # Safety
 /// The CPU must have AVX-512 F and BW.
 #[inline(always)]
-unsafe fn dot_bytes<const T: usize>(codes: impl Fn(usize) -> __m512i, x: [&[i8; BLOCK]; T]) -> [__m512i; T] {
+unsafe fn dot_bytes<const T: usize>(codes: impl Fn(usize) -> __m512i, x: [&[i8; GROUP]; T]) -> [__m512i; T] {
     // SAFETY: the caller's duty. |code| is at most 128 and |x| at most 127: two products are at most 32512,
     // so no `maddubs` saturates.
     unsafe {
         let (zero, ones) = (_mm512_setzero_si512(), _mm512_set1_epi16(1));
         let mut sums = [zero; T];
-        for step in 0..BLOCK / 4 {
+        for step in 0..GROUP / 4 {
             let w = codes(step);
             let (magnitude, negative) = (_mm512_abs_epi8(w), _mm512_movepi8_mask(w));
             for t in 0..T {
@@ -286,34 +282,30 @@ unsafe fn dot_bytes<const T: usize>(codes: impl Fn(usize) -> __m512i, x: [&[i8; 
     }
 }
 
-/// `sum w x = sum w (x + 128) - 128 sum w`, since `dpbusd` takes unsigned by signed bytes; the second sum serves
-/// every token.
+/// `sum w x = sum (w + 128) x - 128 sum x`, since `dpbusd` takes unsigned by signed bytes.
 ///
 /// # Safety
 /// The CPU must have AVX-512 F and VNNI.
 #[inline(always)]
 unsafe fn dot_bytes_vnni<const T: usize>(
     codes: impl Fn(usize) -> __m512i,
-    x: [&[i8; BLOCK]; T],
+    x: [&[i8; GROUP]; T],
+    sums: [i32; T],
 ) -> [__m512i; T] {
-    // SAFETY: the caller's duty. 32 products of at most 255 * 128 fit in 32 bits.
+    // SAFETY: the caller's duty. 16 products of at most 255 * 127 fit in 32 bits.
     unsafe {
-        // As an unsigned byte 128; as a change of bits, what adds 128 to a signed byte.
-        let offset = _mm512_set1_epi8(-128);
-        let mut sums = [_mm512_setzero_si512(); T];
-        let mut excess = _mm512_setzero_si512();
-        for step in 0..BLOCK / 4 {
-            let w = codes(step);
-            excess = _mm512_dpbusd_epi32(excess, offset, w);
+        let mut dots = [_mm512_setzero_si512(); T];
+        for t in 0..T {
+            dots[t] = _mm512_set1_epi32(-128 * sums[t]);
+        }
+        for step in 0..GROUP / 4 {
+            // As a change of bits, what adds 128 to a signed byte.
+            let w = _mm512_xor_si512(codes(step), _mm512_set1_epi8(-128));
             for t in 0..T {
-                let x = _mm512_xor_si512(group(x[t], step), offset);
-                sums[t] = _mm512_dpbusd_epi32(sums[t], x, w);
+                dots[t] = _mm512_dpbusd_epi32(dots[t], w, group(x[t], step));
             }
         }
-        for sum in &mut sums {
-            *sum = _mm512_sub_epi32(*sum, excess);
-        }
-        sums
+        dots
     }
 }
 
@@ -322,7 +314,7 @@ unsafe fn dot_bytes_vnni<const T: usize>(
 /// # Safety
 /// The CPU must have AVX-512 F.
 #[inline(always)]
-unsafe fn group(x: &[i8; BLOCK], step: usize) -> __m512i {
+unsafe fn group(x: &[i8; GROUP], step: usize) -> __m512i {
     let four: &[u8] = bytemuck::cast_slice(&x[4 * step..4 * step + 4]);
     // SAFETY: the caller's duty.
     unsafe { _mm512_set1_epi32(bytemuck::pod_read_unaligned(four)) }

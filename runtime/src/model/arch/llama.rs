@@ -52,10 +52,7 @@ fn from_gguf(keys: &Reader<'_>, tensors: &Tensors<'_>) -> Result<Config, Error> 
         return Err(unsupported(keys.name("attention.value_length"), head_dim.to_string(), value_dim));
     }
     let context = keys.size("context_length")?;
-    let scaling = match &tensors.rope_factors {
-        Some(factors) => Scaling::Factors(factors.clone()),
-        None => gguf_scaling(&keys.under("rope.scaling."), context)?,
-    };
+    let scaling = gguf_scaling(&keys.under("rope."), tensors.rope_factors.as_deref(), context)?;
     let rows = (tensors.shape)("token_embd.weight").and_then(|shape| shape.first().copied());
     let vocab = match rows.map(usize::try_from) {
         Some(Ok(vocab)) => vocab,
@@ -87,28 +84,51 @@ fn from_gguf(keys: &Reader<'_>, tensors: &Tensors<'_>) -> Result<Config, Error> 
     .check()
 }
 
-/// `rope.scaling.*` as llama.cpp reads it: the same rules as in config.json, under other names.
-fn gguf_scaling(keys: &Reader<'_>, context: usize) -> Result<Scaling, Error> {
-    let kind = keys.text("type")?.unwrap_or_else(|| "none".into());
-    match kind.as_str() {
-        "none" => Ok(Scaling::None),
-        "linear" => Ok(Scaling::Linear { factor: keys.needed("factor")? }),
-        "yarn" => {
-            let factor = keys.needed("factor")?;
-            keys.only("yarn_ext_factor", Value::Float(1.0))?;
-            Ok(Scaling::Yarn {
+/// `rope.scaling.*` and `rope_freqs.weight` as llama.cpp applies them: a factor without a type, or under its old name
+/// `rope.scale_linear`, is linear, and linear scaling comes on top of stored `factors`.
+fn gguf_scaling(keys: &Reader<'_>, factors: Option<&[f32]>, context: usize) -> Result<Scaling, Error> {
+    let one = Value::Float(1.0);
+    let yarn = keys.under("scaling.yarn_");
+    let scaling = keys.under("scaling.");
+    let kind = scaling.text("type")?;
+    let old = keys.number("scale_linear")?.filter(|&factor| factor != 0.0);
+    let factor = scaling.number("factor")?.or(old);
+    let needed = || factor.map_or_else(|| scaling.needed("factor"), Ok);
+    let linear = match kind.as_deref() {
+        None => factor.filter(|&factor| factor != 0.0).unwrap_or(1.0),
+        Some("none") => 1.0,
+        Some("linear") => needed()?,
+        Some("yarn") if factors.is_none() => {
+            yarn.only("ext_factor", one.clone())?;
+            // llama.cpp computes the one itself, and reads the other for architectures that are not these.
+            yarn.only("attn_factor", one)?;
+            yarn.only("log_multiplier", Value::Float(0.0))?;
+            let factor = needed()?;
+            return Ok(Scaling::Yarn {
                 factor,
-                original_context: keys.size_or("original_context_length", context)?,
-                beta_fast: keys.number("yarn_beta_fast")?.unwrap_or(32.0),
-                beta_slow: keys.number("yarn_beta_slow")?.unwrap_or(1.0),
+                original_context: scaling.size_or("original_context_length", context)?,
+                beta_fast: yarn.number("beta_fast")?.unwrap_or(32.0),
+                beta_slow: yarn.number("beta_slow")?.unwrap_or(1.0),
                 truncate: true,
                 attention: Scaling::yarn_attention(factor, None)
-                    * keys.number("attn_factor")?.unwrap_or(1.0)
-                    * keys.number("yarn_attn_factor")?.unwrap_or(1.0),
-            })
+                    * scaling.number("attn_factor")?.unwrap_or(1.0),
+            });
         }
-        other => Err(unsupported(keys.name("type"), "none, linear or yarn".into(), format!("\"{other}\""))),
-    }
+        Some("yarn") => {
+            let expected = "no rope_freqs.weight beside yarn".to_owned();
+            return Err(unsupported(scaling.name("type"), expected, "both"));
+        }
+        Some(other) => {
+            let expected = "none, linear or yarn".to_owned();
+            return Err(unsupported(scaling.name("type"), expected, format!("\"{other}\"")));
+        }
+    };
+    scaling.only("attn_factor", one)?;
+    Ok(match factors {
+        Some(factors) => Scaling::Factors(factors.iter().map(|factor| factor * linear as f32).collect()),
+        None if linear == 1.0 => Scaling::None,
+        None => Scaling::Linear { factor: linear },
+    })
 }
 
 fn from_json(fields: &Reader<'_>) -> Result<Config, Error> {
@@ -268,6 +288,22 @@ mod tests {
     }
 
     #[test]
+    fn gguf_files_leave_out_the_type_of_linear_scaling() {
+        let factor = |key: &'static str| gguf(&[(key, Value::Float(4.0))], false, None).unwrap().rope.scaling;
+        assert_eq!(factor("llama.rope.scaling.factor"), Scaling::Linear { factor: 4.0 });
+        assert_eq!(factor("llama.rope.scale_linear"), Scaling::Linear { factor: 4.0 });
+        let none =
+            [("llama.rope.scaling.type", text("none")), ("llama.rope.scaling.factor", Value::Float(4.0))];
+        assert_eq!(gguf(&none, false, None).unwrap().rope.scaling, Scaling::None);
+        assert_eq!(
+            gguf(&[("llama.rope.scaling.factor", Value::Float(0.0))], false, None),
+            gguf(&[], false, None)
+        );
+        let both = gguf(&[("llama.rope.scaling.factor", Value::Float(2.0))], false, Some(vec![3.0; 8]));
+        assert_eq!(both.unwrap().rope.scaling, Scaling::Factors(vec![6.0; 8]));
+    }
+
+    #[test]
     fn tensors_of_a_gguf_file_say_the_rest() {
         let config = gguf(&[], true, Some(vec![1.0; 8])).unwrap();
         assert!(config.attention_bias && config.mlp_bias && !config.output_bias);
@@ -284,6 +320,14 @@ mod tests {
             (
                 gguf(&[("llama.rope.scaling.type", text("linear"))], false, None),
                 "`llama.rope.scaling.factor`",
+            ),
+            (
+                gguf(&[("llama.rope.scaling.type", text("yarn"))], false, Some(vec![1.0; 8])),
+                "expected no rope_freqs.weight beside yarn",
+            ),
+            (
+                gguf(&[("llama.rope.scaling.attn_factor", Value::Float(2.0))], false, None),
+                "`llama.rope.scaling.attn_factor`",
             ),
             (gguf(&[("llama.expert_count", Value::Int(8))], false, None), "`llama.expert_count`: expected 0"),
             (gguf(&[("llama.attention.value_length", Value::Int(8))], false, None), "value_length"),
