@@ -15,8 +15,18 @@ pub struct Shape {
 /// Checks every edit of `adapter` against the base, whose `shape` at a site is `None` where it has no such site.
 ///
 /// # Errors
-/// The first edit that does not fit: [`Error::NoSite`], or [`Error::Misfit`] with the shape expected and found.
+/// The first edit that does not fit: [`Error::NoSite`], or [`Error::Misfit`] with the shape expected and found; in
+/// [`Error::OtherBase`] where the adapter names the base that it was trained on.
 pub fn fits(adapter: &Adapter, shape: impl Fn(Site) -> Option<Shape>) -> Result<(), Error> {
+    edits_fit(adapter, shape).map_err(|source| match &adapter.base_model {
+        Some(base) => {
+            Error::OtherBase { base_model: base.chars().take(80).collect(), source: Box::new(source) }
+        }
+        None => source,
+    })
+}
+
+fn edits_fit(adapter: &Adapter, shape: impl Fn(Site) -> Option<Shape>) -> Result<(), Error> {
     for edit in &adapter.edits {
         let site = edit.site;
         let Shape { outputs, inputs } = shape(site).ok_or(Error::NoSite { site })?;

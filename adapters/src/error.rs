@@ -129,6 +129,14 @@ pub enum Error {
         /// Shape found.
         found: String,
     },
+    /// The adapter does not fit the base, and names the one that it was trained on.
+    #[error("{source}; the adapter says that it was trained on {base_model:?}")]
+    OtherBase {
+        /// The base that the adapter names.
+        base_model: String,
+        /// What does not fit.
+        source: Box<Error>,
+    },
     /// The adapter names another architecture than the base's.
     #[error("the adapter is for architecture {found}, the base is {expected}")]
     Architecture {

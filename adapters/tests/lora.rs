@@ -390,6 +390,12 @@ fn misfits_name_the_site() {
     assert_eq!(message(&taller), "adapter at layer 0 q, B: the base expects [129, 5], found [128, 5]");
     let wider = |site| base_shape(site).map(|s| Shape { inputs: s.inputs + 1, ..s });
     assert_eq!(message(&wider), "adapter at layer 0 q, A: the base expects [5, 129], found [5, 128]");
+    let named = Adapter { base_model: Some("other/\nbase".to_owned()), ..adapter.clone() };
+    assert_eq!(
+        check::fits(&named, |_| None).unwrap_err().to_string(),
+        "the adapter changes layer 0 q, which the base does not have; \
+         the adapter says that it was trained on \"other/\\nbase\""
+    );
     // The shapes of the real base.
     let base = HfModel::load(&golden("base").as_path().into()).unwrap();
     assert_eq!(base.weights.shape("model.layers.0.mlp.down_proj.weight"), Some(vec![128, 352]));

@@ -29,7 +29,7 @@ pub enum Command {
     },
     /// Answer prompts
     #[command(after_help = "Examples:
-  graftwork run -m smollm2 --chat -p 'What is the capital of France?'
+  graftwork run -m smollm2 --chat -p 'Why is the sky blue?'
   graftwork run -m smollm2 -a tools=examples/adapters/tools-lora --use tools --chat -i
   graftwork run -m base.gguf -a fr=french.gguf -a law=law-lora -f requests.jsonl --batch 16 --json
 
@@ -317,5 +317,30 @@ mod tests {
         assert_eq!(parse("C:/x"), Ok(("C:/x".to_owned(), 1.0)));
         assert!(parse("a:inf").is_err());
         assert!(parse(":1").is_err());
+    }
+
+    /// Words of a line as a shell takes them; quotes are the only special characters.
+    fn words(line: &str) -> Vec<String> {
+        let quoted = line.split('\'').enumerate();
+        quoted
+            .flat_map(|(i, part)| match i % 2 {
+                0 => part.split_whitespace().map(str::to_owned).collect(),
+                _ => vec![part.to_owned()],
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_examples_are_right() {
+        let mut examples = 0;
+        for command in Arguments::command().get_subcommands() {
+            let help = command.get_after_help().expect("examples").to_string();
+            for line in help.lines().map(str::trim).filter(|line| line.starts_with("graftwork ")) {
+                let parsed = Arguments::try_parse_from(words(line));
+                assert!(parsed.is_ok(), "{line}: {:?}", parsed.err());
+                examples += 1;
+            }
+        }
+        assert!(examples >= 12);
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use graftwork::{Bytes, Engine, EngineOptions, Format, Request};
-use graftwork_adapters::file::{GgufWriter, gguf::Value};
+use graftwork_adapters::file::{Dtype, GgufWriter, TensorView, gguf::Value, write_safetensors};
 use graftwork_adapters::{Module, Source};
 use graftwork_kernels::Tensor;
 use graftwork_tests::reference::{Closeness, Expected, golden, tensors};
@@ -219,7 +219,35 @@ fn gguf_files_say_all_that_differs() {
     }
 }
 
-/// One GGUF file, its shards on disk and in memory, and the Hugging Face files in memory: equal to the bit.
+/// The weights of the tiny base in two files, and their index.
+fn safetensors_shards() -> Vec<(String, Bytes)> {
+    let all = tensors("adapters/base/model.safetensors");
+    let (mut files, mut map) = (Vec::new(), serde_json::Map::new());
+    for number in 0..2 {
+        let file = format!("model-{:05}-of-00002.safetensors", number + 1);
+        let mine: Vec<_> = all.iter().skip(number).step_by(2).collect();
+        // The norms are the only vectors.
+        let shape = |t: &Tensor| [t.rows() as u64, t.cols() as u64][usize::from(t.rows() == 1)..].to_vec();
+        let shapes: Vec<_> = mine.iter().map(|(_, tensor)| shape(tensor)).collect();
+        let views: Vec<_> = (mine.iter().zip(&shapes))
+            .map(|((name, tensor), shape)| TensorView {
+                name,
+                dtype: Dtype::F32,
+                shape,
+                bytes: tensor.bytes(),
+            })
+            .collect();
+        let mut out = Vec::new();
+        write_safetensors(&mut out, &views, &[]).unwrap();
+        map.extend(mine.iter().map(|(name, _)| (name.clone(), Json::from(file.clone()))));
+        files.push((file, Bytes::new(out)));
+    }
+    let index = serde_json::json!({"metadata": {"total_size": 0}, "weight_map": map}).to_string();
+    files.push(("model.safetensors.index.json".to_owned(), Bytes::new(index.into_bytes())));
+    files
+}
+
+/// One GGUF file, its shards on disk and in memory; and the Hugging Face files, sharded and in memory: equal to the bit.
 #[test]
 fn shards_and_memory_give_the_same_model() {
     let config = json(golden("adapters/base/config.json"));
@@ -254,9 +282,13 @@ fn shards_and_memory_give_the_same_model() {
         Engine::open(shards[0].1.clone(), EngineOptions::default()).err().expect("a part of a model");
     assert!(refused.to_string().contains("split.count"), "{refused}");
 
-    let read = |name: &str| Bytes::new(fs::read(golden("adapters/base").join(name)).unwrap());
-    let files = ["config.json", "model.safetensors"].map(|name| (name.to_owned(), read(name)));
-    assert_eq!(logits(Source::files(files.into()).unwrap()), logits(golden("adapters/base").into()));
+    let read =
+        |name: &str| (name.to_owned(), Bytes::new(fs::read(golden("adapters/base").join(name)).unwrap()));
+    let expected = logits(golden("adapters/base").into());
+    let files = vec![read("config.json"), read("model.safetensors")];
+    assert_eq!(logits(Source::files(files).unwrap()), expected);
+    let files = safetensors_shards().into_iter().chain([read("config.json")]).collect();
+    assert_eq!(logits(Source::files(files).unwrap()), expected);
 }
 
 /// Values in (-scale, scale), the same in every run.

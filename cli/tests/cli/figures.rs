@@ -1,0 +1,88 @@
+//! `bench` and `inspect`: what programs read.
+
+use serde_json::json;
+
+use crate::{BASE, LORA, TOOLS, fetch_smollm2, graftwork, json_lines, results, text};
+
+#[test]
+fn bench_has_the_keys_that_scripts_rely_on() {
+    let line = format!(
+        "bench -m {BASE} -a {LORA} --pp 40 --tg 6 --batch 3 --random-adapters 2:4 --threads 2 --repeat 2 --json"
+    );
+    let output = graftwork(&line);
+    let lines = json_lines(results(&output));
+    assert_eq!(lines.len(), 1);
+    let keys: Vec<&str> = lines[0].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(
+        keys,
+        [
+            "model",
+            "threads",
+            "isa",
+            "prefill_tokens",
+            "prefill_tokens_per_second",
+            "decode_tokens",
+            "decode_tokens_per_second",
+            "decode_gb_per_second",
+            "prefill_gop_per_second",
+            "read_limit_gb_per_second",
+            "multiply_limit_gop_per_second",
+            "load_seconds",
+            "peak_memory_bytes"
+        ]
+    );
+    let number = |key: &str| lines[0][key].as_f64().unwrap();
+    assert_eq!((&lines[0]["model"], number("threads")), (&json!(BASE), 2.0));
+    assert_eq!((number("prefill_tokens"), number("decode_tokens")), (40.0, 6.0));
+    assert!(keys.iter().filter(|key| key.ends_with("_per_second")).all(|key| number(key) > 0.0));
+    assert!(number("load_seconds") > 0.0);
+    if cfg!(target_os = "linux") {
+        // The model has 2.6 MB; measuring the machine takes 256 MB, which are not the model's.
+        assert!((1e6..2e8).contains(&number("peak_memory_bytes")), "{}", lines[0]);
+    }
+    assert!(
+        results(&graftwork(&format!("bench -m {BASE} --pp 8 --tg 2 --repeat 1"))).contains("prefill 1 x 8")
+    );
+}
+
+#[test]
+fn inspect_tells_models_from_adapters() {
+    let object = |line: &str| json_lines(results(&graftwork(line))).remove(0);
+    let model = object(&format!("inspect {BASE} --json"));
+    assert_eq!(
+        (&model["container"], &model["model_type"]),
+        (&json!("Hugging Face directory"), &json!("llama"))
+    );
+    assert_eq!((&model["tensors"], &model["formats"][0]["format"]), (&json!(30), &json!("F32")));
+    let file = object(&format!("inspect {BASE}/model.safetensors --json"));
+    assert_eq!((&file["container"], &file["formats"]), (&json!("safetensors"), &model["formats"]));
+
+    for path in [LORA.to_owned(), format!("{LORA}/adapter_model.safetensors")] {
+        let adapter = object(&format!("inspect {path} --base {BASE} --json"));
+        assert_eq!((&adapter["kind"], &adapter["layers"]), (&json!("lora"), &json!(3)));
+        assert_eq!((&adapter["base"], &adapter["fits"]), (&json!(BASE), &json!(true)));
+        assert!(adapter["edits"].as_array().unwrap().iter().all(|edit| edit["count"].as_u64() > Some(0)));
+    }
+    let plain = graftwork(&format!("inspect {LORA} --base {BASE}"));
+    assert!(
+        results(&plain).contains("3 x q: rank 4, scale 2.5, F32")
+            && results(&plain).ends_with("fits       yes\n"),
+        "{plain:?}"
+    );
+
+    let misfit = graftwork(&format!("inspect {TOOLS}.gguf --base {BASE} --json"));
+    assert_eq!(misfit.status.code(), Some(1));
+    assert_eq!(json_lines(text(&misfit.stdout))[0]["fits"], false);
+    assert!(text(&misfit.stderr).contains(&format!("{TOOLS}.gguf: ")), "{misfit:?}");
+}
+
+#[test]
+fn inspect_reads_gguf_models_and_adapters() {
+    fetch_smollm2();
+    let model = results(&graftwork("inspect smollm2")).to_owned();
+    assert!(model.contains("llama.block_count") && model.contains("210 x Q4_1 (66.4 MB)"), "{model}");
+    for adapter in [TOOLS.to_owned(), format!("{TOOLS}.gguf")] {
+        let output = graftwork(&format!("inspect {adapter} --base smollm2"));
+        assert!(results(&output).contains("30 x q: rank 8, scale 1, F16"), "{output:?}");
+    }
+}

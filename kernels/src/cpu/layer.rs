@@ -1,0 +1,174 @@
+//! Linear layers with their grafts, shared out among the team.
+//!
+//! First the input is rounded to 8 bits and `scale A x` computed for every graft, then each tile of the output is
+//! finished by one thread: `W x`, bias, and `B (scale A x)` while the tile is hot. A graft's change is never written out.
+
+use bytemuck::Zeroable;
+
+use super::isa::{BLOCK, Isa, LANES};
+use super::linear::{Inputs, Lane, Matrix, Quantize};
+use super::strip::Activations;
+use super::team::{Grid, Scratch, Tile};
+use super::{CHUNKS, Cpu, Rows};
+use crate::backend::{Change, Graft, Output};
+
+impl Cpu {
+    /// [`Backend::linear`](crate::backend::Backend::linear).
+    pub(super) fn multiply(&mut self, x: &Rows, outputs: &mut [Output<'_, Self>]) {
+        let integer = outputs.iter().any(|o| {
+            let low = |g: &Graft<'_, Self>| matches!(&g.change, Change::LowRank { a, .. } if a.integer());
+            o.weight.integer() || o.grafts.iter().any(low)
+        });
+        if integer {
+            self.quantize(x);
+        } else {
+            self.x8.clear();
+        }
+        let places = self.project(x, outputs);
+        let strips: usize = outputs.iter().map(|o| o.weight.rows().div_ceil(LANES)).sum();
+        let width = (strips / (self.team.threads() * CHUNKS)).max(1) * LANES;
+        let mut layers = Vec::with_capacity(outputs.len());
+        let mut grids = Vec::with_capacity(outputs.len());
+        for (output, places) in outputs.iter_mut().zip(places) {
+            let Output { y, weight, bias, accumulate, grafts } = output;
+            assert!(
+                y.rows == x.rows && y.cols == weight.rows() && x.cols == weight.cols(),
+                "linear layer [{}, {}] from rows [{}, {}] to [{}, {}]",
+                weight.rows(),
+                weight.cols(),
+                x.rows,
+                x.cols,
+                y.rows,
+                y.cols,
+            );
+            layers.push(Layer { weight, bias: *bias, accumulate: *accumulate, grafts, places });
+            grids.push(Grid::new(&mut y.data, y.cols, vec![0, x.rows], width));
+        }
+        let inputs = Inputs { x: &x.data, stride: x.cols, cols: x.cols, x8: &self.x8 };
+        let (isa, low) = (self.isa, &self.low);
+        self.team.tiles(&mut grids, |g, tile, scratch| layers[g].compute(isa, &inputs, low, tile, scratch));
+    }
+
+    /// Rounds the rows of `x` to 8 bits.
+    fn quantize(&mut self, x: &Rows) {
+        let blocks = x.cols / BLOCK;
+        assert_eq!(x.cols % BLOCK, 0, "quantized weights have whole blocks of inputs");
+        self.x8.resize(x.rows * blocks, Activations::zeroed());
+        let (isa, share) = (self.isa, self.share(x.rows));
+        let mut grid = [Grid::by_rows(&mut self.x8, blocks, share)];
+        self.team.tiles(&mut grid, |_, mut tile, _| {
+            for t in tile.rows.clone() {
+                isa.run(Quantize { x: x.row(t), out: tile.row(t) });
+            }
+        });
+    }
+
+    /// Computes `scale A x` of all low-rank grafts into `low`; gives where each graft's rows start there.
+    fn project(&mut self, x: &Rows, outputs: &[Output<'_, Self>]) -> Vec<Vec<usize>> {
+        let mut end = 0;
+        let mut starts = Vec::with_capacity(outputs.len());
+        let mut grafts = Vec::new();
+        for output in outputs {
+            let mut places = Vec::with_capacity(output.grafts.len());
+            for graft in output.grafts {
+                places.push(end);
+                if let Change::LowRank { a, b, .. } = &graft.change {
+                    assert!(a.cols() == x.cols && b.cols() == a.rows(), "shapes of a low-rank change");
+                    assert!(!b.integer(), "the second factor of a low-rank change is in a float format");
+                    grafts.push((graft.rows.clone(), graft.scale, *a, a.rows()));
+                    end += graft.rows.len() * a.rows();
+                }
+            }
+            starts.push(places);
+        }
+        if grafts.is_empty() {
+            return starts;
+        }
+        self.low.resize(end, 0.0);
+        let inputs = Inputs { x: &x.data, stride: x.cols, cols: x.cols, x8: &self.x8 };
+        let isa = self.isa;
+        let mut low = &mut self.low[..];
+        let mut grids = Vec::with_capacity(grafts.len());
+        for (rows, _, _, rank) in &grafts {
+            let (part, rest) = low.split_at_mut(rows.len() * rank);
+            low = rest;
+            // Decode rows are few and a chunk is cheap; prompts are cut so that all threads have some.
+            let cuts = (0..rows.len()).step_by(64).chain([rows.len()]).collect();
+            grids.push(Grid::new(part, *rank, cuts, LANES));
+        }
+        self.team.tiles(&mut grids, |g, mut tile, scratch| {
+            let (rows, scale, a, _) = &grafts[g];
+            let lanes = scratch.lanes.slice::<Lane>(tile.rows.len());
+            let range = rows.start + tile.rows.start..rows.start + tile.rows.end;
+            a.strip(isa, tile.cols.start / LANES, &inputs, range, lanes);
+            for (t, lane) in tile.rows.clone().zip(&*lanes) {
+                for (y, x) in tile.row(t).iter_mut().zip(lane) {
+                    *y = x * scale;
+                }
+            }
+        });
+        starts
+    }
+}
+
+/// One output of a linear layer, without the rows it goes to.
+struct Layer<'a> {
+    weight: &'a Matrix,
+    bias: Option<&'a Vec<f32>>,
+    accumulate: bool,
+    grafts: &'a [Graft<'a, Cpu>],
+    /// Where each graft's `scale A x` starts in `low`.
+    places: Vec<usize>,
+}
+
+impl Layer<'_> {
+    /// Computes the tile's strips for its rows.
+    fn compute(&self, isa: Isa, x: &Inputs<'_>, low: &[f32], mut tile: Tile<'_, f32>, scratch: &mut Scratch) {
+        let rows = tile.rows.clone();
+        let (lanes, change) = scratch.lanes.slice::<Lane>(2 * rows.len()).split_at_mut(rows.len());
+        for first in tile.cols.clone().step_by(LANES) {
+            let strip = first / LANES;
+            let cols = first..tile.cols.end.min(first + LANES);
+            self.weight.strip(isa, strip, x, rows.clone(), lanes);
+            if let Some(bias) = self.bias {
+                lanes.iter_mut().for_each(|lane| add(lane, &bias[cols.clone()], 1.0));
+            }
+            for (graft, &place) in self.grafts.iter().zip(&self.places) {
+                let lanes = &mut lanes[graft.rows.clone()];
+                match graft.change {
+                    Change::Bias(v) => {
+                        lanes.iter_mut().for_each(|lane| add(lane, &v[cols.clone()], graft.scale))
+                    }
+                    Change::LowRank { b, bias, .. } => {
+                        let rank = b.cols();
+                        let x = Inputs { x: &low[place..], stride: rank, cols: rank, x8: &[] };
+                        let change = &mut change[..lanes.len()];
+                        b.strip(isa, strip, &x, 0..lanes.len(), change);
+                        for (lane, change) in lanes.iter_mut().zip(change) {
+                            add(lane, change, 1.0);
+                            if let Some(bias) = bias {
+                                add(lane, &bias[cols.clone()], graft.scale);
+                            }
+                        }
+                    }
+                }
+            }
+            let at = first - tile.cols.start;
+            for (row, lane) in rows.clone().zip(&*lanes) {
+                let y = &mut tile.row(row)[at..][..cols.len()];
+                if self.accumulate {
+                    y.iter_mut().zip(lane).for_each(|(y, x)| *y += x);
+                } else {
+                    y.copy_from_slice(&lane[..cols.len()]);
+                }
+            }
+        }
+    }
+}
+
+/// `lane += scale v`.
+fn add(lane: &mut Lane, v: &[f32], scale: f32) {
+    for (y, v) in lane.iter_mut().zip(v) {
+        *y += scale * v;
+    }
+}
