@@ -49,9 +49,6 @@ impl Core {
                 return Ok(());
             }
             runner.grow(schedule.extent())?;
-            for (from, to) in schedule.take_copies() {
-                runner.copy_page(from, to);
-            }
             let batch = Batch::new(&schedule.pieces(&plan));
             let start = Instant::now();
             let completed = runner.run(&batch, &|| schedule.is_worth(&plan))?;

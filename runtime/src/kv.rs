@@ -1,10 +1,8 @@
 //! Who owns which page of the KV cache.
 //!
-//! A page holds [`PAGE`] consecutive positions of every layer. Pages are counted, so sequences that start
-//! alike can share them; a sequence that writes into a shared page gets its own copy first. A sequence
-//! reserves all the pages it can ever need before it starts, so a running one never waits for another.
-
-use std::ops::Range;
+//! A page holds [`PAGE`] consecutive positions of every layer. References to pages are counted, so sequences that
+//! start alike share those that are full, which nobody writes any more. A sequence is promised all the pages it can
+//! ever need before it starts, so a running one never waits for another.
 
 use graftwork_kernels::backend::PAGE;
 
@@ -19,7 +17,8 @@ pub fn pages_for(positions: usize) -> usize {
 #[must_use = "a chain that is not closed keeps its pages"]
 pub struct Chain {
     pages: Vec<u32>,
-    reserved: usize,
+    /// Pages that it may still take.
+    promised: usize,
 }
 
 impl Chain {
@@ -35,14 +34,15 @@ pub struct Pool {
     /// References of every page that was ever used; 0 means free.
     references: Vec<u32>,
     free: Vec<u32>,
-    reserved: usize,
+    /// Pages that open chains may still take. With those in use, never more than the limit.
+    promised: usize,
     limit: usize,
 }
 
 impl Pool {
     /// At most `limit` pages.
     pub fn new(limit: usize) -> Self {
-        Self { references: Vec::new(), free: Vec::new(), reserved: 0, limit }
+        Self { references: Vec::new(), free: Vec::new(), promised: 0, limit }
     }
 
     /// Most pages that there can be.
@@ -56,68 +56,56 @@ impl Pool {
         self.references.len()
     }
 
-    /// Pages that some sequence holds.
+    /// Pages that some sequence holds, or that are kept.
     pub fn used(&self) -> usize {
         self.references.len() - self.free.len()
     }
 
-    /// Pages promised to open chains, whether they hold them yet or not.
-    #[cfg(test)]
-    pub fn reserved(&self) -> usize {
-        self.reserved
-    }
-
-    /// Pages that are not promised to anyone.
+    /// Pages that are neither in use nor promised.
     pub fn room(&self) -> usize {
-        self.limit - self.reserved
+        self.limit - self.used() - self.promised
     }
 
-    /// A chain that may grow to `pages` pages and starts with `shared`, which others have too. `None` while
-    /// that many are not to be had.
+    /// A chain that may grow to `pages` pages and starts with `shared`, full pages that others have too. `None` while
+    /// there is not room for all that it may take.
     pub fn open(&mut self, shared: &[u32], pages: usize) -> Option<Chain> {
-        let reserved = pages.max(shared.len());
-        if reserved > self.room() {
+        let promised = pages.saturating_sub(shared.len());
+        if promised > self.room() {
             return None;
         }
-        self.reserved += reserved;
+        self.promised += promised;
         for &page in shared {
             self.references[page as usize] += 1;
         }
-        Some(Chain { pages: shared.to_vec(), reserved })
+        Some(Chain { pages: shared.to_vec(), promised })
     }
 
-    /// Makes `positions` writable for `chain`: gives it the pages that it lacks, and its own in place of
-    /// shared ones. Pages whose content must be copied first are added to `copies` as `(from, to)`.
+    /// Gives `chain` the pages that it lacks for `positions` positions.
     ///
-    /// Panics if that is more than the chain reserved.
-    pub fn cover(&mut self, chain: &mut Chain, positions: Range<usize>, copies: &mut Vec<(u32, u32)>) {
-        let last = pages_for(positions.end);
-        assert!(last <= chain.reserved, "{last} pages, but {} are reserved", chain.reserved);
-        for index in positions.start / PAGE..last {
-            if index >= chain.pages.len() {
-                let page = self.take();
-                chain.pages.push(page);
-            } else if self.references[chain.pages[index] as usize] > 1 {
-                let from = std::mem::replace(&mut chain.pages[index], self.take());
-                self.references[from as usize] -= 1;
-                copies.push((from, chain.pages[index]));
-            }
+    /// Panics if that is more than it was promised.
+    pub fn cover(&mut self, chain: &mut Chain, positions: usize) {
+        while chain.pages.len() < pages_for(positions) {
+            assert!(chain.promised > 0, "a page more than was promised");
+            chain.promised -= 1;
+            self.promised -= 1;
+            chain.pages.push(self.take());
         }
     }
 
-    /// Keeps a page of a chain that will not grow any more beyond its end, until [`Pool::release`]. The
-    /// chain's reservation of the page goes with it.
-    pub fn keep(&mut self, chain: &mut Chain, index: usize) -> u32 {
+    /// Keeps a page of a chain until [`Pool::release`].
+    pub fn keep(&mut self, chain: &Chain, index: usize) -> u32 {
         let page = chain.pages[index];
-        chain.reserved -= 1;
         self.references[page as usize] += 1;
         page
     }
 
     /// Gives up a page that was kept.
     pub fn release(&mut self, page: u32) {
-        self.reserved -= 1;
-        self.drop_reference(page);
+        let references = &mut self.references[page as usize];
+        *references -= 1;
+        if *references == 0 {
+            self.free.push(page);
+        }
     }
 
     /// How many chains hold a page, and whether it is kept.
@@ -127,21 +115,11 @@ impl Pool {
 
     /// Takes a chain's pages back.
     pub fn close(&mut self, chain: Chain) {
-        self.reserved -= chain.reserved;
-        for page in chain.pages {
-            self.drop_reference(page);
-        }
+        self.promised -= chain.promised;
+        chain.pages.into_iter().for_each(|page| self.release(page));
     }
 
-    fn drop_reference(&mut self, page: u32) {
-        let references = &mut self.references[page as usize];
-        *references -= 1;
-        if *references == 0 {
-            self.free.push(page);
-        }
-    }
-
-    /// A free page, now with one reference. Reservations see to it that there is one.
+    /// A free page, now with one reference. Promises see to it that there is one.
     fn take(&mut self) -> u32 {
         match self.free.pop() {
             Some(page) => {
@@ -149,7 +127,6 @@ impl Pool {
                 page
             }
             None => {
-                assert!(self.references.len() < self.limit, "more pages in use than reserved");
                 self.references.push(1);
                 (self.references.len() - 1) as u32
             }
@@ -183,7 +160,7 @@ mod tests {
         (state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % bound
     }
 
-    /// Random openings, shared beginnings, writes and closings: every sequence reads back exactly what it wrote (or what its
+    /// Random openings, shared beginnings, writes and closings: every sequence reads back what it wrote (or what its
     /// parent had written before they parted), never more pages than the limit, and none left at the end.
     #[test]
     fn sequences_never_see_each_other_and_nothing_leaks() {
@@ -203,11 +180,11 @@ mod tests {
                     }
                     1 if !live.is_empty() => {
                         let parent = next(&mut state, live.len());
-                        let positions = next(&mut state, live[parent].1.len() + 1);
-                        let pages = pages_for(positions) + next(&mut state, 3);
-                        let shared = live[parent].0.pages()[..pages_for(positions)].to_vec();
+                        let full = next(&mut state, live[parent].1.len() / PAGE + 1);
+                        let pages = full + next(&mut state, 3);
+                        let shared = live[parent].0.pages()[..full].to_vec();
                         if let Some(chain) = pool.open(&shared, pages) {
-                            let written = live[parent].1[..positions].to_vec();
+                            let written = live[parent].1[..full * PAGE].to_vec();
                             live.push((chain, written, pages));
                         }
                     }
@@ -219,12 +196,7 @@ mod tests {
                         let index = next(&mut state, live.len());
                         let (chain, written, pages) = &mut live[index];
                         let end = (written.len() + 1 + next(&mut state, 2 * PAGE)).min(*pages * PAGE);
-                        let mut copies = Vec::new();
-                        pool.cover(chain, written.len()..end, &mut copies);
-                        cache.0.resize(pool.extent(), [0; PAGE]);
-                        for (from, to) in copies {
-                            cache.0[to as usize] = cache.0[from as usize];
-                        }
+                        pool.cover(chain, end);
                         while written.len() < end {
                             stamp += 1;
                             cache.write(&pool, chain, written.len(), stamp);
@@ -233,7 +205,7 @@ mod tests {
                     }
                     _ => {}
                 }
-                assert!(pool.used() <= pool.reserved() && pool.reserved() <= pool.limit());
+                assert!(pool.used() + pool.promised <= pool.limit());
                 for (chain, written, _) in &live {
                     for (position, &value) in written.iter().enumerate() {
                         assert_eq!(cache.read(chain, position), value, "seed {seed}, position {position}");
@@ -243,12 +215,12 @@ mod tests {
             for (chain, ..) in live {
                 pool.close(chain);
             }
-            assert_eq!((pool.used(), pool.reserved()), (0, 0), "seed {seed}");
+            assert_eq!((pool.used(), pool.promised), (0, 0), "seed {seed}");
         }
     }
 
     #[test]
-    fn a_reservation_that_does_not_fit_waits() {
+    fn a_promise_that_does_not_fit_waits() {
         let mut pool = Pool::new(4);
         let first = pool.open(&[], 3).unwrap();
         assert!(pool.open(&[], 2).is_none());
@@ -257,6 +229,6 @@ mod tests {
         let third = pool.open(&[], 3).unwrap();
         pool.close(third);
         pool.close(second);
-        assert_eq!(pool.reserved(), 0);
+        assert_eq!(pool.promised, 0);
     }
 }

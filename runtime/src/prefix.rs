@@ -58,7 +58,7 @@ impl Prefixes {
     }
 
     /// Keeps the full pages of a sequence that ends, `tokens` being those whose keys and values it holds.
-    pub fn keep(&mut self, stack: &Stack, tokens: &[u32], chain: &mut Chain, pool: &mut Pool) {
+    pub fn keep(&mut self, stack: &Stack, tokens: &[u32], chain: &Chain, pool: &mut Pool) {
         self.clock += 1;
         let mut before = Before::Start(stack.key().collect());
         for (index, &chunk) in tokens.as_chunks::<PAGE>().0.iter().enumerate() {
@@ -84,16 +84,22 @@ impl Prefixes {
         }
     }
 
-    /// Lets go of a page for the sake of a chain of `pages` pages. `false`, and nothing is lost in vain, if that chain
-    /// must wait for others to end whatever is let go of.
-    pub fn make_room(&mut self, pages: usize, pool: &mut Pool) -> bool {
-        pool.room() + self.pages.len() >= pages && self.drop_one(pool)
+    /// Makes room for `pages` pages by letting go of those that no sequence uses, first what was of no use for the
+    /// longest time, without the `spared`. Nothing is lost in vain: if that is not enough, all stay.
+    pub fn make_room(&mut self, pages: usize, spared: &[u32], pool: &mut Pool) {
+        if pool.room() >= pages {
+            return;
+        }
+        let spared = spared.iter().filter(|&&page| pool.references(page) == 1).count();
+        if pool.room() + self.idle(pool) - spared >= pages {
+            while pool.room() < pages && self.drop_one(pool) {}
+        }
     }
 
-    /// Lets go of the page that was of no use for the longest time; `false` if none is kept.
+    /// Lets go of the page that was of no use for the longest time; `false` if sequences use all.
     fn drop_one(&mut self, pool: &mut Pool) -> bool {
-        let last = |(_, kept): &(&u32, &Kept)| kept.followers == 0;
-        let Some((&page, _)) = self.pages.iter().filter(last).min_by_key(|(_, kept)| kept.used) else {
+        let idle = |(page, kept): &(&u32, &Kept)| kept.followers == 0 && pool.references(**page) == 1;
+        let Some((&page, _)) = self.pages.iter().filter(idle).min_by_key(|(_, kept)| kept.used) else {
             return false;
         };
         if let Some(kept) = self.pages.remove(&page) {
@@ -122,18 +128,13 @@ mod tests {
     /// Runs a sequence to its end; gives how many positions it did not have to compute.
     fn run(prefixes: &mut Prefixes, pool: &mut Pool, tokens: &[u32]) -> usize {
         let stack = Stack::default();
-        let mut chain = loop {
-            let shared = prefixes.find(&stack, tokens);
-            match pool.open(&shared, pages_for(tokens.len())) {
-                Some(chain) => break chain,
-                None => assert!(prefixes.drop_one(pool), "no room"),
-            }
-        };
+        let shared = prefixes.find(&stack, tokens);
+        let pages = pages_for(tokens.len());
+        prefixes.make_room(pages - shared.len(), &shared, pool);
+        let mut chain = pool.open(&shared, pages).expect("room");
         let reused = chain.pages().len() * PAGE;
-        let mut copies = Vec::new();
-        pool.cover(&mut chain, reused..tokens.len(), &mut copies);
-        assert!(copies.is_empty(), "full pages are never written again");
-        prefixes.keep(&stack, tokens, &mut chain, pool);
+        pool.cover(&mut chain, tokens.len());
+        prefixes.keep(&stack, tokens, &chain, pool);
         pool.close(chain);
         reused
     }
@@ -160,12 +161,12 @@ mod tests {
         let (mut prefixes, mut pool) = (Prefixes::default(), Pool::new(8));
         for round in 0..50u32 {
             run(&mut prefixes, &mut pool, &tokens(round % 7, 70 + (round as usize * 13) % 120));
-            assert!(pool.used() <= pool.reserved() && pool.reserved() <= pool.limit());
+            assert!(pool.used() <= pool.limit() && pool.room() == pool.limit() - pool.used());
         }
         run(&mut prefixes, &mut pool, &tokens(1000, 100));
         assert_eq!(run(&mut prefixes, &mut pool, &tokens(1000, 100)), 96);
         while prefixes.drop_one(&mut pool) {}
-        assert_eq!((pool.used(), pool.reserved()), (0, 0));
+        assert_eq!((pool.used(), pool.room()), (0, 8));
         assert!(prefixes.next.is_empty());
     }
 }

@@ -37,8 +37,6 @@ pub struct Schedule {
     reused: u64,
     /// Pages of requests that ended, where they are kept.
     prefixes: Option<Prefixes>,
-    /// Pages of the cache to copy before the next step, `(from, to)`.
-    copies: Vec<(u32, u32)>,
 }
 
 /// What one running sequence puts into the step.
@@ -67,7 +65,6 @@ impl Schedule {
             running: Vec::new(),
             reused: 0,
             prefixes: limits.keep_prefixes.then(Prefixes::default),
-            copies: Vec::new(),
         }
     }
 
@@ -109,10 +106,10 @@ impl Schedule {
 
     fn remove(&mut self, index: usize) -> Session {
         let mut session = self.running.remove(index);
-        if let Some(mut chain) = session.chain.take() {
+        if let Some(chain) = session.chain.take() {
             if let Some(prefixes) = &mut self.prefixes {
                 let tokens = &session.tokens[..session.filled];
-                prefixes.keep(&session.stack, tokens, &mut chain, &mut self.pool);
+                prefixes.keep(&session.stack, tokens, &chain, &mut self.pool);
             }
             self.pool.close(chain);
         }
@@ -141,9 +138,8 @@ impl Schedule {
         plan.parts.sort_by(|a, b| running[a.session].stack.cmp(&running[b.session].stack));
         for part in &plan.parts {
             let session = &mut running[part.session];
-            let positions = session.filled..session.filled + part.rows;
             if let Some(chain) = &mut session.chain {
-                self.pool.cover(chain, positions, &mut self.copies);
+                self.pool.cover(chain, session.filled + part.rows);
             }
         }
         plan
@@ -165,11 +161,6 @@ impl Schedule {
     /// Pages that the cache must have.
     pub fn extent(&self) -> usize {
         self.pool.extent()
-    }
-
-    /// The pages of the cache to copy before the step, `(from, to)`, in this order.
-    pub fn take_copies(&mut self) -> Vec<(u32, u32)> {
-        std::mem::take(&mut self.copies)
     }
 
     /// The parts of a plan as pieces of a batch.
@@ -215,15 +206,12 @@ impl Schedule {
 
 /// A chain for `session` that starts with the pages that are kept of its beginning. Others that are kept
 /// make room for it. `None` while there is not enough.
-fn open(pool: &mut Pool, mut prefixes: Option<&mut Prefixes>, session: &Session) -> Option<Chain> {
+fn open(pool: &mut Pool, prefixes: Option<&mut Prefixes>, session: &Session) -> Option<Chain> {
     let pages = pages_for(session.most_tokens - 1);
-    loop {
-        let kept = prefixes.as_mut().map(|prefixes| prefixes.find(&session.stack, &session.tokens));
-        if let Some(chain) = pool.open(&kept.unwrap_or_default(), pages) {
-            return Some(chain);
-        }
-        if !prefixes.as_mut().is_some_and(|prefixes| prefixes.make_room(pages, pool)) {
-            return None;
-        }
+    let mut shared = Vec::new();
+    if let Some(prefixes) = prefixes {
+        shared = prefixes.find(&session.stack, &session.tokens);
+        prefixes.make_room(pages - shared.len(), &shared, pool);
     }
+    pool.open(&shared, pages)
 }

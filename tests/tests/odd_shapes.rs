@@ -46,6 +46,9 @@ impl Random {
     }
 }
 
+/// `(A, B)` of every linear layer, by layer.
+type Factors = Vec<Vec<(Matrix, Matrix)>>;
+
 /// A matrix in f64, `[rows, cols]`.
 #[derive(Clone)]
 struct Matrix {
@@ -156,8 +159,8 @@ impl Model {
         Self { sizes, file: written(&file), embedding, head, layers, norms }
     }
 
-    /// A GGUF LoRA on every linear layer, and its factors `(A, B)` by layer.
-    fn lora(&self, rank: usize, random: &mut Random) -> (Bytes, Vec<Vec<(Matrix, Matrix)>>) {
+    /// A GGUF LoRA on every linear layer, and its factors.
+    fn lora(&self, rank: usize, random: &mut Random) -> (Bytes, Factors) {
         let mut file = GgufWriter::new();
         for (key, value) in
             [("general.type", "adapter"), ("general.architecture", "llama"), ("adapter.type", "lora")]
@@ -235,7 +238,7 @@ impl Model {
     }
 
     /// The model with adapters merged: `W + sum of weight B A`.
-    fn merged(&self, adapters: &[(&Vec<Vec<(Matrix, Matrix)>>, f64)]) -> Self {
+    fn merged(&self, adapters: &[(&Factors, f64)]) -> Self {
         let mut layers = self.layers.clone();
         for (factors, weight) in adapters {
             for (layer, factors) in layers.iter_mut().zip(*factors) {

@@ -3,6 +3,8 @@
 //! First the input is rounded to 8 bits and `scale A x` computed for every graft, then each tile of the output is
 //! finished by one thread: `W x`, bias, and `B (scale A x)` while the tile is hot. A graft's change is never written out.
 
+use std::ops::Range;
+
 use bytemuck::Zeroable;
 
 use super::isa::{BLOCK, Isa, LANES};
@@ -12,9 +14,15 @@ use super::team::{Grid, Scratch, Tile};
 use super::{CHUNKS, Cpu, Rows};
 use crate::backend::{Change, Graft, Output};
 
+/// Outputs, times sixteen, that a thread keeps before it writes them: 8 KiB.
+const CLOSE: usize = 128;
+
 impl Cpu {
     /// [`Backend::linear`](crate::backend::Backend::linear).
     pub(super) fn multiply(&mut self, x: &Rows, outputs: &mut [Output<'_, Self>]) {
+        if x.rows == 0 {
+            return;
+        }
         let integer = outputs.iter().any(|o| {
             let low = |g: &Graft<'_, Self>| matches!(&g.change, Change::LowRank { a, .. } if a.integer());
             o.weight.integer() || o.grafts.iter().any(low)
@@ -100,7 +108,8 @@ impl Cpu {
             let (rows, scale, a, _) = &grafts[g];
             let lanes = scratch.lanes.slice::<Lane>(tile.rows.len());
             let range = rows.start + tile.rows.start..rows.start + tile.rows.end;
-            a.strip(isa, tile.cols.start / LANES, &inputs, range, lanes);
+            let strip = tile.cols.start / LANES;
+            a.multiply(isa, strip..strip + 1, &inputs, range, lanes);
             for (t, lane) in tile.rows.clone().zip(&*lanes) {
                 for (y, x) in tile.row(t).iter_mut().zip(lane) {
                     *y = x * scale;
@@ -122,48 +131,77 @@ struct Layer<'a> {
 }
 
 impl Layer<'_> {
-    /// Computes the tile's strips for its rows.
+    /// Computes the tile's strips for its rows, as many strips at a time as their outputs stay close.
     fn compute(&self, isa: Isa, x: &Inputs<'_>, low: &[f32], mut tile: Tile<'_, f32>, scratch: &mut Scratch) {
         let rows = tile.rows.clone();
-        let (lanes, change) = scratch.lanes.slice::<Lane>(2 * rows.len()).split_at_mut(rows.len());
-        for first in tile.cols.clone().step_by(LANES) {
-            let strip = first / LANES;
-            let cols = first..tile.cols.end.min(first + LANES);
-            self.weight.strip(isa, strip, x, rows.clone(), lanes);
+        let many = (CLOSE / rows.len()).max(1);
+        let lanes = scratch.lanes.slice::<Lane>(2 * many * rows.len());
+        let (lanes, change) = lanes.split_at_mut(many * rows.len());
+        let end = tile.cols.end.div_ceil(LANES);
+        for first in (tile.cols.start / LANES..end).step_by(many) {
+            let strips = first..end.min(first + many);
+            let lanes = &mut lanes[..strips.len() * rows.len()];
+            self.weight.multiply(isa, strips.clone(), x, rows.clone(), lanes);
             if let Some(bias) = self.bias {
-                lanes.iter_mut().for_each(|lane| add(lane, &bias[cols.clone()], 1.0));
-            }
-            for (graft, &place) in self.grafts.iter().zip(&self.places) {
-                let lanes = &mut lanes[graft.rows.clone()];
-                match graft.change {
-                    Change::Bias(v) => {
-                        lanes.iter_mut().for_each(|lane| add(lane, &v[cols.clone()], graft.scale))
-                    }
-                    Change::LowRank { b, bias, .. } => {
-                        let rank = b.cols();
-                        let x = Inputs { x: &low[place..], stride: rank, cols: rank, x8: &[] };
-                        let change = &mut change[..lanes.len()];
-                        b.strip(isa, strip, &x, 0..lanes.len(), change);
-                        for (lane, change) in lanes.iter_mut().zip(change) {
-                            add(lane, change, 1.0);
-                            if let Some(bias) = bias {
-                                add(lane, &bias[cols.clone()], graft.scale);
-                            }
-                        }
-                    }
+                for (strip, lanes) in strips.clone().zip(lanes.chunks_exact_mut(rows.len())) {
+                    lanes.iter_mut().for_each(|lane| add(lane, part(bias, strip), 1.0));
                 }
             }
-            let at = first - tile.cols.start;
-            for (row, lane) in rows.clone().zip(&*lanes) {
-                let y = &mut tile.row(row)[at..][..cols.len()];
-                if self.accumulate {
-                    y.iter_mut().zip(lane).for_each(|(y, x)| *y += x);
-                } else {
-                    y.copy_from_slice(&lane[..cols.len()]);
+            for (graft, &place) in self.grafts.iter().zip(&self.places) {
+                add_graft(isa, graft, &low[place..], strips.clone(), (lanes, change));
+            }
+            for (strip, lanes) in strips.zip(lanes.chunks_exact(rows.len())) {
+                let at = strip * LANES - tile.cols.start;
+                for (row, lane) in rows.clone().zip(lanes) {
+                    let y = tile.row(row)[at..].iter_mut().zip(lane);
+                    if self.accumulate {
+                        y.for_each(|(y, x)| *y += x);
+                    } else {
+                        y.for_each(|(y, x)| *y = *x);
+                    }
                 }
             }
         }
     }
+}
+
+/// Adds a graft's change to the outputs `lanes` of some strips; `low` is its `scale A x`, `change` room for as many outputs.
+fn add_graft(
+    isa: Isa,
+    graft: &Graft<'_, Cpu>,
+    low: &[f32],
+    strips: Range<usize>,
+    (lanes, change): (&mut [Lane], &mut [Lane]),
+) {
+    let (all, rows) = (lanes.len() / strips.len(), graft.rows.clone());
+    if rows.is_empty() {
+        return;
+    }
+    let change = &mut change[..strips.len() * rows.len()];
+    if let Change::LowRank { b, .. } = &graft.change {
+        let rank = b.cols();
+        let x = Inputs { x: low, stride: rank, cols: rank, x8: &[] };
+        b.multiply(isa, strips.clone(), &x, 0..rows.len(), change);
+    }
+    let changes = change.chunks_exact(rows.len());
+    for ((strip, lanes), change) in strips.zip(lanes.chunks_exact_mut(all)).zip(changes) {
+        for (lane, change) in lanes[rows.clone()].iter_mut().zip(change) {
+            match graft.change {
+                Change::Bias(v) => add(lane, part(v, strip), graft.scale),
+                Change::LowRank { bias, .. } => {
+                    add(lane, change, 1.0);
+                    if let Some(bias) = bias {
+                        add(lane, part(bias, strip), graft.scale);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The values of a vector that belong to a strip.
+fn part(v: &[f32], strip: usize) -> &[f32] {
+    &v[strip * LANES..v.len().min((strip + 1) * LANES)]
 }
 
 /// `lane += scale v`.

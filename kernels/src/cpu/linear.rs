@@ -57,9 +57,16 @@ impl Matrix {
         self.strips.integer()
     }
 
-    /// `out[j] = W[16 strip..16 strip + 16, :] x[t]` for the `j`-th row `t` of `rows`.
-    pub fn strip(&self, isa: Isa, strip: usize, x: &Inputs<'_>, rows: Range<usize>, out: &mut [Lane]) {
-        self.strips.strip(isa, strip, x, rows, out);
+    /// `out[j][t] = W[16 s..16 s + 16, :] x[t]` for the `j`-th strip `s` of `strips` and every row `t` of `rows`.
+    pub fn multiply(
+        &self,
+        isa: Isa,
+        strips: Range<usize>,
+        x: &Inputs<'_>,
+        rows: Range<usize>,
+        out: &mut [Lane],
+    ) {
+        self.strips.multiply(isa, strips, x, rows, out);
     }
 }
 
@@ -87,7 +94,7 @@ impl<'a> Inputs<'a> {
 /// A packed matrix of any format.
 trait Strips: Send + Sync {
     fn integer(&self) -> bool;
-    fn strip(&self, isa: Isa, strip: usize, x: &Inputs<'_>, rows: Range<usize>, out: &mut [Lane]);
+    fn multiply(&self, isa: Isa, strips: Range<usize>, x: &Inputs<'_>, rows: Range<usize>, out: &mut [Lane]);
 }
 
 struct Packed<P: Strip> {
@@ -122,15 +129,17 @@ impl<P: Strip> Strips for Packed<P> {
         P::INTEGER
     }
 
-    fn strip(&self, isa: Isa, strip: usize, x: &Inputs<'_>, rows: Range<usize>, out: &mut [Lane]) {
-        let panels = &self.panels[strip * self.length..][..self.length];
-        isa.run(Multiply::<P> { panels, x, rows, out });
+    fn multiply(&self, isa: Isa, strips: Range<usize>, x: &Inputs<'_>, rows: Range<usize>, out: &mut [Lane]) {
+        let panels = &self.panels[strips.start * self.length..strips.end * self.length];
+        isa.run(Multiply::<P> { panels, length: self.length, x, rows, out });
     }
 }
 
-/// One strip times some rows.
+/// Some strips times some rows, at least one.
 struct Multiply<'a, P: Strip> {
     panels: &'a [P::Panel],
+    /// Panels of a strip.
+    length: usize,
     x: &'a Inputs<'a>,
     rows: Range<usize>,
     out: &'a mut [Lane],
@@ -141,16 +150,19 @@ impl<P: Strip> Kernel for Multiply<'_, P> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (mut t, mut rest) = (self.rows.start, self.out);
-        // As many rows of activations at a time as registers hold sums of, then those left.
-        if P::tokens::<S>() >= 8 {
-            t = whole_tiles::<S, P, 8>(s, self.panels, self.x, t, &mut rest);
+        let outs = self.out.chunks_exact_mut(self.rows.len());
+        for (panels, out) in self.panels.chunks_exact(self.length).zip(outs) {
+            let (mut t, mut rest) = (self.rows.start, out);
+            // As many rows of activations at a time as registers hold sums of, then those left.
+            if P::tokens::<S>() >= 8 {
+                t = whole_tiles::<S, P, 8>(s, panels, self.x, t, &mut rest);
+            }
+            if P::tokens::<S>() >= 4 {
+                t = whole_tiles::<S, P, 4>(s, panels, self.x, t, &mut rest);
+            }
+            t = whole_tiles::<S, P, 2>(s, panels, self.x, t, &mut rest);
+            whole_tiles::<S, P, 1>(s, panels, self.x, t, &mut rest);
         }
-        if P::tokens::<S>() >= 4 {
-            t = whole_tiles::<S, P, 4>(s, self.panels, self.x, t, &mut rest);
-        }
-        t = whole_tiles::<S, P, 2>(s, self.panels, self.x, t, &mut rest);
-        whole_tiles::<S, P, 1>(s, self.panels, self.x, t, &mut rest);
     }
 }
 

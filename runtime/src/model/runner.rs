@@ -37,9 +37,6 @@ pub trait Run: Send {
     /// Gives the KV cache pages `0..pages`.
     fn grow(&mut self, pages: usize) -> Result<(), Error>;
 
-    /// Copies a page of the KV cache.
-    fn copy_page(&mut self, from: u32, to: u32);
-
     /// Bytes of a page of the KV cache.
     fn page_bytes(&self) -> usize;
 
@@ -107,10 +104,6 @@ impl<B: Backend> Prepare for Preparer<B> {
 impl<B: Backend> Run for Runner<B> {
     fn grow(&mut self, pages: usize) -> Result<(), Error> {
         self.backend.grow(&mut self.cache, pages).map_err(Error::Memory)
-    }
-
-    fn copy_page(&mut self, from: u32, to: u32) {
-        self.backend.copy_page(&mut self.cache, from, to);
     }
 
     fn page_bytes(&self) -> usize {
