@@ -122,7 +122,7 @@ pub enum Change<'a, B: Backend> {
     LowRank {
         /// `A [r, inputs]`.
         a: &'a Matrix<B>,
-        /// `B [outputs, r]`.
+        /// `B [outputs, r]`, in a floating-point format.
         b: &'a Matrix<B>,
         /// `[outputs]`.
         bias: Option<&'a Vector<B>>,

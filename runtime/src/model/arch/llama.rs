@@ -87,47 +87,41 @@ fn from_gguf(keys: &Reader<'_>, tensors: &Tensors<'_>) -> Result<Config, Error> 
 /// `rope.scaling.*` and `rope_freqs.weight` as llama.cpp applies them: a factor without a type, or under its old name
 /// `rope.scale_linear`, is linear, and linear scaling comes on top of stored `factors`.
 fn gguf_scaling(keys: &Reader<'_>, factors: Option<&[f32]>, context: usize) -> Result<Scaling, Error> {
-    let one = Value::Float(1.0);
-    let yarn = keys.under("scaling.yarn_");
     let scaling = keys.under("scaling.");
-    let kind = scaling.text("type")?;
     let old = keys.number("scale_linear")?.filter(|&factor| factor != 0.0);
     let factor = scaling.number("factor")?.or(old);
     let needed = || factor.map_or_else(|| scaling.needed("factor"), Ok);
-    let linear = match kind.as_deref() {
+    let wrong = |expected: &str, found| Err(unsupported(scaling.name("type"), expected.to_owned(), found));
+    let linear = match scaling.text("type")?.as_deref() {
         None => factor.filter(|&factor| factor != 0.0).unwrap_or(1.0),
         Some("none") => 1.0,
         Some("linear") => needed()?,
-        Some("yarn") if factors.is_none() => {
-            yarn.only("ext_factor", one.clone())?;
-            // llama.cpp computes the one itself, and reads the other for architectures that are not these.
-            yarn.only("attn_factor", one)?;
-            yarn.only("log_multiplier", Value::Float(0.0))?;
-            let factor = needed()?;
-            return Ok(Scaling::Yarn {
-                factor,
-                original_context: scaling.size_or("original_context_length", context)?,
-                beta_fast: yarn.number("beta_fast")?.unwrap_or(32.0),
-                beta_slow: yarn.number("beta_slow")?.unwrap_or(1.0),
-                truncate: true,
-                attention: Scaling::yarn_attention(factor, None)
-                    * scaling.number("attn_factor")?.unwrap_or(1.0),
-            });
-        }
-        Some("yarn") => {
-            let expected = "no rope_freqs.weight beside yarn".to_owned();
-            return Err(unsupported(scaling.name("type"), expected, "both"));
-        }
-        Some(other) => {
-            let expected = "none, linear or yarn".to_owned();
-            return Err(unsupported(scaling.name("type"), expected, format!("\"{other}\"")));
-        }
+        Some("yarn") if factors.is_some() => return wrong("no rope_freqs.weight beside yarn", "both".into()),
+        Some("yarn") => return gguf_yarn(&scaling, needed()?, context),
+        Some(other) => return wrong("none, linear or yarn", format!("\"{other}\"")),
     };
-    scaling.only("attn_factor", one)?;
+    scaling.only("attn_factor", Value::Float(1.0))?;
     Ok(match factors {
         Some(factors) => Scaling::Factors(factors.iter().map(|factor| factor * linear as f32).collect()),
         None if linear == 1.0 => Scaling::None,
         None => Scaling::Linear { factor: linear },
+    })
+}
+
+/// YaRN, whose attention factor llama.cpp computes itself and only multiplies by `attn_factor`.
+fn gguf_yarn(scaling: &Reader<'_>, factor: f64, context: usize) -> Result<Scaling, Error> {
+    // Mixes less of the ramp in, overrules the attention factor, belongs to other architectures.
+    for (key, without_effect) in [("ext_factor", 1.0), ("attn_factor", 1.0), ("log_multiplier", 0.0)] {
+        scaling.only(&format!("yarn_{key}"), Value::Float(without_effect))?;
+    }
+    let attention = Scaling::yarn_attention(factor, None) * scaling.number("attn_factor")?.unwrap_or(1.0);
+    Ok(Scaling::Yarn {
+        factor,
+        original_context: scaling.size_or("original_context_length", context)?,
+        beta_fast: scaling.number("yarn_beta_fast")?.unwrap_or(32.0),
+        beta_slow: scaling.number("yarn_beta_slow")?.unwrap_or(1.0),
+        truncate: true,
+        attention,
     })
 }
 

@@ -1,14 +1,17 @@
 //! The engine's promises: adapters, requests, memory and errors.
 
+mod hostile_requests;
+mod mistakes;
+mod prefixes;
+
 use std::collections::HashMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
 use graftwork::chat::Message;
 use graftwork::sample::Options;
-use graftwork::{Engine, EngineOptions, Error, Event, FinishReason, Prompt, Request, RequestId};
-use graftwork_adapters::Source;
-use graftwork_kernels::{Bytes, Format};
+use graftwork::{Engine, EngineOptions, Error, Event, FinishReason, Request, RequestId};
+use graftwork_kernels::Format;
 use graftwork_tests::reference::{argmax, example, golden, smollm2};
 
 fn engine(options: EngineOptions) -> Engine {
@@ -228,185 +231,6 @@ fn requests_wait_for_room() {
     assert_eq!(counters.prompt_rows, 2 * lengths.iter().sum::<usize>() as u64);
 }
 
-/// What is kept of one request spares later ones work, never under other adapters, and makes room for all.
-#[test]
-fn prefixes_are_reused_under_equal_stacks_only() {
-    let page = 2 * 3 * 2 * 16 * 32 * 2;
-    let fresh = engine(EngineOptions { keep_prefixes: false, ..EngineOptions::default() });
-    let engine = engine(EngineOptions { kv_bytes: 12 * page, ..EngineOptions::default() });
-    for engine in [&engine, &fresh] {
-        load(engine, "lora");
-    }
-    let mut reused = 0;
-    let mut check = |request: Request, expected_reuse| {
-        assert_eq!(answer(&engine, request.clone()), answer(&fresh, request));
-        let now = engine.counters().reused_rows;
-        assert_eq!(now - reused, expected_reuse);
-        reused = now;
-    };
-    check(ask(100, 8, &[]), 0);
-    check(ask(100, 8, &[]), 96);
-    check(ask(100, 8, &[("lora", 1.0)]), 0);
-    check(ask(100, 8, &[("lora", 0.5)]), 0);
-    check(ask(100, 8, &[("lora", 1.0)]), 96);
-    engine.replace_adapter("lora", golden("adapters/lora_all"), None).unwrap();
-    fresh.replace_adapter("lora", golden("adapters/lora_all"), None).unwrap();
-    check(ask(100, 8, &[("lora", 1.0)]), 0);
-    // It needs the whole cache: what is kept of others makes room. Of its own beginning, which was of no use for the
-    // longest time, the request before took the last page.
-    check(ask(370, 8, &[]), 64);
-    check(ask(100, 8, &[("lora", 1.0)]), 0);
-    assert!(engine.memory().kv <= 12 * page && engine.memory().kv_used == 0);
-}
-
-/// Pages that requests share count once: a cache of 12 pages holds four requests of six pages with five in common.
-#[test]
-fn shared_pages_count_once() {
-    let page = 2 * 3 * 2 * 16 * 32 * 2;
-    let engine = engine(EngineOptions { kv_bytes: 12 * page, ..EngineOptions::default() });
-    let expected = answer(&engine, ask(170, 8, &[]));
-    let ids = [(); 4].map(|()| engine.submit(ask(170, 8, &[])).unwrap());
-    let mut answers = Answers::default();
-    answers.step(&engine);
-    for id in ids {
-        assert_eq!(answers.tokens(id).len(), 1, "all run in the first step");
-    }
-    assert_eq!(engine.memory().kv_used, 9 * page);
-    let answers = answers.drain(&engine);
-    assert!(ids.iter().all(|&id| answers.tokens(id) == expected));
-    assert_eq!((engine.memory().kv_used, engine.counters().reused_rows), (0, 4 * 160));
-}
-
-/// A request that has to wait for others anyway takes nothing from what is kept.
-#[test]
-fn waiting_costs_no_prefixes() {
-    let page = 2 * 3 * 2 * 16 * 32 * 2;
-    let engine = engine(EngineOptions { kv_bytes: 12 * page, prefill_chunk: 8, ..EngineOptions::default() });
-    answer(&engine, ask(100, 8, &[]));
-    let other = |first: u32, length: usize| {
-        let tokens = (first..first + length as u32).collect::<Vec<_>>();
-        Request { max_tokens: Some(2), ignore_eos: true, ..Request::new(tokens) }
-    };
-    // Three pages are kept, five go to the first of these: the second needs eight.
-    let running = engine.submit(other(1, 150)).unwrap();
-    engine.submit(other(200, 250)).unwrap();
-    let mut answers = Answers::default();
-    answers.step(&engine);
-    assert_eq!(engine.memory().kv_used, page);
-    engine.cancel(running).unwrap();
-    answers.drain(&engine);
-    let reused = engine.counters().reused_rows;
-    answer(&engine, ask(100, 8, &[]));
-    assert_eq!(engine.counters().reused_rows - reused, 96);
-}
-
-/// What a request poisons, infinities and all, stays its own: neighbours in the batch and those who inherit its
-/// pages answer as if it had never been.
-#[test]
-fn numbers_that_overflow_stay_with_their_request() {
-    for kv_format in [Format::F16, Format::F32] {
-        let options = EngineOptions { kv_format, keep_prefixes: false, ..EngineOptions::default() };
-        let engine = engine(options);
-        for name in ["lora", "lora_all", "lora_bias"] {
-            load(&engine, name);
-        }
-        let cases = [ask(45, 12, &[]), ask(20, 12, &[("lora", 1.0)])];
-        let expected: Vec<_> = cases.iter().map(|case| answer(&engine, case.clone())).collect();
-        for poison in ["lora", "lora_all", "lora_bias"] {
-            let poisoned = engine.submit(ask(70, 40, &[(poison, f32::MAX)])).unwrap();
-            let ids = cases.clone().map(|case| engine.submit(case).unwrap());
-            let mut answers = HashMap::<_, Vec<u32>>::new();
-            let mut failed = false;
-            while !engine.is_idle() {
-                for event in engine.step().unwrap() {
-                    match event {
-                        Event::Token { id, token, .. } => answers.entry(id).or_default().push(token),
-                        Event::Finished { .. } => {}
-                        Event::Failed { id, error } => {
-                            assert_eq!(id, poisoned);
-                            assert!(error.to_string().starts_with("logits: expected numbers"), "{error}");
-                            failed = true;
-                        }
-                    }
-                }
-            }
-            assert!(failed, "{poison}");
-            for (id, expected) in ids.iter().zip(&expected) {
-                assert_eq!(answers[id], *expected, "{poison}");
-            }
-            // Its pages come back, with what it left in them.
-            for (case, expected) in cases.iter().zip(&expected) {
-                assert_eq!(answer(&engine, case.clone()), *expected, "{poison}");
-            }
-        }
-        assert_eq!(engine.memory().kv_used, 0);
-    }
-}
-
-/// Options as large as they can be cost what the request is, not what they say.
-#[test]
-fn extreme_options_are_harmless() {
-    let engine = engine(EngineOptions { prefill_chunk: usize::MAX, ..EngineOptions::default() });
-    load(&engine, "lora");
-    let expected = answer(&engine, ask(30, 6, &[]));
-    let sampling = Options { penalty_last_n: usize::MAX, top_k: usize::MAX, ..Options::default() };
-    let request = Request {
-        max_tokens: Some(usize::MAX),
-        logprobs: Some(usize::MAX),
-        stop_tokens: (1000..100_000).collect(),
-        sampling,
-        ..ask(30, 6, &[])
-    };
-    let mut tokens = Vec::new();
-    for event in engine.generate(request).unwrap() {
-        match event.unwrap() {
-            Event::Token { token, logprob, .. } => {
-                assert_eq!(logprob.unwrap().top.len(), 512);
-                tokens.push(token);
-            }
-            event => assert!(matches!(event, Event::Finished { reason: FinishReason::Length, .. })),
-        }
-    }
-    assert_eq!((&tokens[..6], tokens.len()), (&expected[..], 512 - 30));
-
-    // Every token biased alike changes nothing; a ban of all but one leaves that one.
-    let biased = |bias: Vec<(u32, f32)>| Request {
-        sampling: Options { logit_bias: bias, ..Options::default() },
-        ..ask(30, 6, &[])
-    };
-    let all = |bias: f32| (0..512).map(|token| (token, bias)).collect::<Vec<_>>();
-    let mut but_one = all(f32::NEG_INFINITY);
-    but_one.remove(77);
-    assert_eq!(answer(&engine, biased(but_one)), [77; 6]);
-    assert_eq!(answer(&engine, biased(all(0.0))), expected);
-
-    // Weights of a long stack add up: 200 times 1/2 and 200 times -1/2 of one adapter are the base, all but rounding.
-    let stack: Vec<_> = (0..400).map(|i| ("lora".to_owned(), if i % 2 == 0 { 0.5 } else { -0.5 })).collect();
-    let (found, base) =
-        (engine.logits(&prompt(30), &stack).unwrap(), engine.logits(&prompt(30), &[]).unwrap());
-    assert!(found.iter().zip(&base).all(|(a, b)| (a - b).abs() < 1e-2));
-    let request = Request { adapters: stack, ..ask(30, 6, &[]) };
-    assert_eq!(answer(&engine, request).len(), 6);
-}
-
-/// A chat template that is not valid is in the way of conversations only.
-#[test]
-fn bad_templates_do_not_keep_a_model_from_opening() {
-    let file = |name: &str, path: &str| (name.to_owned(), Bytes::new(fs::read(golden(path)).unwrap()));
-    let files = vec![
-        file("config.json", "adapters/base/config.json"),
-        file("model.safetensors", "adapters/base/model.safetensors"),
-        file("tokenizer.json", "text/smollm.tokenizer.json"),
-        ("chat_template.jinja".to_owned(), Bytes::new(b"{% for m in %}".to_vec())),
-    ];
-    let options = EngineOptions { threads: 1, ..EngineOptions::default() };
-    let engine = Engine::open(Source::files(files).unwrap(), options).unwrap();
-    assert_eq!(answer(&engine, ask(5, 3, &[])).len(), 3);
-    let refused = engine.submit(Request::new(vec![Message::new("user", "hi")])).unwrap_err().to_string();
-    assert!(refused.starts_with("chat template: expected valid Jinja"), "{refused}");
-    assert_eq!(engine.text().unwrap().template().unwrap_err().to_string(), refused);
-}
-
 /// While a long prompt is read, those who write go on with one token in every step.
 #[test]
 fn long_prompts_starve_nobody() {
@@ -521,100 +345,6 @@ fn threads_share_an_engine() {
     });
     Answers::default().drain(&engine);
     assert_eq!(engine.memory().kv_used, 0);
-}
-
-/// Everything that a caller can get wrong, and what the message must name.
-#[test]
-fn mistakes_are_named() {
-    let page = 2 * 3 * 2 * 16 * 32 * 2;
-    let engine = engine(EngineOptions { kv_bytes: 4 * page, ..EngineOptions::default() });
-    load(&engine, "lora");
-    let refused = |request: Request| engine.submit(request).unwrap_err().to_string();
-    let table = [
-        (refused(Request::new(Vec::<u32>::new())), "at least one token"),
-        (refused(Request::new(vec![3, 512])), "prompt token 1: expected an id below 512, found 512"),
-        (refused(ask(512, 1, &[])), "fewer than 512 tokens"),
-        (refused(ask(100, 100, &[])), "needs 7 pages of KV cache, the budget is 4"),
-        (refused(ask(4, 0, &[])), "max_tokens"),
-        (refused(ask(4, 4, &[("nobody", 1.0)])), "\"nobody\""),
-        (refused(ask(4, 4, &[("lora", f32::NAN)])), "\"lora\": expected a finite weight"),
-        (refused(Request::new(Prompt::Text("hello".into()))), "without a tokenizer"),
-        (refused(Request { stop: vec!["x".into()], ..ask(4, 4, &[]) }), "without a tokenizer"),
-        (engine.load_adapter("lora", golden("adapters/lora")).unwrap_err().to_string(), "\"lora\""),
-        (engine.unload_adapter("nobody").unwrap_err().to_string(), "\"nobody\""),
-        (engine.replace_adapter("nobody", "nowhere", None).unwrap_err().to_string(), "\"nobody\""),
-        (
-            engine.replace_adapter("lora", golden("adapters/lora"), Some(0.into())).unwrap_err().to_string(),
-            "expected generation 0",
-        ),
-        (engine.load_adapter("x", golden("adapters/base")).unwrap_err().to_string(), "adapter_config.json"),
-        (engine.logits(&[], &[]).unwrap_err().to_string(), "at least one token"),
-        (engine.logits(&[600], &[]).unwrap_err().to_string(), "found 600"),
-        (engine.logits(&prompt(513), &[]).unwrap_err().to_string(), "found 513"),
-        (engine.logits_with(&[1], &[], Format::Q8_0).unwrap_err().to_string(), "kv_format"),
-    ];
-    for (message, part) in table {
-        assert!(message.contains(part), "expected {part:?} in {message:?}");
-    }
-    assert!(engine.is_idle() && engine.memory().kv_used == 0);
-}
-
-/// A model whose files say what we cannot compute, or not enough.
-#[test]
-fn bad_models_are_refused_by_name() {
-    let read = |name: &str| fs::read(golden(&format!("adapters/base/{name}"))).unwrap();
-    let config = String::from_utf8(read("config.json")).unwrap();
-    let open = |from: &str, to: &str| {
-        assert!(config.contains(from), "{from}");
-        let config = config.replace(from, to).into_bytes();
-        let files = [("config.json", config), ("model.safetensors", read("model.safetensors"))];
-        let files = files.map(|(name, bytes)| (name.to_owned(), Bytes::new(bytes))).into();
-        Engine::open(Source::files(files).unwrap(), EngineOptions { threads: 1, ..EngineOptions::default() })
-    };
-    assert!(open("512", "512").is_ok());
-    // A head of its own beside a tied one is left alone, as transformers does.
-    assert!(open("\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true").is_ok());
-    let table = [
-        ("\"llama\"", "\"lama\"", "`model_type`: expected llama, found \"lama\""),
-        ("\"silu\"", "\"gelu\"", "`hidden_act`: expected \"silu\", found \"gelu\""),
-        ("\"default\"", "\"dynamic\"", "`rope_parameters.rope_type`"),
-        ("\"hidden_size\": 128", "\"hidden_size\": \"x\"", "`hidden_size`: expected a size, found \"x\""),
-        ("\"hidden_size\": 128,", "", "`hidden_size`: expected a size, found nothing"),
-        ("\"hidden_size\": 128", "\"hidden_size\": 64", "expected shape [512, 64], found [512, 128]"),
-        ("\"num_hidden_layers\": 3", "\"num_hidden_layers\": 2", "tensor model.layers.2."),
-        ("\"num_hidden_layers\": 3", "\"num_hidden_layers\": 4", "model.layers.3."),
-        ("\"num_hidden_layers\": 3", "\"num_hidden_layers\": 16000000", "model.layers."),
-        ("\"num_attention_heads\": 8", "\"num_attention_heads\": 0", "number of attention heads"),
-        ("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3", "multiple of the 3"),
-        ("\"head_dim\": 16", "\"head_dim\": 15", "even number"),
-        ("\"head_dim\": 16", "\"head_dim\": 32", "self_attn.q_proj.weight"),
-        (
-            "\"tie_word_embeddings\": false",
-            "\"tie_word_embeddings\": 0",
-            "`tie_word_embeddings`: expected true or",
-        ),
-        ("\"attention_bias\": false", "\"attention_bias\": true", "self_attn.q_proj.bias"),
-        ("\"vocab_size\": 512", "\"vocab_size\": 99999999999", "vocabulary size"),
-        ("\"rope_theta\": 10000.0", "\"rope_theta\": -1.0", "rope theta"),
-        ("\"eos_token_id\": 2", "\"eos_token_id\": [2, -7]", "`eos_token_id`"),
-    ];
-    for (from, to, part) in table {
-        match open(from, to) {
-            Ok(_) => panic!("{from} -> {to} was accepted"),
-            Err(error) => {
-                let message = error.to_string();
-                assert!(message.contains(part), "{from} -> {to}: expected {part:?} in {message:?}");
-            }
-        }
-    }
-    for options in [
-        EngineOptions { max_batch: 0, ..EngineOptions::default() },
-        EngineOptions { prefill_chunk: 0, ..EngineOptions::default() },
-        EngineOptions { kv_format: Format::Q4_0, ..EngineOptions::default() },
-        EngineOptions { threads: usize::MAX, ..EngineOptions::default() },
-    ] {
-        assert!(matches!(Engine::open(golden("adapters/base"), options), Err(Error::Option { .. })));
-    }
 }
 
 /// Text goes in and comes out whole, whatever the tokens: no character is split, and no stop text leaks.
