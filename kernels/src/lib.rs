@@ -1,7 +1,7 @@
 //! What the bytes of a weight mean, and the arithmetic on them.
 //!
 //! This crate must not know what a file is, what a tensor is called, what a layer is or what an
-//! adapter is. It knows block formats ([`format`]), matrices in them ([`tensor`]), the coarse
+//! adapter is. It knows block formats ([`mod@format`]), matrices in them ([`tensor`]), the coarse
 //! operations of a transformer on rows of activations ([`backend`]) and how a CPU does them ([`cpu`]).
 
 pub mod backend;
