@@ -32,16 +32,16 @@ fi
 
 # The test programs and the first process, without a need of anything else on the machine.
 triple=x86_64-unknown-linux-gnu
-rm -rf "$work/root" "$work/iso"
-mkdir -p "$work/root/tests" "$work/root/dev" "$work/iso"
+rm -rf "$work/ram" "$work/iso"
+mkdir -p "$work/ram/tests" "$work/ram/dev" "$work/iso"
 RUSTFLAGS="-C target-feature=+crt-static -C strip=symbols" \
     cargo test --release -p graftwork-kernels --target "$triple" --no-run \
     --test simd --test linear --test rows --test attention 2>"$work/build.log" || { cat "$work/build.log" >&2; exit 1; }
 sed -n 's/.*Executable tests\/\([a-z_]*\)\.rs (\(.*\)).*/\1 \2/p' "$work/build.log" | while read -r name path; do
-    cp "$path" "$work/root/tests/$name"
+    cp "$path" "$work/ram/tests/$name"
 done
-rustc --edition 2024 -O -C target-feature=+crt-static -C strip=symbols -o "$work/root/init" scripts/avx512/init.rs
-(cd "$work/root" && find . | cpio --quiet -o -H newc) >"$work/iso/initrd"
+rustc --edition 2024 -O -C target-feature=+crt-static -C strip=symbols -o "$work/ram/init" scripts/avx512/init.rs
+(cd "$work/ram" && find . | cpio --quiet -o -H newc) >"$work/iso/initrd"
 
 # Found by trying: Linux 6.1 takes the state of AVX-512 as Bochs 2.7 describes it only without protection keys and
 # compacted state, and starts only without some other features and with the simplest timer and interrupts. No test
