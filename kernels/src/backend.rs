@@ -169,9 +169,6 @@ pub trait Backend: Send + Sized + 'static {
     /// Gives the cache pages `0..pages`; those it has keep their content, it never shrinks.
     fn grow(&mut self, cache: &mut Self::Cache, pages: usize) -> Result<(), Error>;
 
-    /// Copies a page.
-    fn copy_page(&mut self, cache: &mut Self::Cache, from: u32, to: u32);
-
     /// Runs the operations of one step inside one parallel region: threads are awake from its start to its end.
     fn step<R>(&mut self, operations: impl FnOnce(&mut Self) -> R) -> R;
 

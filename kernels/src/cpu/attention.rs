@@ -92,14 +92,6 @@ impl<E: Element> Pages<E> {
         Ok(())
     }
 
-    /// Copies page `from` over page `to`.
-    pub fn copy(&mut self, from: usize, to: usize) {
-        if from != to {
-            let [from, to] = self.pages.get_disjoint_mut([from, to]).expect("both pages exist");
-            to.copy_from_slice(from);
-        }
-    }
-
     /// Keys and values of a head.
     fn head(&self, page: u32, layer: usize, head: usize) -> (&[E], &[E]) {
         let at = 2 * (layer * self.shape.kv_heads + head) * self.half();

@@ -215,13 +215,6 @@ impl Backend for Cpu {
         }
     }
 
-    fn copy_page(&mut self, cache: &mut Cache, from: u32, to: u32) {
-        match cache {
-            Cache::F16(c) => c.copy(from as usize, to as usize),
-            Cache::F32(c) => c.copy(from as usize, to as usize),
-        }
-    }
-
     fn step<R>(&mut self, operations: impl FnOnce(&mut Self) -> R) -> R {
         self.team.wake();
         operations(self)
