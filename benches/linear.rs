@@ -1,7 +1,7 @@
 //! One linear layer of every format, few and many tokens, beside the machine's measured limits.
 
 use graftwork_benches::{median_seconds, random_matrix, random_values};
-use graftwork_kernels::backend::{Backend, Device, Output};
+use graftwork_kernels::backend::{Backend, Device, Output, StepShape};
 use graftwork_kernels::cpu::isa::Isa;
 use graftwork_kernels::cpu::{Cpu, limits};
 use graftwork_kernels::{Format, Tensor};
@@ -33,6 +33,7 @@ fn main() {
                     cpu.embed(&mut x, &table, &(0..tokens as u32).collect::<Vec<_>>());
                     let mut y = cpu.rows(outputs);
                     cpu.resize(&mut y, tokens).expect("memory");
+                    cpu.reserve(&StepShape { rows: tokens, inputs, ..StepShape::default() }).expect("memory");
                     prove(&mut cpu, &x, &weight, &values);
                     let used = if tokens < 16 { copies } else { 2 };
                     let seconds = median_seconds(5, || {

@@ -7,7 +7,7 @@
 //! An adapter in one order on a base in the other must be reordered at the sites where
 //! [`Module::is_rotated`](crate::Module::is_rotated); architectures that GGUF leaves in Hugging Face order have nothing to do.
 
-use graftwork_kernels::{Bytes, Tensor, tensor};
+use graftwork_kernels::{Tensor, tensor};
 
 /// The order of the rows of q and k in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -96,7 +96,7 @@ impl RowOrder {
             let source = self.source_row(target, row, head_dim);
             bytes.extend_from_slice(&tensor.bytes()[source * size..][..size]);
         }
-        Tensor::new(format, tensor.rows(), cols, Bytes::new(bytes))
+        Tensor::new(format, tensor.rows(), cols, bytes.into())
     }
 }
 
@@ -112,10 +112,12 @@ mod tests {
         let hf: Vec<f32> = (0..16).map(|x| x as f32).collect();
         let column = Tensor::encode(Format::F32, 16, 1, &hf).unwrap();
         let gguf = RowOrder::HuggingFace.reorder(RowOrder::Gguf, &column, 8).unwrap();
-        assert_eq!(gguf.decode(), expected);
-        assert_eq!(RowOrder::Gguf.reorder(RowOrder::HuggingFace, &gguf, 8).unwrap().decode(), hf);
+        assert_eq!(gguf.decode().unwrap(), expected);
+        let back = RowOrder::Gguf.reorder(RowOrder::HuggingFace, &gguf, 8).unwrap();
+        assert_eq!(back.decode().unwrap(), hf);
         let row = Tensor::encode(Format::F16, 1, 16, &hf).unwrap();
-        assert_eq!(RowOrder::HuggingFace.reorder_vector(RowOrder::Gguf, &row, 8).unwrap().decode(), expected);
+        let row = RowOrder::HuggingFace.reorder_vector(RowOrder::Gguf, &row, 8).unwrap();
+        assert_eq!(row.decode().unwrap(), expected);
     }
 
     #[test]

@@ -259,7 +259,7 @@ fn directories_load_from_disk() {
         assert_eq!(model.weights.names().len(), 30);
         let norm = model.weights.require("model.norm.weight").unwrap();
         assert_eq!((norm.rows(), norm.cols()), (1, 128));
-        assert!(norm.decode().iter().all(|x| x.is_finite() && *x != 0.0));
+        assert!(norm.decode().unwrap().iter().all(|x| x.is_finite() && *x != 0.0));
         assert_eq!(model.weights.shape("lm_head.weight"), Some(vec![512, 128]));
     }
     assert!(

@@ -33,6 +33,7 @@ pub fn engine(model: &str, options: EngineOptions) -> Result<Engine, Failure> {
     let engine = Engine::open_with(path.as_path(), options, &|done, all| {
         bar.set_length(all as u64);
         bar.set_position(done as u64);
+        true
     })?;
     bar.finish_and_clear();
     Ok(engine)

@@ -32,6 +32,8 @@ pub trait Device: Send + Sync + 'static {
     fn table(&self, rows: &Tensor) -> Result<Self::Table, Error>;
     /// Bytes that a prepared matrix keeps in memory.
     fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize;
+    /// What [`Device::matrix_bytes`] will say of a matrix `[rows, cols]` in this format, which is not there yet.
+    fn packed_bytes(&self, format: Format, rows: usize, cols: usize) -> usize;
 }
 
 /// The shape of a KV cache.
@@ -145,6 +147,21 @@ pub struct Output<'a, B: Backend> {
     pub grafts: &'a [Graft<'a, B>],
 }
 
+/// The largest operations of a step, for [`Backend::reserve`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepShape {
+    /// Most rows of activations.
+    pub rows: usize,
+    /// Most inputs of a linear layer.
+    pub inputs: usize,
+    /// Most values of `A x` in one call of [`Backend::linear`]: over its low-rank grafts, the sum of rows times rank.
+    pub low: usize,
+    /// Query heads that share a key-value head.
+    pub group: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+}
+
 /// What runs a transformer. Shapes are the caller's duty: a mismatch is a bug and panics.
 pub trait Backend: Send + Sized + 'static {
     /// Where weights are prepared.
@@ -162,6 +179,22 @@ pub trait Backend: Send + Sized + 'static {
 
     /// Gives `x` this number of rows. The values are unspecified afterwards.
     fn resize(&mut self, x: &mut Self::Rows, rows: usize) -> Result<(), Error>;
+
+    /// Bytes that activations keep in memory once they had `[rows, cols]` values.
+    fn activation_bytes(&self, rows: usize, cols: usize) -> usize;
+
+    /// Bytes that `x` keeps in memory: those of the most rows it ever had.
+    fn held_bytes(&self, x: &Self::Rows) -> usize;
+
+    /// Gets the memory that operations of this shape, or a smaller one, need beside their rows; it is kept. Operations
+    /// allocate none themselves: one that needs more than was reserved is a bug and panics.
+    fn reserve(&mut self, step: &StepShape) -> Result<(), Error>;
+
+    /// Bytes that [`Backend::reserve`] gets for this shape where nothing was reserved before. Grows with the shape.
+    fn scratch_bytes(&self, step: &StepShape) -> usize;
+
+    /// Bytes that are reserved now.
+    fn reserved_bytes(&self) -> usize;
 
     /// An empty KV cache.
     fn cache(&mut self, shape: CacheShape) -> Self::Cache;

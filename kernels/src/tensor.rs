@@ -4,6 +4,8 @@ use std::fmt;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
+use bytemuck::Zeroable;
+
 use crate::format::Format;
 
 /// Why a matrix could not be made from the given parts.
@@ -43,8 +45,8 @@ pub enum Error {
         /// Values in a row.
         cols: usize,
     },
-    /// Memory for a copy of the weights was refused.
-    #[error("no memory for {bytes} bytes of weights")]
+    /// Memory was refused: for weights, activations or the KV cache.
+    #[error("no memory for {bytes} bytes")]
     OutOfMemory {
         /// Bytes asked for.
         bytes: usize,
@@ -56,13 +58,15 @@ pub enum Error {
 pub struct Bytes {
     owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
     range: Range<usize>,
+    /// The owner is a vector that nothing but slices of it keep in memory.
+    owned: bool,
 }
 
 impl Bytes {
     /// All bytes of `owner`.
     pub fn new(owner: impl AsRef<[u8]> + Send + Sync + 'static) -> Self {
         let range = 0..owner.as_ref().len();
-        Self { owner: Arc::new(owner), range }
+        Self { owner: Arc::new(owner), range, owned: false }
     }
 
     /// The bytes `range` of this slice, or `None` if they do not all lie in it.
@@ -71,7 +75,21 @@ impl Bytes {
             return None;
         }
         let start = self.range.start + range.start;
-        Some(Self { owner: self.owner.clone(), range: start..start + range.len() })
+        Some(Self { owner: self.owner.clone(), range: start..start + range.len(), owned: self.owned })
+    }
+
+    /// Whether these are a part of a vector that they keep in memory as a whole. Known of those made [from] a vector.
+    ///
+    /// [from]: Self::from
+    fn keeps_more(&self) -> bool {
+        self.owned && self.len() < (*self.owner).as_ref().len()
+    }
+}
+
+/// Memory of our own: see [`Tensor::compact`].
+impl From<Vec<u8>> for Bytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { owned: true, ..Self::new(bytes) }
     }
 }
 
@@ -130,9 +148,9 @@ impl Tensor {
         if !cols.is_multiple_of(format.block_len()) {
             return Err(Error::RaggedRow { format, cols, block: format.block_len() });
         }
-        let mut bytes = vec![0; values.len() / format.block_len() * format.block_bytes()];
+        let mut bytes = zeros(values.len() / format.block_len() * format.block_bytes())?;
         format.encode(values, &mut bytes);
-        Self::new(format, rows, cols, Bytes::new(bytes))
+        Self::new(format, rows, cols, bytes.into())
     }
 
     /// The block format of every row.
@@ -168,9 +186,45 @@ impl Tensor {
     }
 
     /// All values, row after row.
-    pub fn decode(&self) -> Vec<f32> {
-        let mut out = vec![0.0; self.rows * self.cols];
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn decode(&self) -> Result<Vec<f32>, Error> {
+        let mut out = zeros(self.rows.saturating_mul(self.cols))?;
         self.format.decode(&self.bytes, &mut out);
-        out
+        Ok(out)
     }
+
+    /// This matrix, in bytes of its own if it lies in a larger vector that was copied from a file: what is kept for long
+    /// should not keep the rest of the file. Mapped and borrowed bytes stay where they are.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn compact(self) -> Result<Self, Error> {
+        if !self.bytes.keeps_more() {
+            return Ok(self);
+        }
+        let mut bytes = reserved(self.bytes.len())?;
+        bytes.extend_from_slice(&self.bytes);
+        Ok(Self { bytes: bytes.into(), ..self })
+    }
+}
+
+/// An empty vector with room for `n` values: what grows with a model or a batch is made of these, not of vectors that end
+/// the process where memory is refused.
+///
+/// # Errors
+/// [`Error::OutOfMemory`].
+pub fn reserved<T>(n: usize) -> Result<Vec<T>, Error> {
+    let mut vector = Vec::new();
+    let bytes = n.saturating_mul(size_of::<T>());
+    vector.try_reserve_exact(n).map_err(|_| Error::OutOfMemory { bytes })?;
+    Ok(vector)
+}
+
+/// `n` zeros.
+pub(crate) fn zeros<T: Zeroable + Clone>(n: usize) -> Result<Vec<T>, Error> {
+    let mut zeros = reserved(n)?;
+    zeros.resize(n, T::zeroed());
+    Ok(zeros)
 }

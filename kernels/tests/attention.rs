@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use graftwork_kernels::Format;
-use graftwork_kernels::backend::{Backend, CacheShape, PAGE, Span};
+use graftwork_kernels::backend::{Backend, CacheShape, PAGE, Span, StepShape};
 use graftwork_kernels::cpu::isa::Isa;
 use graftwork_kernels::cpu::{Cache, Cpu};
 
@@ -89,6 +89,8 @@ fn step(
         (rows(cpu, &q, heads.q_cols()), rows(cpu, &k, heads.kv_cols()), rows(cpu, &v, heads.kv_cols()));
     let mut y = cpu.rows(heads.q_cols());
     cpu.resize(&mut y, start).unwrap();
+    let Heads { dim: head_dim, group, .. } = heads;
+    cpu.reserve(&StepShape { rows: start, group, head_dim, ..StepShape::default() }).unwrap();
     cpu.step(|cpu| {
         cpu.store(cache, layer, (&k, &v), &spans);
         cpu.attend(&mut y, &q, (cache, layer), &spans, heads.scale());

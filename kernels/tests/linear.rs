@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use graftwork_kernels::backend::{Backend, Change, Device, Graft, Output};
+use graftwork_kernels::backend::{Backend, Change, Device, Graft, Output, StepShape};
 use graftwork_kernels::cpu::isa::Isa;
 use graftwork_kernels::cpu::{Cpu, Rows};
 use graftwork_kernels::{Format, Tensor};
@@ -87,6 +87,7 @@ fn every_format_on_every_isa_gives_the_bits_of_the_definition() {
                 for isa in Isa::all() {
                     for threads in [1, 3] {
                         let mut cpu = Cpu::new(threads, isa).unwrap();
+                        cpu.reserve(&StepShape { rows: count, inputs, ..StepShape::default() }).unwrap();
                         let input = rows(&mut cpu, &x, inputs);
                         let matrix = cpu.device().matrix(&weight).unwrap();
                         let bias = cpu.device().vector(&bias).unwrap();
@@ -118,9 +119,10 @@ fn quantized_outputs_are_within_the_rounding_of_activations() {
         let (outputs, inputs) = (24, 512);
         let values: Vec<f32> = (0..outputs * inputs).map(|_| random.normal()).collect();
         let weight = Tensor::encode(format, outputs, inputs, &values).unwrap();
-        let decoded = weight.decode();
+        let decoded = weight.decode().unwrap();
         let x: Vec<f32> = (0..inputs).map(|_| random.normal()).collect();
         let mut cpu = Cpu::new(1, Isa::best()).unwrap();
+        cpu.reserve(&StepShape { rows: 1, inputs, ..StepShape::default() }).unwrap();
         let input = rows(&mut cpu, &x, inputs);
         let matrix = cpu.device().matrix(&weight).unwrap();
         let mut y = cpu.rows(outputs);
@@ -176,6 +178,8 @@ fn grafts_change_their_rows_alone_and_equal_the_formula() {
     for isa in Isa::all() {
         for threads in [1, 2] {
             let mut cpu = Cpu::new(threads, isa).unwrap();
+            let low = specs.iter().map(|(rows, rank, ..)| rows.len() * rank).sum();
+            cpu.reserve(&StepShape { rows: count, inputs, low, ..StepShape::default() }).unwrap();
             let device = cpu.device().clone();
             let input = rows(&mut cpu, &x, inputs);
             let matrix = device.matrix(&weight).unwrap();
@@ -211,7 +215,7 @@ fn grafts_change_their_rows_alone_and_equal_the_formula() {
                         if !range.contains(&t) {
                             continue;
                         }
-                        let (a, b) = (a.decode(), b.decode());
+                        let (a, b) = (a.decode().unwrap(), b.decode().unwrap());
                         for r in 0..*rank {
                             let ax: f64 = (0..inputs)
                                 .map(|i| f64::from(a[r * inputs + i]) * f64::from(x[t * inputs + i]))

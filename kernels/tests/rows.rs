@@ -143,7 +143,7 @@ fn rows_are_embedded_and_selected_as_they_are() {
     let (entries, cols) = (50, 96);
     for &format in Format::ALL {
         let table = Tensor::encode(format, entries, cols, &normals(&mut random, entries * cols)).unwrap();
-        let decoded = table.decode();
+        let decoded = table.decode().unwrap();
         let tokens: Vec<u32> = (0..23).map(|_| (random.bits() % entries as u64) as u32).collect();
         let chosen: Vec<usize> = (0..11).map(|_| random.bits() as usize % tokens.len()).collect();
         let found = on_every_backend(|cpu| {

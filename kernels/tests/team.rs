@@ -7,7 +7,9 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use graftwork_kernels::cpu::team::{Buffer, Grid, Team};
+use graftwork_kernels::Error;
+use graftwork_kernels::cpu::scratch::{Buffer, Need};
+use graftwork_kernels::cpu::team::{Grid, Team};
 
 #[allow(dead_code, reason = "only whole numbers are needed here")]
 mod random;
@@ -227,10 +229,43 @@ fn grids_beyond_their_matrix_are_refused() {
 fn buffers_lend_aligned_memory_of_any_type() {
     let mut buffer = Buffer::default();
     for n in [0, 1, 5, 1000, 3] {
+        buffer.reserve(n * 64).unwrap();
+        assert!(buffer.bytes() >= n * 64);
         assert_eq!(buffer.slice::<f32>(n).len(), n);
         let wide = buffer.slice::<[u64; 8]>(n);
         assert_eq!((wide.len(), wide.as_ptr().addr() % 64), (n, 0));
         wide.fill([u64::MAX; 8]);
-        assert!(buffer.slice::<[u64; 8]>(n).iter().all(|x| *x == [u64::MAX; 8]));
+        assert!(buffer.values::<[u64; 8]>(n).iter().all(|x| *x == [u64::MAX; 8]));
+    }
+    assert_eq!(buffer.bytes(), 64_000, "it never shrinks");
+    assert!(catch_unwind(AssertUnwindSafe(|| buffer.slice::<u8>(64_001).len())).is_err());
+    assert_eq!(buffer.reserve(usize::MAX), Err(Error::OutOfMemory { bytes: usize::MAX }));
+    assert_eq!((buffer.bytes(), buffer.slice::<u8>(0).len()), (0, 0));
+    buffer.reserve(1).unwrap();
+    assert_eq!(buffer.bytes(), 64);
+}
+
+/// Every thread has what was reserved, each its own.
+#[test]
+fn scratch_is_reserved_for_every_thread() {
+    for threads in [1, 2, 5] {
+        let mut team = Team::new(threads).unwrap();
+        assert_eq!(team.reserved_bytes(), 0);
+        let need = Need { lanes: 1000, work: 70 };
+        for need in [need, Need { lanes: 10, work: 65 }] {
+            team.reserve(need).unwrap();
+            assert_eq!(team.reserved_bytes(), threads * (1024 + 128));
+        }
+        assert_eq!(need.bytes(), 1024 + 128);
+        assert!(team.reserve(Need { lanes: usize::MAX, work: 0 }).is_err());
+        team.reserve(need).unwrap();
+        let barrier = Barrier::new(threads);
+        team.run(threads, |i, scratch| {
+            scratch.lanes.slice::<usize>(125).fill(i);
+            scratch.work.slice::<u8>(70).fill(i as u8);
+            barrier.wait();
+            assert!(scratch.lanes.values::<usize>(125).iter().all(|&x| x == i));
+            assert!(scratch.work.values::<u8>(70).iter().all(|&x| x == i as u8));
+        });
     }
 }

@@ -97,7 +97,7 @@ fn rows_decode_as_the_whole_does() {
         let tensor = Tensor::encode(format, rows, cols, &values).unwrap();
         assert_eq!((tensor.format(), tensor.rows(), tensor.cols()), (format, rows, cols));
         assert_eq!(tensor.row_bytes(), 3 * format.block_bytes());
-        let whole = tensor.decode();
+        let whole = tensor.decode().unwrap();
         let mut row = vec![0.0; cols];
         for (i, expected) in whole.chunks(cols).enumerate() {
             tensor.decode_row(i, &mut row);
@@ -118,7 +118,34 @@ fn matrices_may_begin_at_any_byte() {
             file.extend_from_slice(tensor.bytes());
             let end = file.len();
             let moved = Tensor::new(format, 2, 32, Bytes::new(file).slice(shift..end).unwrap()).unwrap();
-            assert_eq!(moved.decode(), tensor.decode(), "{format} at byte {shift}");
+            assert_eq!(moved.decode().unwrap(), tensor.decode().unwrap(), "{format} at byte {shift}");
         }
+    }
+}
+
+/// What is kept of a copied file is its own bytes; what is mapped, borrowed or a whole vector stays where it is.
+#[test]
+fn a_compact_matrix_keeps_no_file_in_memory() {
+    let values: Vec<f32> = (0..96).map(|i| i as f32 / 3.0 - 7.0).collect();
+    for &format in Format::ALL {
+        let tensor = Tensor::encode(format, 3, 32, &values).unwrap();
+        let mut file = vec![9u8; 7];
+        file.extend_from_slice(tensor.bytes());
+        file.push(9);
+        let place = 7..7 + tensor.bytes().len();
+        let part = |bytes: Bytes| Tensor::new(format, 3, 32, bytes.slice(place.clone()).unwrap()).unwrap();
+        let address = |tensor: &Tensor| tensor.bytes().as_ptr().addr();
+
+        let copied = part(file.clone().into());
+        let at = address(&copied);
+        let compact = copied.clone().compact().unwrap();
+        assert_ne!(address(&compact), at, "{format}");
+        assert_eq!((compact.decode(), compact.rows(), compact.cols()), (copied.decode(), 3, 32));
+        let at = address(&compact);
+        assert_eq!(address(&compact.compact().unwrap()), at, "already on its own");
+
+        let mapped = part(Bytes::new(file.clone()));
+        let at = address(&mapped);
+        assert_eq!(address(&mapped.compact().unwrap()), at, "of another owner");
     }
 }

@@ -1,19 +1,19 @@
 //! One request, iterated.
 
-use crate::mail::{Mailbox, lock};
+use std::time::Duration;
+
 use crate::{Engine, Error, Event, RequestId};
 
 /// The events of one request, made by stepping the engine. Dropping it cancels the request.
 pub struct Answer<'a> {
     engine: &'a Engine,
     id: RequestId,
-    mailbox: Mailbox,
     finished: bool,
 }
 
 impl<'a> Answer<'a> {
-    pub(crate) fn new(engine: &'a Engine, id: RequestId, mailbox: Mailbox) -> Self {
-        Self { engine, id, mailbox, finished: false }
+    pub(crate) fn new(engine: &'a Engine, id: RequestId) -> Self {
+        Self { engine, id, finished: false }
     }
 
     /// The request.
@@ -42,14 +42,16 @@ impl Iterator for Answer<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         while !self.finished {
-            if let Some(event) = lock(&self.mailbox).pop_front() {
-                self.finished = event.is_last();
-                return Some(Ok(event));
-            }
-            // Another thread may bring the event while this one waits for its turn to step.
-            if let Err(error) = self.engine.advance_unless(|| !lock(&self.mailbox).is_empty()) {
-                self.finished = matches!(error, Error::Poisoned);
-                return Some(Err(error));
+            match self.engine.poll(Some(self.id), Duration::MAX) {
+                Ok(None) => {}
+                Ok(Some(event)) => {
+                    self.finished = event.is_last();
+                    return Some(Ok(event));
+                }
+                Err(error) => {
+                    self.finished = matches!(error, Error::Poisoned);
+                    return Some(Err(error));
+                }
             }
         }
         None
@@ -59,8 +61,7 @@ impl Iterator for Answer<'_> {
 impl Drop for Answer<'_> {
     fn drop(&mut self) {
         if !self.finished {
-            // It may have ended in the meantime; then there is nothing to cancel.
-            let _ = self.engine.cancel(self.id);
+            self.engine.abandon(self.id);
         }
     }
 }

@@ -5,6 +5,7 @@
 use std::ops::Range;
 
 use graftwork_kernels::backend::Span;
+use graftwork_kernels::tensor::{self, reserved};
 
 use crate::registry::Stack;
 
@@ -17,6 +18,17 @@ pub enum Outputs {
     Last,
     /// Every row.
     All,
+}
+
+impl Outputs {
+    /// How many of `rows` rows give logits.
+    fn count(self, rows: usize) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Last => 1,
+            Self::All => rows,
+        }
+    }
 }
 
 /// What one sequence puts into a step: tokens at consecutive positions.
@@ -66,8 +78,18 @@ pub struct Batch<'a> {
 
 impl<'a> Batch<'a> {
     /// The batch of `pieces`, in their order. Those with equal stacks should be neighbours.
-    pub fn new(pieces: &[Piece<'a>]) -> Self {
-        let mut batch = Self::default();
+    ///
+    /// # Errors
+    /// [`tensor::Error::OutOfMemory`].
+    pub fn new(pieces: &[Piece<'a>]) -> Result<Self, tensor::Error> {
+        let rows = pieces.iter().map(|piece| piece.tokens.len()).sum();
+        let outputs = pieces.iter().map(|piece| piece.outputs.count(piece.tokens.len())).sum();
+        let mut batch = Self {
+            tokens: reserved(rows)?,
+            positions: reserved(rows)?,
+            outputs: reserved(outputs)?,
+            ..Self::default()
+        };
         for piece in pieces {
             let rows = batch.tokens.len()..batch.tokens.len() + piece.tokens.len();
             let outputs = batch.outputs.len();
@@ -96,6 +118,6 @@ impl<'a> Batch<'a> {
                 }),
             }
         }
-        batch
+        Ok(batch)
     }
 }

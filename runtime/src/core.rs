@@ -32,24 +32,27 @@ impl Core {
     }
 
     /// One step: takes in the requests that came, lets go of those that were cancelled, computes one batch, and
-    /// posts what follows from it.
+    /// posts what follows from it. `false` if there was nothing to do.
     ///
     /// # Errors
     /// Memory was refused. Nothing was computed, and nothing is lost.
-    pub fn advance(&mut self, mail: &Mail) -> Result<(), Error> {
+    pub fn advance(&mut self, mail: &Mail) -> Result<bool, Error> {
         let Self { runner, schedule, counters, vocab } = self;
         mail.take_requests().into_iter().for_each(|session| schedule.push(session));
+        let mut any = false;
         loop {
             for mut session in schedule.take_cancelled() {
+                any = true;
                 let event = session.finish(FinishReason::Cancelled);
-                mail.post(&session, event);
+                mail.post(event);
             }
             let plan = schedule.plan();
             if plan.parts.is_empty() {
-                return Ok(());
+                return Ok(any);
             }
+            schedule.reserve_tokens().map_err(Error::Memory)?;
             runner.grow(schedule.extent())?;
-            let batch = Batch::new(&schedule.pieces(&plan));
+            let batch = Batch::new(&schedule.pieces(&plan)).map_err(Error::Memory)?;
             let start = Instant::now();
             let completed = runner.run(&batch, &|| schedule.is_worth(&plan))?;
             counters.count(&batch, completed, start.elapsed());
@@ -64,13 +67,13 @@ impl Core {
                     if event.is_last() {
                         ended.push(session.id);
                     }
-                    mail.post(session, event);
+                    mail.post(event);
                 }
             }
             for id in ended {
                 schedule.take(id);
             }
-            return Ok(());
+            return Ok(true);
         }
     }
 }

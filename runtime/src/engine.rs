@@ -1,7 +1,9 @@
 //! The engine: one base model, its adapters, and everybody's requests.
 
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::time::{Duration, Instant};
 
 use graftwork_adapters::{Adapter, Source};
 use graftwork_kernels::Format;
@@ -10,13 +12,16 @@ use graftwork_kernels::cpu::{Cpu, isa::Isa};
 
 use crate::core::Core;
 use crate::kv::pages_for;
-use crate::mail::{Mail, Mailbox, lock};
+use crate::log::{Level, say};
+use crate::mail::{Mail, Route, lock};
+use crate::model::arch::Names;
 use crate::model::config::Config;
 use crate::model::container::Container;
-use crate::model::runner::{Prepare, erase};
-use crate::model::weights::{Model, Progress};
+use crate::model::plan::Counting;
+use crate::model::runner::{Prepare, cache_shape, erase, most_scratch};
+use crate::model::weights::{Model, Progress, STACK};
 use crate::registry::{AdapterInfo, Expect, Generation, Registry};
-use crate::request::{Event, Request, RequestId};
+use crate::request::{Event, Prompt, Request, RequestId};
 use crate::sample::Sampler;
 use crate::schedule::{Limits, Schedule};
 use crate::session::Session;
@@ -27,8 +32,8 @@ use crate::{Answer, EngineOptions, Error, Memory};
 /// One base model with its adapters, answering any number of requests at once.
 ///
 /// Every method takes `&self` and may be called from any thread: adapters are loaded and requests
-/// submitted and cancelled while another thread steps. Nothing happens by itself: [`Engine::step`] (or an
-/// [`Answer`] that is iterated) does the work. An answer never depends on what else runs.
+/// submitted and cancelled while another thread steps. Nothing happens by itself: [`Engine::step`] and
+/// [`Engine::poll`] (or an [`Answer`] that is iterated) do the work. An answer never depends on what else runs.
 pub struct Engine {
     registry: Registry,
     model: Arc<dyn Prepare>,
@@ -39,6 +44,7 @@ pub struct Engine {
     next_id: AtomicU64,
     mail: Mail,
     core: Mutex<Core>,
+    isa: Isa,
 }
 
 impl Engine {
@@ -47,29 +53,24 @@ impl Engine {
     /// # Errors
     /// What is malformed, missing, unknown or does not fit, by name; or options without a meaning.
     pub fn open(source: impl Into<Source>, options: EngineOptions) -> Result<Self, Error> {
-        Self::open_with(source, options, &|_, _| ())
+        Self::open_with(source, options, &|_, _| true)
     }
 
-    /// [`Engine::open`], reporting its progress as `(parts done, parts in all)`.
+    /// [`Engine::open`], reporting its progress as `(parts done, parts in all)`; `false` ends it.
     ///
     /// # Errors
-    /// As [`Engine::open`].
+    /// As [`Engine::open`]; or `progress` ended it.
     pub fn open_with(
         source: impl Into<Source>,
         mut options: EngineOptions,
         progress: &Progress<'_>,
     ) -> Result<Self, Error> {
-        options.check()?;
-        if options.threads == 0 {
-            options.threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
-        }
-        let container = Container::open(&source.into())?;
-        let (config, names) = container.config()?;
-        let backend = Cpu::new(options.threads, Isa::best()).map_err(Error::Threads)?;
-        let device = backend.device().clone();
+        let Opening { container, config, names, backend } = Opening::new(&source.into(), &mut options)?;
+        let (device, isa) = (backend.device().clone(), backend.isa());
         // A large vocabulary takes as long as the weights, on one thread.
         let (text, model) = std::thread::scope(|scope| {
             let text = std::thread::Builder::new()
+                .stack_size(STACK)
                 .spawn_scoped(scope, || Text::of(&container))
                 .map_err(Error::Threads)?;
             let loading = (options.threads, progress);
@@ -89,7 +90,7 @@ impl Engine {
             keep_prefixes: options.keep_prefixes,
         };
         let core = Core::new(runner, Schedule::new(limits, kv_pages), model.config().vocab);
-        Ok(Self {
+        let engine = Self {
             registry: Registry::default(),
             model,
             text,
@@ -99,12 +100,49 @@ impl Engine {
             next_id: AtomicU64::new(1),
             mail: Mail::default(),
             core: Mutex::new(core),
+            isa,
+        };
+        engine.say(Level::Info, || {
+            let Config { architecture, layers, hidden, .. } = engine.config();
+            let (bytes, threads) = (engine.model.bytes(), engine.options.threads);
+            format!("opened {architecture}: {layers} layers, {hidden} wide, {bytes} bytes of weights, {threads} threads")
+        });
+        if let Some(error) = engine.text.as_ref().and_then(Text::unusable_template) {
+            engine.say(Level::Warn, || error.to_string());
+        }
+        Ok(engine)
+    }
+
+    /// What [`Engine::open`] would take, without doing it: weights and embedding as they will be, no adapters, an empty KV
+    /// cache with its limit, and the scratch of the largest step (adapters add to that `4 r` bytes per row and rank).
+    /// Where files are mapped, reads little more than headers.
+    ///
+    /// # Errors
+    /// As [`Engine::open`], as far as it shows without reading the weights.
+    pub fn plan(source: impl Into<Source>, mut options: EngineOptions) -> Result<Memory, Error> {
+        let Opening { container, config, names, backend } = Opening::new(&source.into(), &mut options)?;
+        let counting = Counting::new(backend.device().clone());
+        let model = Model::load(config, names, container.weights(), &counting, (1, &|_, _| true))?;
+        let page = cache_shape(&model.config, options.kv_format).page_bytes();
+        Ok(Memory {
+            weights: model.bytes,
+            embedding: model.embedding_bytes,
+            adapters: 0,
+            kv: 0,
+            kv_used: 0,
+            kv_limit: options.kv_bytes / page * page,
+            scratch: most_scratch(&backend, &model.config, options.prefill_chunk, options.max_batch),
         })
     }
 
     /// What the model is.
     pub fn config(&self) -> &Config {
         self.model.config()
+    }
+
+    /// The instruction set that kernels use, by name.
+    pub fn isa(&self) -> &'static str {
+        self.isa.name()
     }
 
     /// The options in effect.
@@ -130,9 +168,11 @@ impl Engine {
         Memory {
             weights: self.model.bytes(),
             embedding: self.model.embedding_bytes(),
-            adapters: self.registry.list().iter().map(|adapter| adapter.bytes).sum(),
+            adapters: self.registry.held_bytes(),
             kv: pages * page,
             kv_used: held * page,
+            kv_limit: self.kv_pages * page,
+            scratch: core.runner.scratch_bytes(),
         }
     }
 
@@ -167,7 +207,10 @@ impl Engine {
         self.registry.check(name, expect)?;
         let adapter = Adapter::open(source)?;
         let prepared = self.model.prepare(&adapter)?;
-        self.registry.put(name, expect, adapter.kind, prepared)
+        let (edits, bytes) = (prepared.edits, prepared.bytes);
+        let generation = self.registry.put(name, expect, adapter.kind, prepared)?;
+        self.say(Level::Info, || format!("adapter {name}#{generation}: {edits} sites, {bytes} bytes"));
+        Ok(generation)
     }
 
     /// Frees a name. Requests that use its adapter keep it; its memory goes when the last of them ends.
@@ -175,7 +218,9 @@ impl Engine {
     /// # Errors
     /// The name is not in use.
     pub fn unload_adapter(&self, name: &str) -> Result<Generation, Error> {
-        self.registry.remove(name)
+        let generation = self.registry.remove(name)?;
+        self.say(Level::Info, || format!("adapter {name}#{generation}: unloaded"));
+        Ok(generation)
     }
 
     /// The adapters that are loaded, by name.
@@ -183,14 +228,36 @@ impl Engine {
         self.registry.list()
     }
 
-    /// Accepts a request; its events come from [`Engine::step`]. It keeps the adapters that its names mean
+    /// The adapter of this name.
+    ///
+    /// # Errors
+    /// The name is not in use.
+    pub fn adapter(&self, name: &str) -> Result<AdapterInfo, Error> {
+        self.registry.find(name)
+    }
+
+    /// Accepts a request; its events come from [`Engine::step`] or [`Engine::poll`]. It keeps the adapters that its names mean
     /// now, whatever happens to the names.
     ///
     /// # Errors
     /// An adapter is not loaded, the prompt is empty, too long or not the model's, the KV cache could never
     /// hold it, or an option has no meaning.
     pub fn submit(&self, request: Request) -> Result<RequestId, Error> {
-        self.accept(request, None)
+        self.accept(request, Route::Shared)
+    }
+
+    /// Accepts a request whose events go to `sink`: in order, one at a time, on whichever thread is inside of
+    /// [`Engine::step`] or [`Engine::poll`], with no lock held. `Break` cancels the request; its last event follows.
+    /// The sink is dropped after the last event.
+    ///
+    /// # Errors
+    /// As [`Engine::submit`].
+    pub fn submit_to(
+        &self,
+        sink: impl FnMut(Event) -> ControlFlow<()> + Send + 'static,
+        request: Request,
+    ) -> Result<RequestId, Error> {
+        self.accept(request, Route::Sink(Box::new(sink)))
     }
 
     /// Accepts a request and gives an iterator of its events. Iterating steps the engine, so other
@@ -199,12 +266,10 @@ impl Engine {
     /// # Errors
     /// As [`Engine::submit`].
     pub fn generate(&self, request: Request) -> Result<Answer<'_>, Error> {
-        let mailbox = Mailbox::default();
-        let id = self.accept(request, Some(mailbox.clone()))?;
-        Ok(Answer::new(self, id, mailbox))
+        Ok(Answer::new(self, self.accept(request, Route::Apart)?))
     }
 
-    fn accept(&self, request: Request, mailbox: Option<Mailbox>) -> Result<RequestId, Error> {
+    fn accept(&self, request: Request, route: Route) -> Result<RequestId, Error> {
         let stack = self.registry.stack(&request.adapters)?;
         let Tokens { tokens, new_text } = Text::tokens_of(self.text.as_ref(), request.prompt)?;
         let most_tokens = self.most_tokens(&tokens, request.max_tokens)?;
@@ -232,11 +297,31 @@ impl Engine {
             logprobs: request.logprobs,
             logits: request.logits,
             cancelled: Arc::default(),
-            mailbox,
             tokens,
         };
-        self.mail.submit(session);
+        self.say(Level::Debug, || {
+            format!("request {id}: {} tokens of prompt, adapters {:?}", session.prompt, session.stack)
+        });
+        self.mail.submit(session, route);
         Ok(id)
+    }
+
+    /// The tokens that a prompt becomes.
+    ///
+    /// # Errors
+    /// The model has no tokenizer or template for it, or they refuse it.
+    pub fn prompt_tokens(&self, prompt: Prompt) -> Result<Vec<u32>, Error> {
+        Ok(Text::tokens_of(self.text.as_ref(), prompt)?.tokens)
+    }
+
+    /// The text of some tokens, special ones included.
+    ///
+    /// # Errors
+    /// The model has no tokenizer, or a token is not the model's.
+    pub fn detokenize(&self, tokens: &[u32]) -> Result<String, Error> {
+        let text = self.text.as_ref().ok_or(Error::NoTokenizer)?;
+        self.check_tokens("tokens", tokens.iter().copied())?;
+        Ok(text.tokenizer().decode(tokens))
     }
 
     /// Tokens at which a sequence that starts with `prompt` ends; an error if it cannot start.
@@ -276,7 +361,7 @@ impl Engine {
     }
 
     /// Ends a request before its time; its last event comes from the next step. A step in progress that is
-    /// mostly its work is given up within a layer.
+    /// mostly its work is given up between layers, and between parts of a long attention.
     ///
     /// # Errors
     /// No such request waits or runs.
@@ -284,25 +369,94 @@ impl Engine {
         self.mail.cancel(id)
     }
 
+    /// [`Engine::cancel`], and nobody wants its events.
+    pub(crate) fn abandon(&self, id: RequestId) {
+        self.mail.abandon(id);
+    }
+
     /// Whether no request waits or runs and no event waits for [`Engine::step`].
     pub fn is_idle(&self) -> bool {
         self.mail.is_empty()
     }
 
+    /// Whether any request waits or runs.
+    pub fn is_live(&self) -> bool {
+        !self.mail.is_quiet()
+    }
+
     /// Runs one forward pass over everything that is ready, and gives what happened since the last call, in
-    /// order. Empty once there is nothing to do; also when a step only read prompts.
+    /// order. Empty once there is nothing to do; also when a step only read prompts. If another thread steps,
+    /// waits for its turn first.
     ///
     /// # Errors
     /// Memory was refused. No request lost anything: the next call tries again.
     pub fn step(&self) -> Result<Vec<Event>, Error> {
-        self.advance_unless(|| false)?;
-        Ok(self.mail.take_events())
+        self.advance(self.core.lock().map_err(|_| Error::Poisoned)?)?;
+        Ok(self.mail.take_all())
     }
 
-    /// Steps, unless there is no need to once it is this thread's turn.
-    pub(crate) fn advance_unless(&self, is_done: impl FnOnce() -> bool) -> Result<(), Error> {
-        let mut core = self.core.lock().map_err(|_| Error::Poisoned)?;
-        if is_done() { Ok(()) } else { core.advance(&self.mail) }
+    /// [`Engine::step`], leaving the events for [`Engine::poll`].
+    ///
+    /// # Errors
+    /// As [`Engine::step`].
+    pub fn step_only(&self) -> Result<(), Error> {
+        self.advance(self.core.lock().map_err(|_| Error::Poisoned)?).map(|_| ())
+    }
+
+    /// The next event of one request, or of any that was given to [`Engine::submit`]. If none is there, steps until
+    /// one is; while another thread steps, or there is nothing to do, waits. `None` after `timeout`, at the latest when
+    /// a step that it started ends; a timeout of zero takes what is there and computes nothing.
+    ///
+    /// # Errors
+    /// As [`Engine::step`]; or no event of the request is there or to come.
+    pub fn poll(&self, id: Option<RequestId>, timeout: Duration) -> Result<Option<Event>, Error> {
+        let deadline = Instant::now().checked_add(timeout);
+        loop {
+            let seen = self.mail.changes();
+            if let Some(event) = self.mail.take(id)? {
+                return Ok(Some(event));
+            }
+            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                return Ok(None);
+            }
+            let advanced = match self.core.try_lock() {
+                Ok(core) => self.advance(core)?,
+                Err(TryLockError::WouldBlock) => false,
+                Err(TryLockError::Poisoned(_)) => return Err(Error::Poisoned),
+            };
+            if !advanced {
+                self.mail.wait(seen, deadline);
+            }
+        }
+    }
+
+    /// Steps and calls the sinks; `false` if there was nothing to do.
+    fn advance(&self, mut core: MutexGuard<'_, Core>) -> Result<bool, Error> {
+        /// Wakes those who wait for their turn, also after a panic. Not if nothing was done, or threads that all have
+        /// nothing to do would wake each other; unless something came meanwhile that this thread did not see.
+        struct Leaving<'a> {
+            mail: &'a Mail,
+            idle_since: Option<u64>,
+        }
+        impl Drop for Leaving<'_> {
+            fn drop(&mut self) {
+                if self.idle_since != Some(self.mail.changes()) {
+                    self.mail.change();
+                }
+            }
+        }
+        let before = self.mail.changes();
+        let mut leaving = Leaving { mail: &self.mail, idle_since: None };
+        let advanced = core.advance(&self.mail);
+        leaving.idle_since = matches!(advanced, Ok(false)).then_some(before);
+        drop(core);
+        drop(leaving);
+        self.mail.deliver();
+        advanced
+    }
+
+    fn say(&self, level: Level, message: impl FnOnce() -> String) {
+        say(self.options.log.as_ref(), level, message);
     }
 
     /// The logits `[tokens, vocab]` at every position of one sequence under a stack of adapters, with keys
@@ -336,5 +490,26 @@ impl Engine {
         self.check_tokens("prompt", tokens.iter().copied())?;
         let mut core = self.core.lock().map_err(|_| Error::Poisoned)?;
         core.runner.score(tokens, &stack, kv, self.options.prefill_chunk)
+    }
+}
+
+/// What opening a model and planning to have in common.
+struct Opening {
+    container: Container,
+    config: Config,
+    names: &'static Names,
+    backend: Cpu,
+}
+
+impl Opening {
+    fn new(source: &Source, options: &mut EngineOptions) -> Result<Self, Error> {
+        options.check()?;
+        if options.threads == 0 {
+            options.threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
+        }
+        let container = Container::open(source)?;
+        let (config, names) = container.config()?;
+        let backend = Cpu::new(options.threads, Isa::best()).map_err(Error::Threads)?;
+        Ok(Self { container, config, names, backend })
     }
 }

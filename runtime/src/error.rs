@@ -159,6 +159,9 @@ pub enum Error {
         /// The id.
         id: RequestId,
     },
+    /// The caller asked for the end, before it was done.
+    #[error("cancelled by the caller")]
+    Cancelled,
     /// A step panicked, which is a bug in this library. The engine computes nothing any more.
     #[error("the engine is unusable since a step panicked")]
     Poisoned,

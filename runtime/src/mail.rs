@@ -1,71 +1,247 @@
 //! What the threads of an engine's callers leave for the one that steps, and it for them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use crate::Error;
 use crate::request::{Event, RequestId};
 use crate::session::Session;
 
-/// Where the events of a request go that is iterated on its own.
-pub type Mailbox = Arc<Mutex<VecDeque<Event>>>;
+/// Hears the events of one request; `Break` cancels it.
+pub type Sink = Box<dyn FnMut(Event) -> ControlFlow<()> + Send>;
 
-/// Requests on their way in, and events on their way out. No lock is held while anything is computed.
+/// Where the events of a request go.
+pub enum Route {
+    /// To whoever asks next.
+    Shared,
+    /// To those who ask for this request alone.
+    Apart,
+    /// To its own sink.
+    Sink(Sink),
+}
+
+/// Requests on their way in, and events on their way out. No lock is held while anything is computed or any
+/// sink is called.
 #[derive(Default)]
 pub struct Mail {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
     /// Requests that wait for the next step to take them in.
-    inbox: Mutex<Vec<Session>>,
+    inbox: Vec<Session>,
     /// The flag that cancels each request that has not ended.
-    live: Mutex<HashMap<RequestId, Arc<AtomicBool>>>,
-    /// Events for the next caller of `step`.
-    outbox: Mutex<Vec<Event>>,
+    live: HashMap<RequestId, Arc<AtomicBool>>,
+    /// Events that anybody may take, numbered in order, and which of them are whose.
+    shared: BTreeMap<u64, Event>,
+    of_request: HashMap<RequestId, VecDeque<u64>>,
+    next: u64,
+    /// Events of requests that are asked for alone.
+    apart: HashMap<RequestId, VecDeque<Event>>,
+    /// The sinks of requests, each away while it is called, and the events on their way to them.
+    sinks: HashMap<RequestId, Option<Sink>>,
+    deliveries: VecDeque<Event>,
+    /// Whether some thread is inside of [`Mail::deliver`]: it alone calls sinks, so that events stay in order.
+    delivering: bool,
+    /// Counts whatever a waiting thread may wait for.
+    changes: u64,
+}
+
+impl State {
+    fn take_shared(&mut self) -> Option<Event> {
+        let (_, event) = self.shared.pop_first()?;
+        self.took(event.id());
+        Some(event)
+    }
+
+    /// Forgets the oldest event of a request in the index.
+    fn took(&mut self, id: RequestId) -> Option<u64> {
+        let numbers = self.of_request.get_mut(&id)?;
+        let number = numbers.pop_front();
+        if numbers.is_empty() {
+            self.of_request.remove(&id);
+        }
+        number
+    }
+
+    fn take_of(&mut self, id: RequestId) -> Option<Event> {
+        if let Some(queue) = self.apart.get_mut(&id) {
+            let event = queue.pop_front();
+            if event.as_ref().is_some_and(Event::is_last) {
+                self.apart.remove(&id);
+            }
+            return event;
+        }
+        let number = self.took(id)?;
+        self.shared.remove(&number)
+    }
 }
 
 impl Mail {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
     /// Leaves a request for the next step.
-    pub fn submit(&self, session: Session) {
-        lock(&self.live).insert(session.id, session.cancelled.clone());
-        lock(&self.inbox).push(session);
+    pub fn submit(&self, session: Session, route: Route) {
+        let mut state = self.lock();
+        let id = session.id;
+        match route {
+            Route::Shared => {}
+            Route::Apart => {
+                state.apart.insert(id, VecDeque::new());
+            }
+            Route::Sink(sink) => {
+                state.sinks.insert(id, Some(sink));
+            }
+        }
+        state.live.insert(id, session.cancelled.clone());
+        state.inbox.push(session);
+        drop(state);
+        self.change();
     }
 
     /// The requests that were left.
     pub fn take_requests(&self) -> Vec<Session> {
-        std::mem::take(&mut lock(&self.inbox))
+        std::mem::take(&mut self.lock().inbox)
     }
 
     /// Asks for the end of a request.
     pub fn cancel(&self, id: RequestId) -> Result<(), Error> {
-        let live = lock(&self.live);
-        live.get(&id).ok_or(Error::NoRequest { id })?.store(true, Ordering::Relaxed);
+        self.lock().live.get(&id).ok_or(Error::NoRequest { id })?.store(true, Ordering::Relaxed);
+        self.change();
         Ok(())
     }
 
-    /// Delivers an event of a request.
-    pub fn post(&self, session: &Session, event: Event) {
-        let last = event.is_last();
-        match &session.mailbox {
-            Some(mailbox) => lock(mailbox).push_back(event),
-            None => lock(&self.outbox).push(event),
+    /// Asks for the end of a request whose events nobody will take any more.
+    pub fn abandon(&self, id: RequestId) {
+        self.lock().apart.remove(&id);
+        // It may have ended in the meantime; then there is nothing to cancel.
+        let _ = self.cancel(id);
+    }
+
+    /// Posts an event of a request.
+    pub fn post(&self, event: Event) {
+        let state = &mut *self.lock();
+        let (id, last) = (event.id(), event.is_last());
+        if let Some(queue) = state.apart.get_mut(&id) {
+            queue.push_back(event);
+        } else if state.sinks.contains_key(&id) {
+            state.deliveries.push_back(event);
+        } else {
+            state.of_request.entry(id).or_default().push_back(state.next);
+            state.shared.insert(state.next, event);
+            state.next += 1;
         }
         // Only now: until the event can be seen, the request counts as live.
         if last {
-            lock(&self.live).remove(&session.id);
+            state.live.remove(&id);
         }
     }
 
-    /// The events that no mailbox took, in order.
-    pub fn take_events(&self) -> Vec<Event> {
-        std::mem::take(&mut lock(&self.outbox))
+    /// Brings the events of requests with a sink there, in order, unless another thread is about it: that one then
+    /// takes these along. A panic of a sink comes out here.
+    pub fn deliver(&self) {
+        let mut state = self.lock();
+        if std::mem::replace(&mut state.delivering, true) {
+            return;
+        }
+        while let Some(event) = state.deliveries.pop_front() {
+            let (id, last) = (event.id(), event.is_last());
+            let Some(mut sink) = state.sinks.get_mut(&id).and_then(Option::take) else { continue };
+            if last {
+                state.sinks.remove(&id);
+            }
+            drop(state);
+            let flow = catch_unwind(AssertUnwindSafe(|| sink(event)));
+            let sink = (!last).then_some(sink);
+            state = self.lock();
+            match flow {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(())) => {
+                    state.live.get(&id).inspect(|cancelled| cancelled.store(true, Ordering::Relaxed));
+                }
+                Err(panic) => {
+                    state.delivering = false;
+                    drop(state);
+                    resume_unwind(panic);
+                }
+            }
+            if let Some(place) = state.sinks.get_mut(&id) {
+                *place = sink;
+            }
+        }
+        state.delivering = false;
+    }
+
+    /// The next event that anybody may take, or of one request.
+    ///
+    /// # Errors
+    /// No event of this request is there or to come, or a sink takes them.
+    pub fn take(&self, id: Option<RequestId>) -> Result<Option<Event>, Error> {
+        let mut state = self.lock();
+        let Some(id) = id else { return Ok(state.take_shared()) };
+        match state.take_of(id) {
+            None if !state.live.contains_key(&id) || state.sinks.contains_key(&id) => {
+                Err(Error::NoRequest { id })
+            }
+            event => Ok(event),
+        }
+    }
+
+    /// The events that anybody may take, in order.
+    pub fn take_all(&self) -> Vec<Event> {
+        let mut state = self.lock();
+        state.of_request.clear();
+        std::mem::take(&mut state.shared).into_values().collect()
+    }
+
+    /// Whether no request is live.
+    pub fn is_quiet(&self) -> bool {
+        self.lock().live.is_empty()
     }
 
     /// Whether no request is live and no event waits to be taken.
     pub fn is_empty(&self) -> bool {
-        lock(&self.live).is_empty() && lock(&self.outbox).is_empty()
+        let state = self.lock();
+        state.live.is_empty() && state.shared.is_empty()
+    }
+
+    /// Tells the threads in [`Mail::wait`] that there is something new for them.
+    pub fn change(&self) {
+        self.lock().changes += 1;
+        self.changed.notify_all();
+    }
+
+    /// How many changes there were: taken before a look at what is there, for [`Mail::wait`] after it.
+    pub fn changes(&self) -> u64 {
+        self.lock().changes
+    }
+
+    /// Waits until there was a change after `seen`, or until `deadline`; for ever without one.
+    pub fn wait(&self, seen: u64, deadline: Option<Instant>) {
+        let mut state = self.lock();
+        while state.changes == seen {
+            let Some(deadline) = deadline else {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 }
 
 /// Locks, also after a panic elsewhere: for what is consistent between any two statements.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -2,7 +2,7 @@
 
 use graftwork_kernels::Format;
 
-use crate::Error;
+use crate::{Error, Log};
 
 /// More than any machine has cores; a number beyond it is a mistake that would end in thousands of threads.
 const MOST_THREADS: usize = 1024;
@@ -23,6 +23,8 @@ pub struct EngineOptions {
     /// Keep the KV cache of requests that ended, as long as there is room, and start later requests that
     /// begin with the same tokens under the same adapters from there. Answers are equal to the bit.
     pub keep_prefixes: bool,
+    /// Hears what the engine does; `None` for silence.
+    pub log: Option<Log>,
 }
 
 impl Default for EngineOptions {
@@ -34,6 +36,7 @@ impl Default for EngineOptions {
             max_batch: 32,
             prefill_chunk: 512,
             keep_prefixes: true,
+            log: None,
         }
     }
 }
@@ -67,10 +70,14 @@ pub struct Memory {
     pub weights: usize,
     /// The model's embedding as in its file, mapped or copied: of which a token reads one row.
     pub embedding: usize,
-    /// Adapters that are loaded under a name.
+    /// Adapters that are loaded under a name, and those that requests still use.
     pub adapters: usize,
     /// Pages of the KV cache that there are.
     pub kv: usize,
     /// Those of them that requests hold now.
     pub kv_used: usize,
+    /// Pages of the KV cache that there can be.
+    pub kv_limit: usize,
+    /// Activations of a step, and what kernels need beside them.
+    pub scratch: usize,
 }

@@ -7,7 +7,7 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use graftwork_adapters::Kind;
@@ -67,6 +67,13 @@ pub struct Loaded {
     generation: Generation,
     kind: Kind,
     prepared: Prepared,
+    held: Arc<AtomicUsize>,
+}
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        self.held.fetch_sub(self.prepared.bytes, Ordering::Relaxed);
+    }
 }
 
 /// An adapter as the backend wants it; only the model that made it knows the type behind.
@@ -151,6 +158,8 @@ pub enum Expect {
 #[derive(Default)]
 pub struct Registry {
     adapters: Mutex<BTreeMap<String, Arc<Loaded>>>,
+    /// Bytes of all that are in memory, with a name or without.
+    held: Arc<AtomicUsize>,
 }
 
 impl Registry {
@@ -175,7 +184,9 @@ impl Registry {
         let mut adapters = self.lock();
         check(&adapters, name, expect)?;
         let generation = Generation::next();
-        let loaded = Arc::new(Loaded { name: name.to_owned(), generation, kind, prepared });
+        self.held.fetch_add(prepared.bytes, Ordering::Relaxed);
+        let held = self.held.clone();
+        let loaded = Arc::new(Loaded { name: name.to_owned(), generation, kind, prepared, held });
         let before = adapters.insert(name.to_owned(), loaded);
         // Its memory may be large: freed without the lock.
         drop(adapters);
@@ -189,17 +200,19 @@ impl Registry {
         removed.map(|adapter| adapter.generation).ok_or_else(|| no_adapter(name))
     }
 
+    /// Bytes of all adapters that are in memory.
+    pub fn held_bytes(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
     /// What is loaded, by name.
     pub fn list(&self) -> Vec<AdapterInfo> {
-        let info = |adapter: &Arc<Loaded>| AdapterInfo {
-            name: adapter.name.clone(),
-            generation: adapter.generation,
-            kind: adapter.kind,
-            edits: adapter.prepared.edits,
-            bytes: adapter.prepared.bytes,
-            requests: Arc::strong_count(adapter) - 1,
-        };
         self.lock().values().map(info).collect()
+    }
+
+    /// What is loaded under one name.
+    pub fn find(&self, name: &str) -> Result<AdapterInfo, Error> {
+        self.lock().get(name).map(info).ok_or_else(|| no_adapter(name))
     }
 
     /// The stack of these adapters as they are now. One with weight 0 changes nothing and is left out.
@@ -216,6 +229,17 @@ impl Registry {
             }
         }
         Ok(Stack(stack))
+    }
+}
+
+fn info(adapter: &Arc<Loaded>) -> AdapterInfo {
+    AdapterInfo {
+        name: adapter.name.clone(),
+        generation: adapter.generation,
+        kind: adapter.kind,
+        edits: adapter.prepared.edits,
+        bytes: adapter.prepared.bytes,
+        requests: Arc::strong_count(adapter) - 1,
     }
 }
 

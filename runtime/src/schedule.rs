@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 
 use graftwork_kernels::backend::PAGE;
+use graftwork_kernels::tensor;
 
 use crate::batch::{Outputs, Piece};
 use crate::kv::{Chain, Pool, pages_for};
@@ -156,6 +157,17 @@ impl Schedule {
             session.chain = Some(chain);
             self.running.push(session);
         }
+    }
+
+    /// Makes room for one more token of every running sequence.
+    ///
+    /// # Errors
+    /// [`tensor::Error::OutOfMemory`]; no sequence has changed.
+    pub fn reserve_tokens(&mut self) -> Result<(), tensor::Error> {
+        self.running.iter_mut().try_for_each(|session| {
+            let bytes = size_of_val(&session.tokens[..]) + size_of::<u32>();
+            session.tokens.try_reserve(1).map_err(|_| tensor::Error::OutOfMemory { bytes })
+        })
     }
 
     /// Pages that the cache must have.

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::kv::Chain;
-use crate::mail::Mailbox;
 use crate::registry::Stack;
 use crate::request::{Event, FinishReason, Logprob, RequestId};
 use crate::sample::Sampler;
@@ -38,8 +37,6 @@ pub struct Session {
     pub logits: bool,
     /// Set by whoever cancels it.
     pub cancelled: Arc<AtomicBool>,
-    /// Where its events go, if not to the caller of `step`.
-    pub mailbox: Option<Mailbox>,
 }
 
 impl Session {

@@ -65,6 +65,11 @@ impl Text {
         }
     }
 
+    /// Why the chat template that the model came with cannot be used, if so.
+    pub(crate) fn unusable_template(&self) -> Option<&chat::Error> {
+        self.template.as_ref()?.as_ref().err()
+    }
+
     /// The tokens of a text in which special tokens are recognised, after what the model expects before every
     /// prompt (unless the text starts with that itself).
     ///

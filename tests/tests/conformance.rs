@@ -70,7 +70,7 @@ fn smollm2_in_f32_agrees_with_transformers() {
     }
     for name in file.names() {
         let tensor = file.require(name).unwrap();
-        let values = tensor.decode();
+        let values = tensor.decode().unwrap();
         decoded.tensor(name, Tensor::encode(Format::F32, tensor.rows(), tensor.cols(), &values).unwrap());
     }
     let mut bytes = Vec::new();

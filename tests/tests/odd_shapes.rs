@@ -59,7 +59,7 @@ struct Matrix {
 
 impl Matrix {
     fn of(tensor: &Tensor) -> Self {
-        let values = tensor.decode().into_iter().map(f64::from).collect();
+        let values = tensor.decode().unwrap().into_iter().map(f64::from).collect();
         Self { rows: tensor.rows(), cols: tensor.cols(), values }
     }
 

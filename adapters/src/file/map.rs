@@ -1,11 +1,11 @@
 //! Bytes of a file: mapped, or read into memory. The one place in this crate with `unsafe`.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::fs::{File, Metadata};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use graftwork_kernels::Bytes;
-use memmap2::Mmap;
+use memmap2::MmapOptions;
 
 use super::Error;
 
@@ -23,21 +23,49 @@ pub fn open_bytes(path: &Path, copy_up_to: u64) -> Result<Bytes, Error> {
 
 fn read(path: &Path, copy_up_to: u64) -> io::Result<Bytes> {
     // Asked before opening: to open a named pipe without a writer would wait for ever.
-    if !path.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "expected a regular file"));
+    let metadata = path.metadata()?;
+    regular(&metadata)?;
+    map_range(&File::open(path)?, 0, 0, metadata.len() <= copy_up_to)
+}
+
+/// `length` bytes of an open file from byte `offset`, which need not be aligned; length 0 stands for all up to its end.
+/// Mapped, with what that asks of others (see [`open_bytes`]), or with `copy` read into memory, which moves the
+/// file's position. The file may be closed afterwards.
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidInput`]: not a regular file, or the range does not lie in it. Otherwise what the system
+/// says, such as [`io::ErrorKind::OutOfMemory`] for a copy.
+pub fn map_range(mut file: &File, offset: u64, length: u64, copy: bool) -> io::Result<Bytes> {
+    let metadata = file.metadata()?;
+    regular(&metadata)?;
+    let size = metadata.len();
+    let rest = size.checked_sub(offset).filter(|&rest| length <= rest).ok_or_else(|| {
+        let expected = if length == 0 { "bytes".to_owned() } else { format!("{length} bytes") };
+        let message = format!("expected {expected} from byte {offset} on, found a file of {size} bytes");
+        io::Error::new(io::ErrorKind::InvalidInput, message)
+    })?;
+    let length = if length == 0 { rest } else { length };
+    let size = usize::try_from(length).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    if copy || size == 0 {
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(size).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        file.seek(SeekFrom::Start(offset))?;
+        file.take(length).read_to_end(&mut bytes)?;
+        return match bytes.len() == size {
+            true => Ok(bytes.into()),
+            false => Err(io::ErrorKind::UnexpectedEof.into()),
+        };
     }
-    let file = File::open(path)?;
-    let len = file.metadata()?.len();
-    if len > copy_up_to {
-        // SAFETY: the mapping is private to this value and only ever read. What Rust cannot rule out is that
-        // someone changes the file underneath; the bytes are plain data of which no bit pattern is invalid,
-        // every length and offset taken from them is checked against the mapping's fixed length before use, and
-        // the documentation above hands the rest of the duty (not to truncate or rewrite) to the caller.
-        return Ok(Bytes::new(unsafe { Mmap::map(&file) }?));
+    // SAFETY: the mapping is private to this value and only ever read. What Rust cannot rule out is that
+    // someone changes the file underneath; the bytes are plain data of which no bit pattern is invalid,
+    // every length and offset taken from them is checked against the mapping's fixed length before use, and
+    // the documentation above hands the rest of the duty (not to truncate or rewrite) to the caller.
+    Ok(Bytes::new(unsafe { MmapOptions::new().offset(offset).len(size).map(file) }?))
+}
+
+fn regular(metadata: &Metadata) -> io::Result<()> {
+    match metadata.is_file() {
+        true => Ok(()),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "expected a regular file")),
     }
-    let mut bytes = Vec::new();
-    let capacity = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
-    bytes.try_reserve_exact(capacity).map_err(|_| io::ErrorKind::OutOfMemory)?;
-    file.take(len).read_to_end(&mut bytes)?;
-    Ok(Bytes::new(bytes))
 }

@@ -16,7 +16,7 @@ mod source;
 pub use error::Error;
 pub use gguf::{Gguf, GgufWriter};
 pub use hf::{HfModel, Shards};
-pub use map::open_bytes;
+pub use map::{map_range, open_bytes};
 pub use named::Named;
 pub use safetensors::{Dtype, Safetensors, TensorInfo, TensorView, write_safetensors};
 pub use source::Source;

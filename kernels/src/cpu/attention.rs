@@ -15,15 +15,33 @@ use bytemuck::Pod;
 
 use super::isa::{Kernel, LANES, Simd};
 use super::math::exp;
-use super::team::{Scratch, Tile};
+use super::scratch::{Need, Scratch};
+use super::team::Tile;
 use crate::backend::{CacheShape, PAGE};
-use crate::tensor::Error;
+use crate::tensor::{Error, zeros};
 
 /// Vectors of scores in a page.
 const PARTS: usize = PAGE / LANES;
 
 /// Queries folded side by side: their scores and outputs fill the registers.
 const SIDE: usize = 3;
+
+/// The largest score so far and the sum of weights of a query: `m` and `l`.
+type Stats = [f32; 2];
+
+/// Floats of `work` that a job of `queries` queries takes: themselves, their outputs, keys and values of a page.
+const fn floats(queries: usize, head_dim: usize) -> usize {
+    let padded = head_dim.next_multiple_of(LANES);
+    queries.saturating_mul(head_dim.saturating_add(padded)).saturating_add(padded.saturating_mul(2 * PAGE))
+}
+
+/// Scratch that a job of up to `queries` queries takes.
+pub(super) fn scratch(queries: usize, head_dim: usize) -> Need {
+    Need {
+        lanes: queries.saturating_mul(size_of::<Stats>()),
+        work: floats(queries, head_dim).saturating_mul(size_of::<f32>()),
+    }
+}
 
 /// What keys and values are stored as.
 pub trait Element: Pod + Send + Sync {
@@ -82,12 +100,11 @@ impl<E: Element> Pages<E> {
     /// Gives it pages `0..pages`.
     pub fn grow(&mut self, pages: usize) -> Result<(), Error> {
         let elements = 2 * self.shape.layers * self.shape.kv_heads * self.half();
+        let more = pages.saturating_sub(self.pages.len());
+        let bytes = more.saturating_mul(size_of::<Vec<E>>());
+        self.pages.try_reserve(more).map_err(|_| Error::OutOfMemory { bytes })?;
         while self.pages.len() < pages {
-            let mut page = Vec::new();
-            let bytes = elements * size_of::<E>();
-            page.try_reserve_exact(elements).map_err(|_| Error::OutOfMemory { bytes })?;
-            page.resize(elements, E::zeroed());
-            self.pages.push(page);
+            self.pages.push(zeros(elements)?);
         }
         Ok(())
     }
@@ -149,8 +166,8 @@ struct State<'a> {
     q: &'a [f32],
     /// `[queries, padded]`: `o`.
     out: &'a mut [f32],
-    /// `[queries]`: `m` and `l`.
-    stats: &'a mut [[f32; 2]],
+    /// `[queries]`.
+    stats: &'a mut [Stats],
 }
 
 impl<E: Element> Kernel for Attend<'_, E> {
@@ -166,9 +183,9 @@ impl<E: Element> Kernel for Attend<'_, E> {
         let stride = self.q.len() / rows.end.max(1);
 
         let half = padded * PAGE;
-        let floats = self.scratch.work.slice::<f32>(queries * (dim + padded) + 2 * half);
-        let stats = self.scratch.lanes.slice::<[f32; 2]>(queries);
-        let (q, rest) = floats.split_at_mut(queries * dim);
+        let work = self.scratch.work.slice::<f32>(floats(queries, dim));
+        let stats = self.scratch.lanes.slice::<Stats>(queries);
+        let (q, rest) = work.split_at_mut(queries * dim);
         let (out, page) = rest.split_at_mut(queries * padded);
         for (row, q) in rows.clone().zip(q.chunks_exact_mut(cols.len())) {
             for (q, x) in q.iter_mut().zip(&self.q[row * stride..][cols.clone()]) {

@@ -5,17 +5,36 @@
 
 use std::ops::Range;
 
-use bytemuck::Zeroable;
-
 use super::isa::{BLOCK, Isa, LANES};
 use super::linear::{Inputs, Lane, Matrix, Quantize};
+use super::scratch::{Need, Scratch};
 use super::strip::Activations;
-use super::team::{Grid, Scratch, Tile};
+use super::team::{Grid, Tile};
 use super::{CHUNKS, Cpu, Rows};
 use crate::backend::{Change, Graft, Output};
 
 /// Outputs, times sixteen, that a thread keeps before it writes them: 8 KiB.
 const CLOSE: usize = 128;
+
+/// Most rows of a tile of `scale A x`.
+const PROJECT_ROWS: usize = 64;
+
+/// Lanes that a tile of `rows` rows takes: its outputs, and a graft's change of as many.
+const fn tile_lanes(rows: usize) -> usize {
+    let outputs = if rows > CLOSE { rows } else { CLOSE };
+    outputs.saturating_mul(2)
+}
+
+/// Scratch that a linear layer of up to `rows` rows takes.
+pub(super) fn scratch(rows: usize) -> Need {
+    let lanes = tile_lanes(rows).max(PROJECT_ROWS);
+    Need { lanes: lanes.saturating_mul(size_of::<Lane>()), work: 0 }
+}
+
+/// Blocks of 8-bit activations of `rows` rows of `inputs` values.
+pub(super) const fn blocks(rows: usize, inputs: usize) -> usize {
+    rows.saturating_mul(inputs / BLOCK)
+}
 
 impl Cpu {
     /// [`Backend::linear`](crate::backend::Backend::linear).
@@ -27,12 +46,8 @@ impl Cpu {
             let low = |g: &Graft<'_, Self>| matches!(&g.change, Change::LowRank { a, .. } if a.integer());
             o.weight.integer() || o.grafts.iter().any(low)
         });
-        if integer {
-            self.quantize(x);
-        } else {
-            self.x8.clear();
-        }
-        let places = self.project(x, outputs);
+        let x8 = if integer { self.quantize(x) } else { 0 };
+        let (places, low) = self.project(x, x8, outputs);
         let strips: usize = outputs.iter().map(|o| o.weight.rows().div_ceil(LANES)).sum();
         let width = (strips / (self.team.threads() * CHUNKS)).max(1) * LANES;
         let mut layers = Vec::with_capacity(outputs.len());
@@ -52,27 +67,29 @@ impl Cpu {
             layers.push(Layer { weight, bias: *bias, accumulate: *accumulate, grafts, places });
             grids.push(Grid::new(&mut y.data, y.cols, vec![0, x.rows], width));
         }
-        let inputs = Inputs { x: &x.data, stride: x.cols, cols: x.cols, x8: &self.x8 };
-        let (isa, low) = (self.isa, &self.low);
+        let inputs = Inputs { x: &x.data, stride: x.cols, cols: x.cols, x8: self.x8.values(x8) };
+        let (isa, low) = (self.isa, self.low.values(low));
         self.team.tiles(&mut grids, |g, tile, scratch| layers[g].compute(isa, &inputs, low, tile, scratch));
     }
 
-    /// Rounds the rows of `x` to 8 bits.
-    fn quantize(&mut self, x: &Rows) {
-        let blocks = x.cols / BLOCK;
+    /// Rounds the rows of `x` to 8 bits; gives how many blocks that are in `x8`.
+    fn quantize(&mut self, x: &Rows) -> usize {
         assert_eq!(x.cols % BLOCK, 0, "quantized weights have whole blocks of inputs");
-        self.x8.resize(x.rows * blocks, Activations::zeroed());
+        let count = blocks(x.rows, x.cols);
         let (isa, share) = (self.isa, self.share(x.rows));
-        let mut grid = [Grid::by_rows(&mut self.x8, blocks, share)];
+        let out = self.x8.slice::<Activations>(count);
+        let mut grid = [Grid::by_rows(out, x.cols / BLOCK, share)];
         self.team.tiles(&mut grid, |_, mut tile, _| {
             for t in tile.rows.clone() {
                 isa.run(Quantize { x: x.row(t), out: tile.row(t) });
             }
         });
+        count
     }
 
-    /// Computes `scale A x` of all low-rank grafts into `low`; gives where each graft's rows start there.
-    fn project(&mut self, x: &Rows, outputs: &[Output<'_, Self>]) -> Vec<Vec<usize>> {
+    /// Computes `scale A x` of all low-rank grafts into `low`, from `x` and its `x8` blocks of 8 bits; gives where each
+    /// graft's rows start there, and how many values there are.
+    fn project(&mut self, x: &Rows, x8: usize, outputs: &[Output<'_, Self>]) -> (Vec<Vec<usize>>, usize) {
         let mut end = 0;
         let mut starts = Vec::with_capacity(outputs.len());
         let mut grafts = Vec::new();
@@ -90,18 +107,17 @@ impl Cpu {
             starts.push(places);
         }
         if grafts.is_empty() {
-            return starts;
+            return (starts, end);
         }
-        self.low.resize(end, 0.0);
-        let inputs = Inputs { x: &x.data, stride: x.cols, cols: x.cols, x8: &self.x8 };
+        let inputs = Inputs { x: &x.data, stride: x.cols, cols: x.cols, x8: self.x8.values(x8) };
         let isa = self.isa;
-        let mut low = &mut self.low[..];
+        let mut low = self.low.slice(end);
         let mut grids = Vec::with_capacity(grafts.len());
         for (rows, _, _, rank) in &grafts {
             let (part, rest) = low.split_at_mut(rows.len() * rank);
             low = rest;
             // Decode rows are few and a chunk is cheap; prompts are cut so that all threads have some.
-            let cuts = (0..rows.len()).step_by(64).chain([rows.len()]).collect();
+            let cuts = (0..rows.len()).step_by(PROJECT_ROWS).chain([rows.len()]).collect();
             grids.push(Grid::new(part, *rank, cuts, LANES));
         }
         self.team.tiles(&mut grids, |g, mut tile, scratch| {
@@ -116,7 +132,7 @@ impl Cpu {
                 }
             }
         });
-        starts
+        (starts, end)
     }
 }
 
@@ -135,8 +151,8 @@ impl Layer<'_> {
     fn compute(&self, isa: Isa, x: &Inputs<'_>, low: &[f32], mut tile: Tile<'_, f32>, scratch: &mut Scratch) {
         let rows = tile.rows.clone();
         let many = (CLOSE / rows.len()).max(1);
-        let lanes = scratch.lanes.slice::<Lane>(2 * many * rows.len());
-        let (lanes, change) = lanes.split_at_mut(many * rows.len());
+        let lanes = scratch.lanes.slice::<Lane>(tile_lanes(rows.len()));
+        let (lanes, change) = lanes.split_at_mut(lanes.len() / 2);
         let end = tile.cols.end.div_ceil(LANES);
         for first in (tile.cols.start / LANES..end).step_by(many) {
             let strips = first..end.min(first + many);

@@ -7,8 +7,8 @@ use bytemuck::Zeroable;
 
 use super::isa::{BLOCK, GROUP, Isa, Kernel, LANES, Simd};
 use super::strip::{Activations, Input, Strip};
-use crate::format::{Block, Visitor};
-use crate::tensor::{Error, Tensor};
+use crate::format::{Block, Format, Visitor};
+use crate::tensor::{Error, Tensor, reserved};
 
 /// Sixteen rows of one token's outputs.
 pub type Lane = [f32; LANES];
@@ -35,6 +35,18 @@ impl Matrix {
         }
         let (bytes, strips) = weight.format().visit(Pack(weight))?;
         Ok(Self { rows: weight.rows(), cols: weight.cols(), bytes, strips })
+    }
+
+    /// The bytes of a packed matrix `[rows, cols]`.
+    pub fn bytes_for(format: Format, rows: usize, cols: usize) -> usize {
+        struct Size(usize, usize);
+        impl Visitor for Size {
+            type Out = usize;
+            fn visit<B: Block>(self) -> usize {
+                Packed::<B::Strip>::bytes(self.0, self.1)
+            }
+        }
+        format.visit(Size(rows, cols))
     }
 
     /// Outputs.
@@ -104,12 +116,19 @@ struct Packed<P: Strip> {
 }
 
 impl<P: Strip> Packed<P> {
+    /// Panels of a strip, and of all strips.
+    fn panels(rows: usize, cols: usize) -> (usize, usize) {
+        let length = cols / P::Block::LEN;
+        (length, length.saturating_mul(rows.div_ceil(LANES)))
+    }
+
+    fn bytes(rows: usize, cols: usize) -> usize {
+        Self::panels(rows, cols).1.saturating_mul(size_of::<P::Panel>())
+    }
+
     fn pack(weight: &Tensor) -> Result<Self, Error> {
-        let length = weight.cols() / P::Block::LEN;
-        let count = length * weight.rows().div_ceil(LANES);
-        let mut panels = Vec::new();
-        let bytes = count * size_of::<P::Panel>();
-        panels.try_reserve_exact(count).map_err(|_| Error::OutOfMemory { bytes })?;
+        let (length, count) = Self::panels(weight.rows(), weight.cols());
+        let mut panels = reserved(count)?;
         let blocks: &[P::Block] = bytemuck::cast_slice(weight.bytes());
         let missing = P::Block::zeroed();
         for strip in 0..weight.rows().div_ceil(LANES) {

@@ -16,6 +16,7 @@ pub mod linear;
 pub mod math;
 pub mod portable;
 pub mod rows;
+pub mod scratch;
 pub mod strip;
 pub mod team;
 
@@ -26,12 +27,13 @@ use attention::{Attend, Element, Pages};
 use isa::Isa;
 use linear::Matrix;
 use rows::{Gate, RmsNorm, Rotate};
+use scratch::{Buffer, Need};
 use strip::Activations;
 use team::{Grid, Team};
 
-use crate::backend::{Activation, Angles, Backend, CacheShape, Device, Output, PAGE, Span};
+use crate::backend::{Activation, Angles, Backend, CacheShape, Device, Output, PAGE, Span, StepShape};
 use crate::format::Format;
-use crate::tensor::{Error, Tensor};
+use crate::tensor::{Error, Tensor, reserved};
 
 /// Rows of one sequence that one attention job takes.
 const ATTENTION_ROWS: usize = 16;
@@ -53,10 +55,7 @@ impl Device for CpuDevice {
     }
 
     fn vector(&self, values: &[f32]) -> Result<Vec<f32>, Error> {
-        let mut vector = Vec::new();
-        vector
-            .try_reserve_exact(values.len())
-            .map_err(|_| Error::OutOfMemory { bytes: size_of_val(values) })?;
+        let mut vector = reserved(values.len())?;
         vector.extend_from_slice(values);
         Ok(vector)
     }
@@ -67,6 +66,10 @@ impl Device for CpuDevice {
 
     fn matrix_bytes(&self, matrix: &Matrix) -> usize {
         matrix.bytes()
+    }
+
+    fn packed_bytes(&self, format: Format, rows: usize, cols: usize) -> usize {
+        Matrix::bytes_for(format, rows, cols)
     }
 }
 
@@ -104,17 +107,36 @@ pub struct Cpu {
     device: Arc<CpuDevice>,
     isa: Isa,
     team: Team,
-    /// The input of the linear layer in progress, in 8 bits.
-    x8: Vec<Activations>,
-    /// `scale A x` of the grafts of the linear layer in progress.
-    low: Vec<f32>,
+    /// The input of the linear layer in progress, in 8 bits: [`Activations`].
+    x8: Buffer,
+    /// `scale A x` of the grafts of the linear layer in progress: f32.
+    low: Buffer,
+}
+
+/// Bytes that the operations of a step need beside their rows.
+struct Needs {
+    x8: usize,
+    low: usize,
+    /// Of each thread.
+    thread: Need,
+}
+
+impl Needs {
+    fn of(step: &StepShape) -> Self {
+        let queries = step.rows.min(ATTENTION_ROWS).saturating_mul(step.group);
+        Self {
+            x8: layer::blocks(step.rows, step.inputs).saturating_mul(size_of::<Activations>()),
+            low: step.low.saturating_mul(size_of::<f32>()),
+            thread: layer::scratch(step.rows).or(attention::scratch(queries, step.head_dim)),
+        }
+    }
 }
 
 impl Cpu {
     /// A CPU backend with `threads` threads (the caller's among them) and this instruction set.
     pub fn new(threads: usize, isa: Isa) -> std::io::Result<Self> {
         let team = Team::new(threads.max(1))?;
-        Ok(Self { device: Arc::new(CpuDevice), isa, team, x8: Vec::new(), low: Vec::new() })
+        Ok(Self { device: Arc::new(CpuDevice), isa, team, x8: Buffer::default(), low: Buffer::default() })
     }
 
     /// The instruction set in use.
@@ -191,14 +213,39 @@ impl Backend for Cpu {
     }
 
     fn resize(&mut self, x: &mut Rows, rows: usize) -> Result<(), Error> {
-        let size = rows * x.cols;
+        let size = rows.saturating_mul(x.cols);
         if size > x.data.len() {
-            let bytes = size * size_of::<f32>();
+            let bytes = self.activation_bytes(rows, x.cols);
             x.data.try_reserve_exact(size - x.data.len()).map_err(|_| Error::OutOfMemory { bytes })?;
             x.data.resize(size, 0.0);
         }
         x.rows = rows;
         Ok(())
+    }
+
+    fn activation_bytes(&self, rows: usize, cols: usize) -> usize {
+        rows.saturating_mul(cols).saturating_mul(size_of::<f32>())
+    }
+
+    fn held_bytes(&self, x: &Rows) -> usize {
+        size_of_val(&x.data[..])
+    }
+
+    fn reserve(&mut self, step: &StepShape) -> Result<(), Error> {
+        let needs = Needs::of(step);
+        self.x8.reserve(needs.x8)?;
+        self.low.reserve(needs.low)?;
+        self.team.reserve(needs.thread)
+    }
+
+    fn scratch_bytes(&self, step: &StepShape) -> usize {
+        let Needs { x8, low, thread } = Needs::of(step);
+        let threads = thread.bytes().saturating_mul(self.threads());
+        Buffer::bytes_for(x8).saturating_add(Buffer::bytes_for(low)).saturating_add(threads)
+    }
+
+    fn reserved_bytes(&self) -> usize {
+        self.x8.bytes() + self.low.bytes() + self.team.reserved_bytes()
     }
 
     fn cache(&mut self, shape: CacheShape) -> Cache {

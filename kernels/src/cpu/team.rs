@@ -10,46 +10,15 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use bytemuck::{Pod, Zeroable};
+use super::scratch::{Need, Scratch};
+use crate::tensor::Error;
 
 /// How long a thread spins for the next operation before it sleeps.
 const SPIN: Duration = Duration::from_micros(20);
-
-/// Memory of one thread for intermediate values, kept from operation to operation.
-#[derive(Default)]
-pub struct Scratch {
-    /// For the outputs of a tile.
-    pub lanes: Buffer,
-    /// For everything below that.
-    pub work: Buffer,
-}
-
-/// Memory that is lent as slices of one type after the other.
-#[derive(Default)]
-pub struct Buffer {
-    lines: Vec<Line>,
-}
-
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
-
-impl Buffer {
-    /// A slice of `n` values aligned to 64 bytes. Its content is unspecified.
-    pub fn slice<T: Pod>(&mut self, n: usize) -> &mut [T] {
-        let bytes = n * size_of::<T>();
-        let lines = bytes.div_ceil(size_of::<Line>());
-        if self.lines.len() < lines {
-            self.lines.resize(lines, Line([0; 64]));
-        }
-        let all: &mut [u8] = bytemuck::cast_slice_mut(&mut self.lines);
-        bytemuck::cast_slice_mut(&mut all[..bytes])
-    }
-}
 
 /// One operation: what to do with chunk `i`.
 type Job<'a> = dyn Fn(usize, &mut Scratch) + Sync + 'a;
@@ -65,6 +34,14 @@ struct Shared {
     asleep: AtomicUsize,
     quit: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
+    /// Each thread's scratch, the caller's first. A thread holds its lock while it works, the caller also to reserve
+    /// between operations: nobody ever waits for longer than another takes to let go.
+    scratch: Box<[Mutex<Scratch>]>,
+}
+
+/// A scratch is unspecified memory, so a panic while it was locked has broken nothing.
+fn lock(scratch: &Mutex<Scratch>) -> MutexGuard<'_, Scratch> {
+    scratch.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shared {
@@ -80,27 +57,31 @@ impl Shared {
         None
     }
 
-    /// Claims and runs chunks until none is left.
-    fn work(&self, scratch: &mut Scratch) -> bool {
-        let mut any = false;
-        while let Some(chunk) = self.claim() {
-            any = true;
+    /// Claims and runs chunks until none is left, in the scratch of thread `thread`.
+    fn work(&self, thread: usize) -> bool {
+        let Some(mut chunk) = self.claim() else {
+            return false;
+        };
+        let mut scratch = lock(&self.scratch[thread]);
+        loop {
             // SAFETY: `run` waits until every claimed chunk is done before the job goes away, and this one
             // is claimed and not done. The pointer was published before the ticket that was claimed.
             let job = unsafe { *self.job.load(Ordering::Relaxed) };
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job(chunk, scratch))) {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job(chunk, &mut scratch))) {
                 *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
             }
             self.done.fetch_add(1, Ordering::Release);
+            match self.claim() {
+                Some(next) => chunk = next,
+                None => return true,
+            }
         }
-        any
     }
 
-    fn worker(&self) {
-        let mut scratch = Scratch::default();
+    fn worker(&self, thread: usize) {
         let mut idle = Instant::now();
         loop {
-            if self.work(&mut scratch) {
+            if self.work(thread) {
                 idle = Instant::now();
             }
             if self.quit.load(Ordering::Acquire) {
@@ -128,7 +109,8 @@ impl Shared {
 pub struct Team {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    scratch: Scratch,
+    /// Scratch that every thread has.
+    reserved: Need,
 }
 
 impl Team {
@@ -141,14 +123,15 @@ impl Team {
             asleep: AtomicUsize::new(0),
             quit: AtomicBool::new(false),
             panic: Mutex::new(None),
+            scratch: (0..threads.max(1)).map(|_| Mutex::default()).collect(),
         });
-        let mut team = Self { shared, workers: Vec::new(), scratch: Scratch::default() };
+        let mut team = Self { shared, workers: Vec::new(), reserved: Need::default() };
         for i in 1..threads {
             let shared = team.shared.clone();
             let worker = thread::Builder::new()
                 .name(format!("graftwork-{i}"))
                 .stack_size(1 << 20)
-                .spawn(move || shared.worker())?;
+                .spawn(move || shared.worker(i))?;
             team.workers.push(worker);
         }
         Ok(team)
@@ -157,6 +140,35 @@ impl Team {
     /// Threads of the team.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// Gives every thread as much scratch as `need` says; none of it shrinks.
+    pub fn reserve(&mut self, need: Need) -> Result<(), Error> {
+        let before = std::mem::take(&mut self.reserved);
+        let all = before.or(need);
+        if all != before {
+            self.grow(need)?;
+        }
+        self.reserved = all;
+        Ok(())
+    }
+
+    fn grow(&self, need: Need) -> Result<(), Error> {
+        for scratch in &self.shared.scratch {
+            let mut scratch = lock(scratch);
+            scratch.lanes.reserve(need.lanes)?;
+            scratch.work.reserve(need.work)?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of scratch that the threads hold, all of them together.
+    pub fn reserved_bytes(&self) -> usize {
+        let held = |scratch: &Mutex<Scratch>| {
+            let scratch = lock(scratch);
+            scratch.lanes.bytes() + scratch.work.bytes()
+        };
+        self.shared.scratch.iter().map(held).sum()
     }
 
     /// Wakes the team's threads, so that the first operation of a step does not have to.
@@ -169,7 +181,8 @@ impl Team {
     /// Runs `f(i)` for every `i < chunks`, each once, on any thread. A panic in `f` comes out here.
     pub fn run(&mut self, chunks: usize, f: impl Fn(usize, &mut Scratch) + Sync) {
         if self.workers.is_empty() || chunks <= 1 {
-            (0..chunks).for_each(|i| f(i, &mut self.scratch));
+            let mut scratch = lock(&self.shared.scratch[0]);
+            (0..chunks).for_each(|i| f(i, &mut scratch));
             return;
         }
         assert!(chunks <= u32::MAX as usize, "too many chunks");
@@ -182,7 +195,7 @@ impl Team {
         shared.done.store(0, Ordering::Relaxed);
         shared.ticket.store((chunks as u64) << 32, Ordering::SeqCst);
         self.wake();
-        shared.work(&mut self.scratch);
+        shared.work(0);
         let mut spins = 0u32;
         while shared.done.load(Ordering::Acquire) < chunks {
             spins += 1;

@@ -22,6 +22,7 @@ pub fn rows(cpu: &mut Cpu, values: &[f32], cols: usize) -> Rows {
 }
 
 /// Their bits.
+#[allow(dead_code, reason = "not every test compares bits")]
 pub fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|x| x.to_bits()).collect()
 }

@@ -70,6 +70,12 @@ pub enum Error {
         /// How many it may take.
         limit: u64,
     },
+    /// A conversation in JSON is not what it should be.
+    #[error("chat: expected an object with a list of messages, found: {found}")]
+    Json {
+        /// What is wrong and where.
+        found: String,
+    },
     /// The template does something that is not possible.
     #[error("chat template: cannot be rendered: {found}")]
     Render {
@@ -120,6 +126,31 @@ impl ChatInput {
             variables: Map::new(),
             now: SystemTime::now(),
         }
+    }
+
+    /// A conversation as a JSON object: `messages`, and if wanted `tools`, `documents`, `add_generation_prompt`; whatever else it
+    /// holds becomes a variable of the template.
+    ///
+    /// # Errors
+    /// [`Error::Json`].
+    pub fn from_json(json: &str) -> Result<Self, Error> {
+        let wrong = |found: String| Error::Json { found };
+        let mut all: Map<String, Value> = serde_json::from_str(json).map_err(|e| wrong(e.to_string()))?;
+        let mut take = |key: &str| all.shift_remove(key).filter(|value| !value.is_null());
+        let of_key = |key: &str, e: serde_json::Error| wrong(format!("{key}: {e}"));
+        let messages = take("messages").ok_or_else(|| wrong("an object without messages".to_owned()))?;
+        let mut input = Self::new(serde_json::from_value(messages).map_err(|e| of_key("messages", e))?);
+        for (key, list) in [("tools", &mut input.tools), ("documents", &mut input.documents)] {
+            if let Some(value) = take(key) {
+                *list = Some(serde_json::from_value(value).map_err(|e| of_key(key, e))?);
+            }
+        }
+        let key = "add_generation_prompt";
+        if let Some(value) = take(key) {
+            input.add_generation_prompt = serde_json::from_value(value).map_err(|e| of_key(key, e))?;
+        }
+        input.variables = all;
+        Ok(input)
     }
 
     /// The variables of the template, in the order in which transformers passes them.

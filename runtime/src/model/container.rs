@@ -50,7 +50,9 @@ impl Container {
             Self::Gguf(file) => {
                 let key = "general.architecture";
                 let arch = arch::find(key, file.metadata().require(key)?, |arch| arch.name)?;
-                let factors = file.tensor("rope_freqs.weight")?.map(|factors| factors.decode());
+                let factors = file.tensor("rope_freqs.weight")?.map(|factors| factors.decode()).transpose();
+                let factors =
+                    factors.map_err(|source| Error::Weight { tensor: "rope_freqs.weight".into(), source })?;
                 let tensors = Tensors { shape: &|name| file.shape(name), rope_factors: factors };
                 let lookup = |key: &str| file.metadata().value(key).map(from_gguf);
                 let reader = Reader::new(format!("{}.", arch.name), &lookup);

@@ -1,9 +1,10 @@
 //! The forward pass of every decoder of the family, on any backend.
 
 use graftwork_adapters::Module;
-use graftwork_kernels::backend::{Angles, Backend, Output};
+use graftwork_kernels::backend::{Angles, Backend, Output, Span, StepShape};
 use graftwork_kernels::tensor;
 
+use super::config::Config;
 use super::graft::Grafts;
 use super::weights::{Linear, Model};
 use crate::batch::Batch;
@@ -50,6 +51,26 @@ impl<B: Backend> Scratch<B> {
         }
     }
 
+    /// Bytes that these keep in memory, and what the backend keeps for its operations on them.
+    pub fn bytes(&self, backend: &B) -> usize {
+        let Self { x, n, q, k, v, a, gate, up, x_out, a_out, logits } = self;
+        let held = |rows: &B::Rows| backend.held_bytes(rows);
+        [x, n, q, k, v, a, gate, up, x_out, a_out, logits].map(held).iter().sum::<usize>()
+            + backend.reserved_bytes()
+    }
+
+    /// What [`Scratch::bytes`] comes to at most for steps of up to `rows` rows, `outputs` of them with logits, without
+    /// adapters.
+    pub fn most_bytes(backend: &B, c: &Config, rows: usize, outputs: usize) -> usize {
+        let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
+        // `narrow` exchanges `x` and `a` with their counterparts, so that in time all have all rows.
+        let all = [c.hidden, c.hidden, c.hidden, q, q, q, kv, kv, c.ffn, c.ffn];
+        let activations = all.map(|cols| backend.activation_bytes(rows, cols)).iter().sum::<usize>();
+        activations
+            + backend.activation_bytes(outputs, c.vocab)
+            + backend.scratch_bytes(&step_shape(c, rows, 0))
+    }
+
     fn resize(&mut self, backend: &mut B, rows: usize, outputs: usize) -> Result<(), tensor::Error> {
         let Self { x, n, q, k, v, a, gate, up, x_out, a_out, logits } = self;
         for buffer in [x, n, q, k, v, a, gate, up] {
@@ -76,8 +97,8 @@ impl<B: Backend> Scratch<B> {
 
 /// Computes the logits of the batch's outputs into `s.logits` and stores its keys and values in `cache`.
 ///
-/// `go_on` is asked before every layer; once it says no, the pass ends and gives `false`: nothing then
-/// counts as computed, and the same batch may be run again.
+/// `go_on` is asked before every layer, half a layer, and part of a long attention; once it says no, the pass ends and
+/// gives `false`: nothing then counts as computed, and the same batch may be run again.
 pub fn forward<B: Backend>(
     backend: &mut B,
     model: &Model<B::Device>,
@@ -89,12 +110,15 @@ pub fn forward<B: Backend>(
     let c = &model.config;
     s.resize(backend, batch.tokens.len(), batch.outputs.len())?;
     let mut grafts = Grafts::<B>::of(batch);
-    let (mut cos, mut sin) = (Vec::new(), Vec::new());
+    backend.reserve(&step_shape(c, batch.tokens.len(), grafts.low()))?;
+    let pairs = batch.tokens.len().saturating_mul(c.rope.rotary / 2);
+    let (mut cos, mut sin) = (tensor::reserved(pairs)?, tensor::reserved(pairs)?);
     for &position in &batch.positions {
         model.frequencies.angles(position, &mut cos, &mut sin);
     }
     let angles = Angles { cos: &cos, sin: &sin, rotary: c.rope.rotary, layout: c.rope.layout };
     let scale = 1.0 / (c.head_dim as f32).sqrt();
+    let parts = attention_parts(&batch.spans);
     backend.step(|b| {
         b.embed(&mut s.x, &model.embedding, &batch.tokens);
         for (l, layer) in model.layers.iter().enumerate() {
@@ -113,7 +137,12 @@ pub fn forward<B: Backend>(
             b.rotate(&mut s.q, c.heads, &angles);
             b.rotate(&mut s.k, c.kv_heads, &angles);
             b.store(cache, l, (&s.k, &s.v), &batch.spans);
-            b.attend(&mut s.a, &s.q, (cache, l), &batch.spans, scale);
+            for part in &parts {
+                if !go_on() {
+                    return Ok(false);
+                }
+                b.attend(&mut s.a, &s.q, (cache, l), part, scale);
+            }
             if l + 1 == model.layers.len() && batch.outputs.len() < batch.tokens.len() {
                 // Nothing attends to the others any more.
                 s.narrow(b, &batch.outputs)?;
@@ -121,6 +150,9 @@ pub fn forward<B: Backend>(
             }
             b.linear(&s.a, &mut [added(&mut s.x, &layer[Module::O], &grafts.at(l, Module::O))]);
 
+            if !go_on() {
+                return Ok(false);
+            }
             b.rms_norm(&mut s.n, &s.x, &layer.ffn_norm, c.norm_eps);
             b.linear(
                 &s.n,
@@ -136,6 +168,44 @@ pub fn forward<B: Backend>(
         b.linear(&s.n, &mut [output(&mut s.logits, &model.head, &grafts.head())]);
         Ok(true)
     })
+}
+
+/// The largest operations of a pass over `rows` rows whose adapters' low-rank activations have up to `low` values.
+pub fn step_shape(config: &Config, rows: usize, low: usize) -> StepShape {
+    StepShape {
+        rows,
+        inputs: config.hidden.max(config.heads * config.head_dim).max(config.ffn),
+        low,
+        group: config.heads / config.kv_heads,
+        head_dim: config.head_dim,
+    }
+}
+
+/// Rows times positions of one call of [`Backend::attend`]: some milliseconds of a small model.
+const ATTENDED: usize = 1 << 18;
+
+/// Cuts a step's attention into calls short enough to give up between them.
+fn attention_parts<'a>(spans: &[Span<'a>]) -> Vec<Vec<Span<'a>>> {
+    let (mut parts, mut part, mut room) = (Vec::new(), Vec::new(), ATTENDED);
+    for span in spans {
+        let (mut start, end) = (span.rows.start, span.rows.end);
+        while start < end {
+            let position = span.position + start - span.rows.start;
+            // The rows see at least what the first of them sees: a few too many cost nothing but promptness.
+            let fit = (room / (position + 1)).max(usize::from(room == ATTENDED));
+            if fit == 0 {
+                parts.push(std::mem::take(&mut part));
+                room = ATTENDED;
+                continue;
+            }
+            let rows = start..end.min(start + fit);
+            room = room.saturating_sub(rows.len() * (position + rows.len()));
+            start = rows.end;
+            part.push(Span { rows, position, pages: span.pages });
+        }
+    }
+    parts.push(part);
+    parts
 }
 
 type Applied<'a, B> = [graftwork_kernels::backend::Graft<'a, B>];

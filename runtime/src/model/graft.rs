@@ -15,8 +15,17 @@ use crate::registry::Prepared;
 
 /// One change of one linear layer, prepared for the device.
 enum Bound<D: Device> {
-    LowRank { a: D::Matrix, b: D::Matrix, bias: Option<D::Vector>, scale: f32 },
+    LowRank { a: D::Matrix, b: D::Matrix, bias: Option<D::Vector>, scale: f32, rank: usize },
     Bias(D::Vector),
+}
+
+impl<D: Device> Bound<D> {
+    fn rank(&self) -> usize {
+        match self {
+            Self::LowRank { rank, .. } => *rank,
+            Self::Bias(_) => 0,
+        }
+    }
 }
 
 /// The changes of a model's linear layers.
@@ -24,6 +33,23 @@ struct BoundAdapter<D: Device> {
     /// By layer, then by [`Module`].
     layers: Vec<[Vec<Bound<D>>; Module::ALL.len()]>,
     head: Vec<Bound<D>>,
+    /// The largest sum of ranks of one call of [`Backend::linear`].
+    widest: usize,
+}
+
+/// The linear layers that [`forward`](super::forward::forward) computes in one call of [`Backend::linear`]; the head has one of its own.
+const CALLS: [&[Module]; 4] =
+    [&[Module::Q, Module::K, Module::V], &[Module::O], &[Module::Gate, Module::Up], &[Module::Down]];
+
+impl<D: Device> BoundAdapter<D> {
+    /// The largest sum of ranks of one call.
+    fn most_ranks(&self) -> usize {
+        let ranks = |changes: &[Bound<D>]| changes.iter().map(Bound::rank).sum::<usize>();
+        let calls = self.layers.iter().flat_map(|layer| {
+            CALLS.iter().map(move |call| call.iter().map(|&module| ranks(&layer[module as usize])).sum())
+        });
+        calls.chain([ranks(&self.head)]).max().unwrap_or(0)
+    }
 }
 
 /// Checks that `adapter` fits `model` and prepares it, rows of queries and keys in the model's order.
@@ -37,6 +63,7 @@ pub fn prepare<D: Device>(model: &Model<D>, device: &D, adapter: &Adapter) -> Re
     let mut bound = BoundAdapter {
         layers: model.layers.iter().map(|_| std::array::from_fn(|_| Vec::new())).collect(),
         head: Vec::new(),
+        widest: 0,
     };
     let mut bytes = 0;
     for edit in &adapter.edits {
@@ -57,6 +84,7 @@ pub fn prepare<D: Device>(model: &Model<D>, device: &D, adapter: &Adapter) -> Re
         place.push(change);
         bytes += size;
     }
+    bound.widest = bound.most_ranks();
     Ok(Prepared { bound: Box::new(bound), edits: adapter.edits.len(), bytes })
 }
 
@@ -99,13 +127,13 @@ impl<D: Device> Binder<'_, D> {
                     Some((from, to)) => from.reorder(to, b, self.head_dim)?,
                     None => b.clone(),
                 };
-                let (a, b) = (self.device.matrix(a)?, self.device.matrix(&in_floats(b)?)?);
+                let (rank, a, b) = (a.rows(), self.device.matrix(a)?, self.device.matrix(&in_floats(b)?)?);
                 let values = bias.as_ref().map(|bias| self.vector(bias)).transpose()?;
                 let bytes = self.device.matrix_bytes(&a)
                     + self.device.matrix_bytes(&b)
                     + values.as_deref().map_or(0, size_of_val);
                 let bias = values.map(|values| self.device.vector(&values)).transpose()?;
-                Ok((Bound::LowRank { a, b, bias, scale: *scale }, bytes))
+                Ok((Bound::LowRank { a, b, bias, scale: *scale, rank }, bytes))
             }
             Edit::Bias { values } => {
                 let mut values = self.vector(values)?;
@@ -120,8 +148,8 @@ impl<D: Device> Binder<'_, D> {
     /// The values of a vector over the outputs, in the model's order.
     fn vector(&self, vector: &Tensor) -> Result<Vec<f32>, graftwork_kernels::Error> {
         match self.orders {
-            Some((from, to)) => Ok(from.reorder_vector(to, vector, self.head_dim)?.decode()),
-            None => Ok(vector.decode()),
+            Some((from, to)) => from.reorder_vector(to, vector, self.head_dim)?.decode(),
+            None => vector.decode(),
         }
     }
 }
@@ -131,7 +159,7 @@ impl<D: Device> Binder<'_, D> {
 fn in_floats(tensor: Tensor) -> Result<Tensor, graftwork_kernels::Error> {
     match tensor.format().block_len() {
         1 => Ok(tensor),
-        _ => Tensor::encode(Format::F32, tensor.rows(), tensor.cols(), &tensor.decode()),
+        _ => Tensor::encode(Format::F32, tensor.rows(), tensor.cols(), &tensor.decode()?),
     }
 }
 
@@ -173,6 +201,11 @@ impl<'a, B: Backend> Grafts<'a, B> {
         self
     }
 
+    /// Most values of `A x` of one call of [`Backend::linear`].
+    pub fn low(&self) -> usize {
+        self.applied.iter().map(|applied| applied.rows.len() * applied.adapter.widest).sum()
+    }
+
     /// What changes the linear layer `module` of `layer`.
     pub fn at(&self, layer: usize, module: Module) -> Vec<Graft<'a, B>> {
         self.collect(|adapter| &adapter.layers[layer][module as usize])
@@ -198,7 +231,7 @@ impl<'a, B: Backend> Grafts<'a, B> {
 
 fn graft<'a, B: Backend>(bound: &'a Bound<B::Device>, weight: f32, rows: &Range<usize>) -> Graft<'a, B> {
     let (scale, change) = match bound {
-        Bound::LowRank { a, b, bias, scale } => {
+        Bound::LowRank { a, b, bias, scale, .. } => {
             (weight * scale, Change::LowRank { a, b, bias: bias.as_ref() })
         }
         Bound::Bias(values) => (weight, Change::Bias(values)),

@@ -5,6 +5,7 @@ pub mod config;
 pub mod container;
 pub(crate) mod forward;
 pub(crate) mod graft;
+pub(crate) mod plan;
 pub mod rope;
 pub(crate) mod runner;
 pub(crate) mod weights;

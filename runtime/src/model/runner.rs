@@ -40,13 +40,16 @@ pub trait Run: Send {
     /// Bytes of a page of the KV cache.
     fn page_bytes(&self) -> usize;
 
+    /// Bytes of the activations of a step, and of what kernels need beside them, as they have grown.
+    fn scratch_bytes(&self) -> usize;
+
     /// Computes a batch; `false` if `go_on` ended it early, and then nothing counts as computed.
     fn run(&mut self, batch: &Batch<'_>, go_on: &dyn Fn() -> bool) -> Result<bool, Error>;
 
     /// The logits `[outputs, vocab]` of the last batch.
     fn logits(&mut self) -> Cow<'_, [f32]>;
 
-    /// The logits `[tokens, vocab]` of one sequence, `chunk` rows at a time, in a cache of its own whose
+    /// The logits `[tokens, vocab]` of one sequence, at most `chunk` rows at a time, in a cache of its own whose
     /// values have the format `kv`.
     fn score(&mut self, tokens: &[u32], stack: &Stack, kv: Format, chunk: usize) -> Result<Vec<f32>, Error>;
 }
@@ -64,18 +67,29 @@ struct Runner<B: Backend> {
     scratch: Scratch<B>,
 }
 
+/// The KV cache of a model, with values in the format `kv`.
+pub fn cache_shape(config: &Config, kv: Format) -> CacheShape {
+    let &Config { layers, kv_heads, head_dim, .. } = config;
+    CacheShape { layers, kv_heads, head_dim, format: kv }
+}
+
+/// Rows of a step of [`Run::score`]: all of them give logits.
+const SCORED: usize = 64;
+
+/// What [`Run::scratch_bytes`] comes to at most, without adapters, when steps take up to `chunk` rows of prompts and a row of each of
+/// `batch` sequences.
+pub fn most_scratch<B: Backend>(backend: &B, config: &Config, chunk: usize, batch: usize) -> usize {
+    let rows = chunk.saturating_add(batch);
+    Scratch::<B>::most_bytes(backend, config, rows, batch.max(SCORED.min(chunk)))
+}
+
 /// The two sides of `model` on `backend`, with keys and values cached in the format `kv`.
 pub fn erase<B: Backend>(
     mut backend: B,
     model: Model<B::Device>,
     kv: Format,
 ) -> (Arc<dyn Prepare>, Box<dyn Run>) {
-    let shape = CacheShape {
-        layers: model.config.layers,
-        kv_heads: model.config.kv_heads,
-        head_dim: model.config.head_dim,
-        format: kv,
-    };
+    let shape = cache_shape(&model.config, kv);
     let model = Arc::new(model);
     let preparer = Preparer::<B> { model: model.clone(), device: backend.device().clone() };
     let cache = backend.cache(shape);
@@ -110,6 +124,10 @@ impl<B: Backend> Run for Runner<B> {
         self.shape.page_bytes()
     }
 
+    fn scratch_bytes(&self) -> usize {
+        self.scratch.bytes(&self.backend)
+    }
+
     fn run(&mut self, batch: &Batch<'_>, go_on: &dyn Fn() -> bool) -> Result<bool, Error> {
         forward(&mut self.backend, &self.model, &mut self.cache, &mut self.scratch, batch, go_on)
             .map_err(Error::Memory)
@@ -123,15 +141,14 @@ impl<B: Backend> Run for Runner<B> {
         let mut cache = self.backend.cache(CacheShape { format: kv, ..self.shape });
         let pages: Vec<u32> = (0..kv::pages_for(tokens.len()) as u32).collect();
         self.backend.grow(&mut cache, pages.len()).map_err(Error::Memory)?;
-        let mut logits = Vec::new();
         let values = tokens.len().saturating_mul(self.model.config.vocab);
-        let refused = |_| Error::Memory(tensor::Error::OutOfMemory { bytes: values.saturating_mul(4) });
-        logits.try_reserve_exact(values).map_err(refused)?;
+        let mut logits = tensor::reserved(values).map_err(Error::Memory)?;
+        let chunk = chunk.min(SCORED);
         for (index, tokens) in tokens.chunks(chunk).enumerate() {
             let position = index * chunk;
             let piece =
                 Piece { stack, tokens, position, pages: &pages, prompt: tokens.len(), outputs: Outputs::All };
-            let batch = Batch::new(&[piece]);
+            let batch = Batch::new(&[piece]).map_err(Error::Memory)?;
             forward(&mut self.backend, &self.model, &mut cache, &mut self.scratch, &batch, &|| true)
                 .map_err(Error::Memory)?;
             logits.extend_from_slice(&self.logits());

@@ -14,8 +14,11 @@ use super::config::Config;
 use super::rope::Frequencies;
 use crate::Error;
 
-/// Called while a model loads with the parts that are done and all there are, from any thread.
-pub type Progress<'a> = dyn Fn(usize, usize) + Sync + 'a;
+/// Called while a model loads with the parts that are done and all there are, from any thread; `false` ends it.
+pub type Progress<'a> = dyn Fn(usize, usize) -> bool + Sync + 'a;
+
+/// Bytes of stack of the threads that load.
+pub const STACK: usize = 2 << 20;
 
 /// A linear layer.
 pub struct Linear<D: Device> {
@@ -79,6 +82,7 @@ impl<D: Device> Model<D> {
     ) -> Result<Self, Error> {
         let loader = Loader { config: &config, names, file, device, used: Mutex::default() };
         let table = loader.tensor(names.embedding, "weight", config.vocab, config.hidden)?;
+        let table = table.compact().map_err(|e| loader.refused(names.embedding, e))?;
         let embedding = device.table(&table).map_err(|e| loader.refused(names.embedding, e))?;
         let norm = loader.vector(names.norm, config.hidden)?;
         let head_name = if config.tied_head { names.embedding } else { names.head };
@@ -162,13 +166,14 @@ impl<D: Device> Loader<'_, D> {
 
     fn vector(&self, name: &str, len: usize) -> Result<D::Vector, Error> {
         let values = self.tensor(name, "weight", 1, len)?.decode();
-        self.device.vector(&values).map_err(|e| self.refused(name, e))
+        values.and_then(|values| self.device.vector(&values)).map_err(|e| self.refused(name, e))
     }
 
     fn linear(&self, name: &str, (rows, cols): (usize, usize), bias: bool) -> Result<Linear<D>, Error> {
         let refused = |e| self.refused(name, e);
         let weight = self.device.matrix(&self.tensor(name, "weight", rows, cols)?).map_err(refused)?;
-        let bias_values = bias.then(|| self.tensor(name, "bias", 1, rows)).transpose()?.map(|t| t.decode());
+        let bias = bias.then(|| self.tensor(name, "bias", 1, rows)).transpose()?;
+        let bias_values = bias.map(|bias| bias.decode()).transpose().map_err(refused)?;
         let bias = bias_values.as_deref().map(|v| self.device.vector(v)).transpose().map_err(refused)?;
         Ok(Linear { weight, bias, bias_values })
     }
@@ -225,11 +230,15 @@ fn in_parallel<T: Send>(
                     return Err(error);
                 }
             }
-            progress(done.fetch_add(1, Ordering::Relaxed) + 1, parts);
+            if !progress(done.fetch_add(1, Ordering::Relaxed) + 1, parts) {
+                next.store(parts, Ordering::Relaxed);
+                return Err(Error::Cancelled);
+            }
         }
     };
     let outcomes: Vec<_> = std::thread::scope(|scope| {
-        let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, worker).ok();
+        // With the size of its stack given, the standard library asks no environment variable for it.
+        let spawn = |_| std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, worker).ok();
         // A thread that the system refuses leaves its share to the others.
         let others: Vec<_> = (1..threads.min(parts)).map_while(spawn).collect();
         let mine = worker();

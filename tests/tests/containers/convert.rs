@@ -33,7 +33,7 @@ fn interleaved(tensor: &Tensor) -> Tensor {
         1 => (tensor.cols(), 1),
         rows => (rows, tensor.cols()),
     };
-    let values = tensor.decode();
+    let values = tensor.decode().unwrap();
     let mut out = vec![0.0; values.len()];
     for row in 0..rows {
         let (head, within) = (row / HEAD_DIM, row % HEAD_DIM);

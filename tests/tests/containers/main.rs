@@ -128,7 +128,7 @@ fn random_lora(formats: [Format; 2]) -> Source {
         let factors = [("a", RANK, inputs, formats[0]), ("b", outputs, RANK, formats[1])];
         for (factor, rows, cols, format) in factors {
             let values = random(seed * 2 + u32::from(factor == "b"), 0.1, rows * cols);
-            let rounded = Tensor::encode(Format::Q8_0, rows, cols, &values).unwrap().decode();
+            let rounded = Tensor::encode(Format::Q8_0, rows, cols, &values).unwrap().decode().unwrap();
             let tensor = Tensor::encode(format, rows, cols, &rounded).unwrap();
             file.tensor(format!("blk.1.{name}.weight.lora_{factor}"), tensor);
         }

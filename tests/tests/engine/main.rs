@@ -1,5 +1,6 @@
 //! The engine's promises: adapters, requests, memory and errors.
 
+mod events;
 mod hostile_requests;
 mod mistakes;
 mod prefixes;

@@ -25,7 +25,7 @@ const MAX_NAME: usize = 63;
 /// writer.write(&mut file)?;
 ///
 /// let read = Gguf::parse(Bytes::new(file))?;
-/// assert_eq!(read.require("output.weight")?.decode(), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+/// assert_eq!(read.require("output.weight")?.decode()?, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, Default)]
