@@ -76,6 +76,7 @@ impl Error {
             Self::Tokenize(e) => of_tokenizer(e),
             Self::Chat(e) => of_chat(e),
             Self::Sample(sample::Error::Option { option, .. }) => (K::InvalidArgument, option),
+            Self::Sample(sample::Error::Memory(e)) => (of_tensor(e), ""),
             Self::Sample(sample::Error::Logit { .. }) => (K::Format, ""),
             Self::Sample(sample::Error::NoToken { .. }) => (K::InvalidArgument, "logit_bias"),
             Self::Stop(_) => (K::InvalidArgument, "stop"),

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use graftwork_kernels::tensor::reserved;
+
 use crate::kv::Chain;
 use crate::registry::Stack;
 use crate::request::{Event, FinishReason, Logprob, RequestId};
-use crate::sample::Sampler;
+use crate::sample::{self, Sampler};
 use crate::stream::TextStream;
 
 /// A request, checked and tokenized.
@@ -53,8 +55,8 @@ impl Session {
     /// Chooses the next token from its `logits` and says what follows.
     pub fn advance(&mut self, logits: &[f32]) -> Vec<Event> {
         let id = self.id;
-        let token = match self.sampler.sample(logits, &self.tokens) {
-            Ok(token) => token,
+        let (token, logprob, logits) = match self.choose(logits) {
+            Ok(chosen) => chosen,
             Err(error) => return vec![Event::Failed { id, error }],
         };
         self.tokens.push(token);
@@ -62,19 +64,25 @@ impl Session {
             return vec![self.finish(FinishReason::Stop)];
         }
         let pushed = self.text.as_mut().map(|text| text.push(token)).unwrap_or_default();
-        let mut events = vec![Event::Token {
-            id,
-            token,
-            text: pushed.text,
-            logprob: self.logprobs.map(|top| logprob(logits, token, top)),
-            logits: self.logits.then(|| logits.to_vec()),
-        }];
+        let mut events = vec![Event::Token { id, token, text: pushed.text, logprob, logits }];
         if pushed.stopped {
             events.push(Event::Finished { id, reason: FinishReason::StopText, text: String::new() });
         } else if self.tokens.len() >= self.most_tokens {
             events.push(self.finish(FinishReason::Length));
         }
         events
+    }
+
+    /// The next token, and what is to be reported with it.
+    fn choose(&mut self, logits: &[f32]) -> Result<(u32, Option<Logprob>, Option<Vec<f32>>), sample::Error> {
+        let token = self.sampler.sample(logits, &self.tokens)?;
+        let logprob = self.logprobs.map(|top| logprob(logits, token, top)).transpose()?;
+        let reported = self.logits.then(|| {
+            let mut values = reserved(logits.len())?;
+            values.extend_from_slice(logits);
+            Ok::<_, sample::Error>(values)
+        });
+        Ok((token, logprob, reported.transpose()?))
     }
 
     /// The last event, with the text that was held back.
@@ -85,17 +93,19 @@ impl Session {
 }
 
 /// `log softmax` of the logits at `token`, and at the `top` likeliest; summed in f64.
-fn logprob(logits: &[f32], token: u32, top: usize) -> Logprob {
+fn logprob(logits: &[f32], token: u32, top: usize) -> Result<Logprob, sample::Error> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
     let of = |token: u32| (f64::from(logits[token as usize] - max) - sum.ln()) as f32;
-    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-    let likelier = |&a: &u32, &b: &u32| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b));
-    let top = top.min(order.len());
+    let top = top.min(logits.len());
+    let mut order: Vec<u32> = Vec::new();
     if top > 0 {
+        let likelier = |&a: &u32, &b: &u32| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b));
+        order = reserved(logits.len())?;
+        order.extend(0..logits.len() as u32);
         order.select_nth_unstable_by(top - 1, likelier);
+        order.truncate(top);
+        order.sort_unstable_by(likelier);
     }
-    order.truncate(top);
-    order.sort_unstable_by(likelier);
-    Logprob { chosen: of(token), top: order.into_iter().map(|token| (token, of(token))).collect() }
+    Ok(Logprob { chosen: of(token), top: order.into_iter().map(|token| (token, of(token))).collect() })
 }

@@ -259,11 +259,8 @@ fn every_refusal_is_an_error_and_loses_nothing() {
     }
 }
 
-/// Quantized weights of a real model, and adapters for it: some of the refusals.
-#[test]
-fn a_real_model_survives_refusals() {
-    let _alone = alone();
-    // Without its tokenizer, which is not part of the promise.
+/// A real model without its tokenizer, which is not part of the promise.
+fn without_tokenizer() -> Source {
     let file = Gguf::open(smollm2()).unwrap();
     let mut writer = GgufWriter::new();
     for (key, value) in file.metadata().iter().filter(|(key, _)| !key.starts_with("tokenizer.")) {
@@ -274,8 +271,15 @@ fn a_real_model_survives_refusals() {
     }
     let mut bytes = Vec::new();
     writer.write(&mut bytes).unwrap();
+    Bytes::from(bytes).into()
+}
+
+/// Quantized weights of a real model, and adapters for it: some of the refusals.
+#[test]
+fn a_real_model_survives_refusals() {
+    let _alone = alone();
     let scene = Scene {
-        model: Bytes::from(bytes).into(),
+        model: without_tokenizer(),
         adapters: vec![
             ("tools", example("tools-lora").into()),
             ("sentiment", example("sentiment-lora.gguf").into()),
@@ -290,5 +294,54 @@ fn a_real_model_survives_refusals() {
     let loading = (0..counted - 24).step_by(61);
     for pass in loading.chain((counted - 24..counted).step_by(2)) {
         assert!(interrupted(&scene, &expected, pass, 1), "allocation {pass} of {counted}");
+    }
+}
+
+/// What is as large as the vocabulary while tokens are drawn and reported: the request fails, and says why.
+#[test]
+fn a_token_that_has_no_memory_fails_its_request_alone() {
+    let _alone = alone();
+    let engine = Engine::open(without_tokenizer(), EngineOptions::default()).unwrap();
+    let run = |pass| {
+        let mut sampling = graftwork::sample::Options { temperature: 1.0, top_p: 0.9, ..Default::default() };
+        sampling.logit_bias.push((3, 1.0));
+        let request = Request {
+            sampling,
+            logprobs: Some(3),
+            logits: true,
+            ..Request::new(prompt(20, 49_152)).max_tokens(2)
+        };
+        engine.submit(request).unwrap();
+        let refusals = Refusals { least: 64 << 10, pass, refuse: 1 };
+        let mut tokens = Vec::new();
+        // On a thread of its own, which has no room for candidates yet.
+        let (failed, counted) = refusals.during(|| {
+            std::thread::scope(|scope| {
+                let stepped = scope.spawn(|| {
+                    while !engine.is_idle() {
+                        for event in engine.step().unwrap() {
+                            match event {
+                                Event::Token { token, .. } => tokens.push(token),
+                                Event::Failed { error, .. } => return Some(Error::from(error)),
+                                Event::Finished { .. } => {}
+                            }
+                        }
+                    }
+                    None
+                });
+                stepped.join().unwrap()
+            })
+        });
+        (tokens, failed.map(|error| error.kind()), counted)
+    };
+    // Once to let the engine's own memory grow.
+    run(usize::MAX);
+    let (expected, none, counted) = run(usize::MAX);
+    assert!(expected.len() == 2 && none.is_none() && counted >= 5, "{counted} allocations count");
+    for pass in 0..counted {
+        let (tokens, failed, _) = run(pass);
+        assert_eq!(failed, Some(ErrorKind::OutOfMemory), "allocation {pass} of {counted}");
+        assert!(tokens.len() < 2 && expected.starts_with(&tokens));
+        assert_eq!(run(usize::MAX).0, expected);
     }
 }

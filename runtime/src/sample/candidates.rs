@@ -2,6 +2,7 @@
 
 use super::exp::exp;
 use super::{Error, Options, check};
+use graftwork_kernels::tensor::reserved;
 use std::cmp::Ordering;
 
 /// How many of the likeliest tokens are ranked first in the search for the top-p set; then eight times more each time.
@@ -29,6 +30,9 @@ impl Candidates {
     /// All tokens that are not banned, by id, with the changed logits.
     pub(super) fn fill(&mut self, logits: &[f32], changes: &[(u32, f32)]) -> Result<(), Error> {
         self.0.clear();
+        if self.0.capacity() < logits.len() {
+            self.0 = reserved(logits.len())?;
+        }
         self.0.extend((0u32..).zip(logits).map(|(token, &logit)| Candidate { logit, token, weight: 0.0 }));
         for &(token, logit) in changes {
             self.0[token as usize].logit = logit;

@@ -59,6 +59,9 @@ pub enum Error {
         /// NaN or infinity.
         found: f32,
     },
+    /// Memory as large as the vocabulary was refused.
+    #[error(transparent)]
+    Memory(#[from] graftwork_kernels::Error),
     /// Every token is banned, or there are no logits.
     #[error("logits: expected a token that is not banned, found none of {vocab}")]
     NoToken {
@@ -98,7 +101,7 @@ impl Sampler {
     ///
     /// # Errors
     /// [`Error::Logit`] for NaN or infinity, [`Error::NoToken`] if all are `-inf`, [`Error::Option`] for a bias of a
-    /// token that does not exist.
+    /// token that does not exist, [`Error::Memory`].
     pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> Result<u32, Error> {
         let step = self.step;
         self.step += 1;
