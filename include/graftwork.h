@@ -49,12 +49,12 @@
  * that the library does not know. Structs that are elements of arrays (gw_text, gw_message, gw_use, gw_logit_bias,
  * gw_logprob) never change.
  *
- * Callbacks are called with no lock held, so they may call the library, on threads that the description names. They must
- * not throw or longjmp through the library. `drop`, where there is one, is called once with `user` when the library lets
- * go of it: not at all if the call that should have taken it failed.
+ * Callbacks are called with no lock held, so they may call the library, gw_step and gw_poll too, on threads that the
+ * description names. They must not throw or longjmp through the library. `drop`, where there is one, is called once with
+ * `user` when the library lets go of it: not at all if the call that should have taken it failed.
  *
  * The library prints nothing, reads no environment variable, installs no signal handler and has no global state that
- * a caller could see. */
+ * a caller could see. Closing an engine joins its threads. */
 
 #ifndef GRAFTWORK_H
 #define GRAFTWORK_H
@@ -81,7 +81,8 @@ extern "C" {
 #define GW_MUST_USE
 #endif
 
-/* Marks parameters that may be NULL. NULL anywhere else gives GW_ERR_INVALID_ARG, 0 or NULL, and does nothing. */
+/* Marks parameters that may be NULL. NULL anywhere else gives GW_ERR_INVALID_ARG, 0 or NULL, and does nothing; but an array that
+ * is only read may be NULL where its count is 0. */
 #define GW_OPTIONAL
 
 /* As a size: the text ends at its NUL. */
@@ -159,7 +160,7 @@ typedef void (*gw_drop_fn)(void *user);
  * over it is safe either way. Adapters of at most 64 MiB are always copied. */
 #define GW_SOURCE_COPY UINT32_C(1)
 
-/* A file or a directory. `flags`: 0 or GW_SOURCE_COPY. Nothing is opened yet. */
+/* A file or a directory. `flags`: 0 or GW_SOURCE_COPY. Nothing is opened yet. On Unix a path is any bytes, not UTF-8 alone. */
 GW_API GW_MUST_USE gw_status gw_source_path(const char *path, size_t path_size, uint32_t flags, gw_source **source,
                                             gw_error **error GW_OPTIONAL);
 
@@ -214,7 +215,7 @@ typedef void (*gw_log_fn)(void *user, int32_t level, const char *message, size_t
 enum { GW_LOG_WARN = 1, GW_LOG_INFO = 2, GW_LOG_DEBUG = 3 };
 
 /* Hears how far loading is: `done` of `all` parts. Non-zero ends it with GW_ERR_CANCELLED. Called from the threads that load,
- * also from several at once. */
+ * also from several at once, so it may hear more after it ended it. */
 typedef int32_t (*gw_progress_fn)(void *user, uint64_t done, uint64_t all);
 
 enum { GW_DEVICE_CPU = 0, GW_DEVICE_GPU = 1 /* GW_ERR_UNSUPPORTED in this version. */ };
@@ -256,13 +257,14 @@ typedef struct gw_memory {
     uint64_t kv;        /* The KV cache as it has grown. */
     uint64_t kv_used;   /* The part of it that requests hold. */
     uint64_t kv_limit;  /* What it may grow to. */
-    uint64_t scratch;   /* Activations of a step, and what kernels need beside them. */
+    uint64_t scratch;   /* Activations of a step, and what kernels need beside them, as they have grown. */
 } gw_memory;
 
 #define GW_MEMORY_INIT {sizeof(gw_memory), 0, 0, 0, 0, 0, 0, 0, 0}
 
 /* What gw_engine_open of the same source and options would take, without doing it: weights and embedding as they will be,
- * kv 0 and kv_limit as set, scratch at its largest. Reads headers, not weights. */
+ * kv 0 and kv_limit as set, scratch at its largest without adapters. Where files are mapped, reads little more than headers.
+ * Calls and drops nothing of the options. */
 GW_API GW_MUST_USE gw_status gw_engine_plan(const gw_source *source, const gw_engine_options *options GW_OPTIONAL,
                                             gw_memory *memory, gw_error **error GW_OPTIONAL);
 
@@ -286,7 +288,7 @@ typedef struct gw_engine_info {
     uint8_t has_tokenizer;    /* Text can go in and come out, not tokens alone. */
     uint8_t has_chat;         /* Messages can be given: there is a chat template that can be used. */
     uint8_t reserved[6];
-    const char *architecture; /* Such as "llama". Lives as long as the library is loaded, as does isa. */
+    const char *architecture; /* Such as "llama". Lives as long as the engine, as does isa. */
     size_t architecture_size;
     const char *isa;          /* The instruction set that kernels use, such as "avx2". */
     size_t isa_size;
@@ -477,7 +479,7 @@ typedef struct gw_request {
 
     gw_event_fn on_event; /* NULL: events wait for gw_poll. */
     void *user;
-    gw_drop_fn drop; /* May be NULL. Called after the last event. */
+    gw_drop_fn drop; /* May be NULL. Called after the last event; without on_event, before gw_submit returns. */
 } gw_request;
 
 #define GW_REQUEST_INIT \
@@ -505,6 +507,7 @@ GW_API GW_MUST_USE gw_status gw_step(const gw_engine *engine, int32_t *live GW_O
 /* The next event of one request, or, with id 0, of any that has no callback. If none waits, steps until there is one; if another
  * thread steps or there is nothing to do, waits for an event or a request to do something for. After timeout_ms, at the latest
  * when the step that it is in ends, `event` is set to NULL and the status is GW_OK; 0 takes what waits and computes nothing.
+ * With GW_FOREVER it sleeps for as long as nobody submits anything: count what you wait for.
  * GW_ERR_NOT_FOUND if no request of this id has an event to come. Free the event with gw_event_free. */
 GW_API GW_MUST_USE gw_status gw_poll(const gw_engine *engine, uint64_t id, uint32_t timeout_ms, gw_event **event,
                                      gw_error **error GW_OPTIONAL);

@@ -1,6 +1,6 @@
 //! Engines: opening, planning, closing, and what is known of them.
 
-use std::ffi::{c_char, c_void};
+use std::ffi::{CString, c_char, c_void};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -19,6 +19,9 @@ pub struct gw_engine(Arc<Inner>);
 
 struct Inner {
     engine: Engine,
+    /// What [`gw_engine_info`] points to.
+    architecture: CString,
+    isa: CString,
     /// Whether a call panicked.
     poisoned: AtomicBool,
 }
@@ -33,6 +36,20 @@ pub(crate) unsafe fn on_engine(
     error: *mut *mut gw_error,
     body: impl FnOnce(&Engine) -> Result<(), Failure>,
 ) -> gw_status {
+    // SAFETY: the caller's promise.
+    unsafe { on_inner(name, engine, error, |inner| body(&inner.engine)) }
+}
+
+/// [`on_engine`], with what is kept beside the engine.
+///
+/// # Safety
+/// As [`on_engine`].
+unsafe fn on_inner(
+    name: &'static str,
+    engine: *const gw_engine,
+    error: *mut *mut gw_error,
+    body: impl FnOnce(&Inner) -> Result<(), Failure>,
+) -> gw_status {
     let run = || {
         // SAFETY: the caller's promise.
         let inner = unsafe { reference(engine, "engine") }?.0.clone();
@@ -40,7 +57,7 @@ pub(crate) unsafe fn on_engine(
             let message = "the engine is unusable since a call panicked";
             return Err(Failure::new(GW_ERR_INTERNAL, "engine", message));
         }
-        let outcome = caught(name, || body(&inner.engine)).unwrap_or_else(|panic| {
+        let outcome = caught(name, || body(&inner)).unwrap_or_else(|panic| {
             inner.poisoned.store(true, Ordering::Relaxed);
             Err(panic)
         });
@@ -88,8 +105,8 @@ unsafe impl SizedStruct for gw_engine_options {
 const GW_ENGINE_NO_PREFIXES: u32 = 1;
 
 impl gw_engine_options {
-    /// The same for the engine, and the claim on the caller's data that its log holds.
-    fn to_options(self) -> Result<(EngineOptions, Option<Claim>), Failure> {
+    /// The same for the engine, and the claim on the data of its log.
+    fn to_options(self) -> Result<(EngineOptions, Claim), Failure> {
         let mut options = EngineOptions::default();
         if self.flags & !GW_ENGINE_NO_PREFIXES != 0 {
             let found = format!("{:#x}", self.flags);
@@ -126,8 +143,8 @@ impl gw_engine_options {
             3 => Level::Debug,
             found => return Err(Failure::argument("log_level", "one of GW_LOG_...", found)),
         };
-        let claim = self.log.map(|log| {
-            let (user, claim) = User::new(self.log_user, self.log_drop).claim();
+        let (user, claim) = User::new(self.log_user, self.log_drop).claim();
+        if let Some(log) = self.log {
             options.log = Some(Log::new(level, move |level, message| {
                 let level = match level {
                     Level::Warn => 1,
@@ -140,8 +157,7 @@ impl gw_engine_options {
                 // SAFETY: the caller gave both for this; the text lives until it returns.
                 unsafe { log(user.data(), level, text.as_ptr().cast(), message.len()) };
             }));
-            claim
-        });
+        }
         Ok((options, claim))
     }
 }
@@ -257,8 +273,10 @@ pub unsafe extern "C" fn gw_engine_open(
                 None => true,
             };
             let engine = Engine::open_with(source, options, &progress)?;
-            claim.into_iter().for_each(Claim::keep);
-            let inner = Inner { engine, poisoned: AtomicBool::new(false) };
+            claim.keep();
+            let text = |text: &str| CString::new(text).expect("names have no NUL");
+            let (architecture, isa) = (text(engine.config().architecture), text(engine.isa()));
+            let inner = Inner { engine, architecture, isa, poisoned: AtomicBool::new(false) };
             out.set(Box::into_raw(Box::new(gw_engine(Arc::new(inner)))));
             Ok(())
         })
@@ -312,10 +330,10 @@ pub unsafe extern "C" fn gw_engine_describe(
 ) -> gw_status {
     // SAFETY: the caller's promises.
     unsafe {
-        on_engine("gw_engine_describe", engine, error, |engine| {
+        on_inner("gw_engine_describe", engine, error, |inner| {
             let out = OutStruct::new(info)?;
+            let Inner { engine, architecture, isa, .. } = inner;
             let config = engine.config();
-            let (architecture, isa) = (config.architecture, engine.isa());
             out.set(gw_engine_info {
                 struct_size: size_of::<gw_engine_info>() as u32,
                 threads: engine.options().threads as u32,
@@ -326,10 +344,10 @@ pub unsafe extern "C" fn gw_engine_describe(
                 has_tokenizer: engine.text().is_some().into(),
                 has_chat: engine.text().is_some_and(|text| text.template().is_ok()).into(),
                 reserved: [0; 6],
-                architecture: architecture.as_ptr().cast(),
-                architecture_size: architecture.len(),
-                isa: isa.as_ptr().cast(),
-                isa_size: isa.len(),
+                architecture: architecture.as_ptr(),
+                architecture_size: architecture.count_bytes(),
+                isa: isa.as_ptr(),
+                isa_size: isa.count_bytes(),
             });
             Ok(())
         })

@@ -255,10 +255,10 @@ pub unsafe extern "C" fn gw_submit(
         on_engine("gw_submit", engine, error, |engine| {
             let given = sized::read(request)?;
             let request = given.to_request()?;
+            let (user, claim) = User::new(given.user, given.drop).claim();
             let submitted = match given.on_event {
                 None => engine.submit(request)?,
                 Some(on_event) => {
-                    let (user, claim) = User::new(given.user, given.drop).claim();
                     let sink = move |event| {
                         let event = OwnedEvent::new(event);
                         // The caller gave both for this; the event lives until it returns.
@@ -267,11 +267,10 @@ pub unsafe extern "C" fn gw_submit(
                             _ => ControlFlow::Break(()),
                         }
                     };
-                    let submitted = engine.submit_to(sink, request)?;
-                    claim.keep();
-                    submitted
+                    engine.submit_to(sink, request)?
                 }
             };
+            claim.keep();
             set_optional(id, submitted.get());
             Ok(())
         })

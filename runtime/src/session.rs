@@ -41,6 +41,13 @@ pub struct Session {
     pub cancelled: Arc<AtomicBool>,
 }
 
+/// A token, and what is to be reported with it.
+struct Chosen {
+    token: u32,
+    logprob: Option<Logprob>,
+    logits: Option<Vec<f32>>,
+}
+
 impl Session {
     /// Whether somebody asked for its end.
     pub fn is_cancelled(&self) -> bool {
@@ -55,7 +62,7 @@ impl Session {
     /// Chooses the next token from its `logits` and says what follows.
     pub fn advance(&mut self, logits: &[f32]) -> Vec<Event> {
         let id = self.id;
-        let (token, logprob, logits) = match self.choose(logits) {
+        let Chosen { token, logprob, logits } = match self.choose(logits) {
             Ok(chosen) => chosen,
             Err(error) => return vec![Event::Failed { id, error }],
         };
@@ -73,8 +80,8 @@ impl Session {
         events
     }
 
-    /// The next token, and what is to be reported with it.
-    fn choose(&mut self, logits: &[f32]) -> Result<(u32, Option<Logprob>, Option<Vec<f32>>), sample::Error> {
+    /// Chooses the next token from its `logits`.
+    fn choose(&mut self, logits: &[f32]) -> Result<Chosen, sample::Error> {
         let token = self.sampler.sample(logits, &self.tokens)?;
         let logprob = self.logprobs.map(|top| logprob(logits, token, top)).transpose()?;
         let reported = self.logits.then(|| {
@@ -82,7 +89,7 @@ impl Session {
             values.extend_from_slice(logits);
             Ok::<_, sample::Error>(values)
         });
-        Ok((token, logprob, reported.transpose()?))
+        Ok(Chosen { token, logprob, logits: reported.transpose()? })
     }
 
     /// The last event, with the text that was held back.
