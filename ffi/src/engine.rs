@@ -26,10 +26,22 @@ struct Inner {
     poisoned: AtomicBool,
 }
 
-/// Runs the body of a function on an engine; a panic makes the engine refuse everything from then on.
+impl Inner {
+    fn usable(&self) -> Result<&Engine, Failure> {
+        match self.poisoned.load(Ordering::Relaxed) {
+            false => Ok(&self.engine),
+            true => {
+                let message = "the engine is unusable since a call panicked";
+                Err(Failure::new(GW_ERR_INTERNAL, "engine", message))
+            }
+        }
+    }
+}
+
+/// Runs the body of a function on an engine that is not poisoned.
 ///
 /// # Safety
-/// `engine` is NULL or a live engine; `error` is NULL or may be written.
+/// As [`on_inner`].
 pub(crate) unsafe fn on_engine(
     name: &'static str,
     engine: *const gw_engine,
@@ -37,13 +49,13 @@ pub(crate) unsafe fn on_engine(
     body: impl FnOnce(&Engine) -> Result<(), Failure>,
 ) -> gw_status {
     // SAFETY: the caller's promise.
-    unsafe { on_inner(name, engine, error, |inner| body(&inner.engine)) }
+    unsafe { on_inner(name, engine, error, |inner| body(inner.usable()?)) }
 }
 
-/// [`on_engine`], with what is kept beside the engine.
+/// Runs the body of a function on an engine; a panic poisons it.
 ///
 /// # Safety
-/// As [`on_engine`].
+/// `engine` is NULL or a live engine; `error` is NULL or may be written.
 unsafe fn on_inner(
     name: &'static str,
     engine: *const gw_engine,
@@ -53,10 +65,6 @@ unsafe fn on_inner(
     let run = || {
         // SAFETY: the caller's promise.
         let inner = unsafe { reference(engine, "engine") }?.0.clone();
-        if inner.poisoned.load(Ordering::Relaxed) {
-            let message = "the engine is unusable since a call panicked";
-            return Err(Failure::new(GW_ERR_INTERNAL, "engine", message));
-        }
         let outcome = caught(name, || body(&inner)).unwrap_or_else(|panic| {
             inner.poisoned.store(true, Ordering::Relaxed);
             Err(panic)
@@ -332,7 +340,8 @@ pub unsafe extern "C" fn gw_engine_describe(
     unsafe {
         on_inner("gw_engine_describe", engine, error, |inner| {
             let out = OutStruct::new(info)?;
-            let Inner { engine, architecture, isa, .. } = inner;
+            let Inner { architecture, isa, .. } = inner;
+            let engine = inner.usable()?;
             let config = engine.config();
             out.set(gw_engine_info {
                 struct_size: size_of::<gw_engine_info>() as u32,
@@ -366,9 +375,8 @@ pub unsafe extern "C" fn gw_engine_memory(
 ) -> gw_status {
     // SAFETY: the caller's promises.
     unsafe {
-        guard("gw_engine_memory", error, || {
-            // Also of an engine that is poisoned.
-            let inner = reference(engine, "engine")?.0.clone();
+        // Also of an engine that is poisoned.
+        on_inner("gw_engine_memory", engine, error, |inner| {
             OutStruct::new(memory)?.set(inner.engine.memory().into());
             Ok(())
         })

@@ -52,7 +52,7 @@ fn print_the_layout() {
 }
 
 #[test]
-fn the_library_can_be_unloaded() {
+fn the_library_can_be_closed_and_opened_again() {
     let client = program::build_shared("client");
     program::run(&program::build_alone("reload"), &[client.to_str().unwrap()]);
 }

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -104,6 +105,12 @@ static inline long resident(void) {
     CHECK(file && fscanf(file, "%ld %ld", &all, &touched) == 2);
     fclose(file);
     return touched * (sysconf(_SC_PAGESIZE) / 1024);
+}
+
+/* Bytes that are allocated and not freed. Unlike what is resident, it does not depend on what the allocator keeps. */
+static inline long allocated(void) {
+    const struct mallinfo2 info = mallinfo2();
+    return (long)(info.uordblks + info.hblkhd);
 }
 
 /* ----------------------------------------------------------------------------------------------------------- Answers */
