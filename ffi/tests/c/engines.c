@@ -1,7 +1,7 @@
 /* Two engines in one process, their work interleaved call by call and from two threads: each answers as if alone. */
 #include "check.h"
 
-enum { REQUESTS = 6 };
+enum { REQUESTS = 6, ROUNDS = 5 };
 
 static const char *const files[] = {"lora", "lora_all"};
 
@@ -33,7 +33,7 @@ typedef struct {
 
 static void *work(void *user) {
     half *h = user;
-    for (int round = 0; round < 20; round++) {
+    for (int round = 0; round < ROUNDS; round++) {
         uint64_t ids[REQUESTS];
         for (int i = 0; i < REQUESTS; i++) ids[i] = submit(h->engine, i);
         for (int i = REQUESTS - 1; i >= 0; i--) {
