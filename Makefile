@@ -22,6 +22,8 @@ OUT := $(TARGET)/package
 
 VERSION := $(shell sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 ABI := $(shell sed -n 's/^.define GW_ABI_VERSION //p' include/graftwork.h)
+# Bytes of a pointer of the target.
+POINTER := $(shell printf __SIZEOF_POINTER__ | $(CC) -E -P -x c -)
 SYMBOLS := $(shell awk -F '[()]' '/^GW_API/ {n = split($$1, words, /[ *]/); print words[n]}' include/graftwork.h)
 
 ARCHIVE := $(RELEASE)/libgraftwork_ffi.a
@@ -32,7 +34,13 @@ SHARED := $(OUT)/$(SONAME).$(VERSION)
 PC := $(OUT)/graftwork.pc
 CMAKE := $(OUT)/graftworkConfig.cmake $(OUT)/graftworkConfigVersion.cmake
 EXAMPLES := $(wildcard ffi/examples/*.c ffi/examples/*.cpp)
+HEADERS := include/graftwork.h include/graftwork.hpp
 TEXTS := LICENSE-APACHE LICENSE-MIT docs/c-api.md
+
+# Where things are put; names may have spaces.
+TO_INCLUDE = $(DESTDIR)$(INCLUDEDIR)
+TO_LIB = $(DESTDIR)$(LIBDIR)
+TO_DOC = $(DESTDIR)$(DOCDIR)
 
 .PHONY: all install uninstall clean force
 .DELETE_ON_ERROR:
@@ -72,26 +80,27 @@ $(PC) $(CMAKE): $(OUT)/%: ffi/package/%.in force
 	    -e 's|@LIBDIR@|$(patsubst $(PREFIX)/%,$${prefix}/%,$(LIBDIR))|g' \
 	    -e 's|@INCLUDEDIR@|$(patsubst $(PREFIX)/%,$${prefix}/%,$(INCLUDEDIR))|g' \
 	    -e 's|@INCLUDE_FROM_LIB@|$(shell realpath -m --relative-to=$(LIBDIR) $(INCLUDEDIR))|g' \
-	    -e 's|@LIBS@|$(LIBS)|g' -e 's|@LIST@|$(shell echo $(LIBS) | tr ' ' ';')|g' $< >$@
+	    -e 's|@ABI@|$(ABI)|g' -e 's|@POINTER@|$(POINTER)|g' -e 's|@LIBS@|$(LIBS)|g' -e 's|@LIST@|$(shell echo $(LIBS) | tr ' ' ';')|g' $< >$@
 
 install: all $(PC) $(CMAKE)
-	$(INSTALL) -d $(DESTDIR)$(INCLUDEDIR) $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(LIBDIR)/cmake/graftwork \
-	    $(DESTDIR)$(DOCDIR)/examples
-	$(INSTALL) -m 644 include/graftwork.h include/graftwork.hpp $(DESTDIR)$(INCLUDEDIR)
-	$(INSTALL) -m 644 $(STATIC) $(DESTDIR)$(LIBDIR)
-	$(INSTALL) -m 755 $(SHARED) $(DESTDIR)$(LIBDIR)
-	ln -sf $(notdir $(SHARED)) $(DESTDIR)$(LIBDIR)/$(SONAME)
-	ln -sf $(SONAME) $(DESTDIR)$(LIBDIR)/libgraftwork.so
-	$(INSTALL) -m 644 $(PC) $(DESTDIR)$(LIBDIR)/pkgconfig
-	$(INSTALL) -m 644 $(CMAKE) $(DESTDIR)$(LIBDIR)/cmake/graftwork
-	$(INSTALL) -m 644 $(TEXTS) $(DESTDIR)$(DOCDIR)
-	$(INSTALL) -m 644 $(EXAMPLES) $(DESTDIR)$(DOCDIR)/examples
+	$(INSTALL) -d "$(TO_INCLUDE)" "$(TO_LIB)/pkgconfig" "$(TO_LIB)/cmake/graftwork" "$(TO_DOC)/examples"
+	$(INSTALL) -m 644 $(HEADERS) "$(TO_INCLUDE)"
+	$(INSTALL) -m 644 $(STATIC) "$(TO_LIB)"
+	$(INSTALL) -m 755 $(SHARED) "$(TO_LIB)"
+	ln -sf $(notdir $(SHARED)) "$(TO_LIB)/$(SONAME)"
+	ln -sf $(SONAME) "$(TO_LIB)/libgraftwork.so"
+	$(INSTALL) -m 644 $(PC) "$(TO_LIB)/pkgconfig"
+	$(INSTALL) -m 644 $(CMAKE) "$(TO_LIB)/cmake/graftwork"
+	$(INSTALL) -m 644 $(TEXTS) "$(TO_DOC)"
+	$(INSTALL) -m 644 $(EXAMPLES) "$(TO_DOC)/examples"
 
 uninstall:
-	rm -f $(addprefix $(DESTDIR)$(INCLUDEDIR)/,graftwork.h graftwork.hpp)
-	rm -f $(addprefix $(DESTDIR)$(LIBDIR)/,libgraftwork.a libgraftwork.so $(SONAME) $(notdir $(SHARED)))
-	rm -f $(DESTDIR)$(LIBDIR)/pkgconfig/graftwork.pc
-	rm -rf $(DESTDIR)$(LIBDIR)/cmake/graftwork $(DESTDIR)$(DOCDIR)
+	for file in $(notdir $(HEADERS)); do rm -f "$(TO_INCLUDE)/$$file"; done
+	for file in libgraftwork.a libgraftwork.so $(SONAME) $(notdir $(SHARED)); do rm -f "$(TO_LIB)/$$file"; done
+	rm -f "$(TO_LIB)/pkgconfig/graftwork.pc"
+	for file in $(notdir $(CMAKE)); do rm -f "$(TO_LIB)/cmake/graftwork/$$file"; done
+	for file in $(notdir $(TEXTS)) $(EXAMPLES:ffi/%=%); do rm -f "$(TO_DOC)/$$file"; done
+	-rmdir "$(TO_LIB)/cmake/graftwork" "$(TO_DOC)/examples" "$(TO_DOC)"
 
 clean:
 	rm -rf $(OUT)

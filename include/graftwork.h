@@ -25,33 +25,36 @@
  *
  * RULES
  *
- * Status. A function that can fail returns a gw_status and takes a `gw_error **`, which may be NULL. It is set to NULL
- * on success and to a new error on failure; free that with gw_error_free. Other results are written on success only,
- * except where a function says otherwise. Nothing aborts the process: a bug in the library (a panic) is caught and
- * reported as GW_ERR_INTERNAL, and the engine it happened in then refuses everything but gw_engine_close and
- * gw_engine_memory. What no library can catch is the system killing the process, such as for a mapped file that
- * somebody truncates (see GW_SOURCE_COPY).
+ * Status. A function that can fail returns a gw_status and takes a `gw_error **`, which may be NULL. It is set to
+ * NULL on success and to a new error on failure; free that with gw_error_free. Other results are written on success
+ * only, except where a function says otherwise. Nothing aborts the process: a bug in the library (a panic) is caught
+ * and reported as GW_ERR_INTERNAL, and the engine it happened in then refuses everything but gw_engine_close and
+ * gw_engine_memory; memory whose size follows from a model, a file, a batch or an array of the caller's may be
+ * refused and gives GW_ERR_OUT_OF_MEMORY. What cannot be caught: the system killing the process, such as for a
+ * mapped file that somebody truncates (see GW_SOURCE_COPY), and a system that refuses even small pieces of memory.
  *
- * Handles. gw_engine, gw_source, gw_adapters, gw_event and gw_error are made by the library. Each is given back once,
- * to its own function, which takes the address of the pointer and sets it to NULL; called again with the same address,
- * or with a pointer that is NULL, it does nothing.
+ * Handles. gw_engine, gw_source, gw_adapters, gw_event and gw_error are made by the library. Each is given back
+ * once, to its own function, which takes the address of the pointer and sets it to NULL; called again with the same
+ * address, or with a pointer that is NULL, it does nothing.
  *
  * Threads. A function that takes `const T *` may be called with one T from several threads at once; for an engine
- * that is all of them but gw_engine_close. A function that takes `T *` or `T **` of a handle needs it to itself.
- * An engine's memory, locks and threads are its own; several engines live in one process.
+ * that is all of them but gw_engine_close. A function that takes `T *` or `T **` of a handle needs it to itself. An
+ * engine's memory, locks and threads are its own; several engines live in one process.
  *
- * Text is UTF-8, given as a pointer and a number of bytes; GW_NUL as the number stands for "up to the NUL". Text that
- * comes out has a size and is followed by a NUL that does not count.
+ * Text is UTF-8, given as a pointer and a number of bytes; GW_NUL as the number stands for "up to the NUL". Text
+ * that comes out has a size and is followed by a NUL that does not count.
  *
- * Structs begin with struct_size, which the caller sets to the sizeof it was compiled with (GW_..._INIT does). The library
- * reads and writes no more than that. A field that is zero has its default. Later versions append fields; a caller
- * that was compiled with an older header goes on working, and one with a newer header gets GW_ERR_ABI if it sets a field
- * that the library does not know. Structs that are elements of arrays (gw_text, gw_message, gw_use, gw_logit_bias,
- * gw_logprob) never change.
+ * Structs begin with struct_size, which the caller sets to the sizeof it was compiled with (GW_..._INIT does). The
+ * library reads and writes no more than that. A field that is zero has its default. Later versions append fields; a
+ * caller that was compiled with an older header goes on working, and one with a newer header gets GW_ERR_ABI if it
+ * sets a field that the library does not know. Structs that are elements of arrays (gw_text, gw_message, gw_use,
+ * gw_logit_bias, gw_logprob) never change.
  *
  * Callbacks are called with no lock held, so they may call the library, gw_step and gw_poll too, on threads that the
- * description names. They must not throw or longjmp through the library. `drop`, where there is one, is called once with
- * `user` when the library lets go of it: not at all if the call that should have taken it failed.
+ * description names. Those of requests are called one at a time in an engine: what a step in a callback brings about
+ * is told when that callback has returned. They must not throw or longjmp through the library. `drop`, where there
+ * is one, is called once with `user` when the library lets go of it: not at all if the call that should have taken
+ * it failed.
  *
  * The library prints nothing, reads no environment variable, installs no signal handler and has no global state that
  * a caller could see. Closing an engine joins its threads. */
@@ -81,8 +84,8 @@ extern "C" {
 #define GW_MUST_USE
 #endif
 
-/* Marks parameters that may be NULL. NULL anywhere else gives GW_ERR_INVALID_ARG, 0 or NULL, and does nothing; but an array that
- * is only read may be NULL where its count is 0. */
+/* Marks parameters that may be NULL. NULL anywhere else gives GW_ERR_INVALID_ARG, 0 or NULL, and does nothing; but
+ * an array that is only read may be NULL where its count is 0. */
 #define GW_OPTIONAL
 
 /* As a size: the text ends at its NUL. */
@@ -155,24 +158,26 @@ typedef struct gw_source gw_source;
 /* Lets go of `user`. */
 typedef void (*gw_drop_fn)(void *user);
 
-/* Copies files into memory instead of mapping them. A mapped file takes no memory of its own, but truncating it while it is
- * in use kills the process, and writing to it changes weights under a running model. Replacing a file by renaming another
- * over it is safe either way. Adapters of at most 64 MiB are always copied. */
+/* Copies files into memory instead of mapping them. A mapped file takes no memory of its own, but truncating it
+ * while it is in use kills the process, and writing to it changes weights under a running model. Replacing a file by
+ * renaming another over it is safe either way. Adapters of at most 64 MiB that are given as a path are always
+ * copied. */
 #define GW_SOURCE_COPY UINT32_C(1)
 
-/* A file or a directory. `flags`: 0 or GW_SOURCE_COPY. Nothing is opened yet. On Unix a path is any bytes, not UTF-8 alone. */
+/* A file or a directory. `flags`: 0 or GW_SOURCE_COPY. Nothing is opened yet. On Unix a path is any bytes, not UTF-8
+ * alone. */
 GW_API GW_MUST_USE gw_status gw_source_path(const char *path, size_t path_size, uint32_t flags, gw_source **source,
                                             gw_error **error GW_OPTIONAL);
 
-/* `length` bytes from `offset` of an open file that can be mapped, such as an asset inside of an Android package; length 0
- * stands for all up to the end. `flags`: 0 or GW_SOURCE_COPY. The descriptor may be closed afterwards. GW_ERR_UNSUPPORTED
- * where files have no descriptors. */
+/* `length` bytes from `offset` of an open regular file, such as an asset inside of an Android package; length 0
+ * stands for all up to the end. `flags`: 0 or GW_SOURCE_COPY. The descriptor may be closed afterwards; its position
+ * stays. GW_ERR_UNSUPPORTED where files have no descriptors. */
 GW_API GW_MUST_USE gw_status gw_source_fd(int32_t fd, uint64_t offset, uint64_t length, uint32_t flags,
                                           gw_source **source, gw_error **error GW_OPTIONAL);
 
-/* `size` bytes in memory. With GW_SOURCE_COPY they are copied and belong to the caller again when this returns (and drop has
- * been called). Without, they must stay as they are until `drop` is called, from any thread, when neither this source nor
- * anything opened from it needs them any more. */
+/* `size` bytes in memory. With GW_SOURCE_COPY they are copied and belong to the caller again when this returns (and
+ * drop has been called). Without, they must stay as they are until `drop` is called, from any thread, when neither
+ * this source nor anything opened from it needs them any more. */
 GW_API GW_MUST_USE gw_status gw_source_memory(const void *data, size_t size, uint32_t flags,
                                               gw_drop_fn drop GW_OPTIONAL, void *user GW_OPTIONAL, gw_source **source,
                                               gw_error **error GW_OPTIONAL);
@@ -214,15 +219,15 @@ typedef struct gw_engine gw_engine;
 typedef void (*gw_log_fn)(void *user, int32_t level, const char *message, size_t message_size);
 enum { GW_LOG_WARN = 1, GW_LOG_INFO = 2, GW_LOG_DEBUG = 3 };
 
-/* Hears how far loading is: `done` of `all` parts. Non-zero ends it with GW_ERR_CANCELLED. Called from the threads that load,
- * also from several at once, so it may hear more after it ended it. */
+/* Hears how far loading is: `done` of `all` parts. Non-zero ends it with GW_ERR_CANCELLED. Called from the threads
+ * that load, also from several at once, so it may hear more after it ended it. */
 typedef int32_t (*gw_progress_fn)(void *user, uint64_t done, uint64_t all);
 
 enum { GW_DEVICE_CPU = 0, GW_DEVICE_GPU = 1 /* GW_ERR_UNSUPPORTED in this version. */ };
 enum { GW_KV_F16 = 0, GW_KV_F32 = 1 };
 
-/* Forget keys and values when a request ends. By default they are kept while there is room, and later requests that begin
- * with the same tokens under the same adapters start from there; their answers are equal to the bit. */
+/* Forget keys and values when a request ends. By default they are kept while there is room, and later requests that
+ * begin with the same tokens under the same adapters start from there; their answers are equal to the bit. */
 #define GW_ENGINE_NO_PREFIXES UINT32_C(1)
 
 typedef struct gw_engine_options {
@@ -262,9 +267,9 @@ typedef struct gw_memory {
 
 #define GW_MEMORY_INIT {sizeof(gw_memory), 0, 0, 0, 0, 0, 0, 0, 0}
 
-/* What gw_engine_open of the same source and options would take, without doing it: weights and embedding as they will be,
- * kv 0 and kv_limit as set, scratch at its largest without adapters. Where files are mapped, reads little more than headers.
- * Calls and drops nothing of the options. */
+/* What gw_engine_open of the same source and options would take, without doing it: weights and embedding as they
+ * will be, kv 0 and kv_limit as set, scratch at its largest without adapters. Where files are mapped, reads little
+ * more than headers. Calls and drops nothing of the options. */
 GW_API GW_MUST_USE gw_status gw_engine_plan(const gw_source *source, const gw_engine_options *options GW_OPTIONAL,
                                             gw_memory *memory, gw_error **error GW_OPTIONAL);
 
@@ -272,9 +277,9 @@ GW_API GW_MUST_USE gw_status gw_engine_plan(const gw_source *source, const gw_en
 GW_API GW_MUST_USE gw_status gw_engine_open(const gw_source *source, const gw_engine_options *options GW_OPTIONAL,
                                             gw_engine **engine, gw_error **error GW_OPTIONAL);
 
-/* Ends everything: requests that have not ended get no more events, threads are joined, memory is freed, callbacks are dropped.
- * No other thread may be inside of a call with this engine. A callback on this thread may: the end then comes when the call
- * that it came from returns. */
+/* Ends everything: requests that have not ended get no more events, threads are joined, memory is freed, callbacks
+ * are dropped. No other thread may be inside of a call with this engine. A callback of it may close it: nothing more
+ * is told, and the end comes when the call that it came from returns. */
 GW_API void gw_engine_close(gw_engine **engine);
 
 /* What a model is. */
@@ -299,22 +304,23 @@ typedef struct gw_engine_info {
 GW_API GW_MUST_USE gw_status gw_engine_describe(const gw_engine *engine, gw_engine_info *info,
                                                 gw_error **error GW_OPTIONAL);
 
-/* Bytes in memory now. Waits for a step in progress. */
+/* Bytes in memory, as the last step left it. */
 GW_API GW_MUST_USE gw_status gw_engine_memory(const gw_engine *engine, gw_memory *memory, gw_error **error GW_OPTIONAL);
 
 /* --------------------------------------------------------------------------------------------------------- Adapters */
 
-/* An adapter is loaded under a name and never changes. What changes is which one a name means: each has a generation, a
- * number that no other adapter of the process ever has. A request keeps the adapters that its names meant when it was submitted
- * until it ends, whatever happens to the names meanwhile. Adapters are loaded on the calling thread, while requests run. */
+/* An adapter is loaded under a name and never changes. What changes is which one a name means: each has a
+ * generation, a number that no other adapter of the process ever has. A request keeps the adapters that its names
+ * meant when it was submitted until it ends, whatever happens to the names meanwhile. Adapters are loaded on the
+ * calling thread, while requests run. */
 
 /* Loads an adapter under a name that is free; GW_ERR_CONFLICT if it is not. */
 GW_API GW_MUST_USE gw_status gw_adapter_load(const gw_engine *engine, const char *name, size_t name_size,
                                              const gw_source *source, uint64_t *generation GW_OPTIONAL,
                                              gw_error **error GW_OPTIONAL);
 
-/* Gives a name that is in use to another adapter; GW_ERR_NOT_FOUND if it is not. If `expected` is not 0, only if the name
- * still belongs to that generation: GW_ERR_CONFLICT if not, and then nothing changes (compare and swap). */
+/* Gives a name that is in use to another adapter; GW_ERR_NOT_FOUND if it is not. If `expected` is not 0, only if the
+ * name still belongs to that generation: GW_ERR_CONFLICT if not, and then nothing changes (compare and swap). */
 GW_API GW_MUST_USE gw_status gw_adapter_replace(const gw_engine *engine, const char *name, size_t name_size,
                                                 const gw_source *source, uint64_t expected,
                                                 uint64_t *generation GW_OPTIONAL, gw_error **error GW_OPTIONAL);
@@ -336,7 +342,7 @@ typedef struct gw_adapter_info {
     uint64_t generation;
     uint64_t sites;    /* Places of the model that it changes. */
     uint64_t bytes;    /* That it keeps in memory. */
-    uint64_t requests; /* That use it. */
+    uint64_t requests; /* How many times running requests use it. */
 } gw_adapter_info;
 
 #define GW_ADAPTER_INFO_INIT {sizeof(gw_adapter_info), 0, NULL, 0, NULL, 0, 0, 0, 0, 0}
@@ -425,8 +431,8 @@ typedef struct gw_event {
     size_t message_size;
 } gw_event;
 
-/* Hears the events of a request, in order, one at a time, on whichever thread is inside of gw_step or gw_poll. The event lives
- * until this returns. Non-zero cancels the request: GW_EVENT_FINISHED follows. */
+/* Hears the events of a request, in order, one at a time, on whichever thread is inside of gw_step or gw_poll. The
+ * event lives until this returns. Non-zero cancels the request: GW_EVENT_FINISHED follows. */
 typedef int32_t (*gw_event_fn)(void *user, const gw_event *event);
 
 #define GW_REQUEST_IGNORE_EOS UINT32_C(1) /* Go on after the model's own end-of-answer tokens. */
@@ -489,46 +495,54 @@ typedef struct gw_request {
 /* Sets all fields to their defaults: what GW_REQUEST_INIT does, for languages without macros. */
 GW_API GW_MUST_USE gw_status gw_request_init(gw_request *request, size_t size);
 
-/* Accepts a request, from any thread, also while another one steps. `id` identifies it: not 0, never used again by this engine.
- * Refused are adapters that are not loaded, a prompt that is empty, longer than the context or not the model's, options
- * without a meaning, and what the KV cache could never hold (GW_ERR_BUDGET). */
+/* Accepts a request, from any thread, also while another one steps. `id` identifies it: not 0, never used again by
+ * this engine. Refused are adapters that are not loaded, a prompt that is empty, longer than the context or not the
+ * model's, options without a meaning, and what the KV cache could never hold (GW_ERR_BUDGET). */
 GW_API GW_MUST_USE gw_status gw_submit(const gw_engine *engine, const gw_request *request, uint64_t *id GW_OPTIONAL,
                                        gw_error **error GW_OPTIONAL);
 
-/* Ends a request before its time, from any thread; its last event comes from the next step. A step in progress that is mostly its
- * work is given up between layers, and within long ones. GW_ERR_NOT_FOUND if it has ended. */
+/* Ends a request before its time, from any thread; its last event comes from the next step. A step in progress that
+ * is mostly its work is given up between halves of layers, and between parts of a long attention. GW_ERR_NOT_FOUND
+ * if it has ended. */
 GW_API GW_MUST_USE gw_status gw_cancel(const gw_engine *engine, uint64_t id, gw_error **error GW_OPTIONAL);
 
-/* Runs one forward pass over everything that is ready, and calls the callbacks of what followed; events of requests without
- * one wait for gw_poll. If another thread steps, waits for its turn first. Sets `live` to 1 while any request has not ended,
- * else to 0: a loop over gw_step ends with it. Out of memory: no request lost anything, and the next call tries again. */
+/* Runs one forward pass over everything that is ready, and calls the callbacks of what followed; events of requests
+ * without one wait for gw_poll. If another thread steps, waits for its turn first; if there is nothing to compute
+ * but another thread is calling callbacks, waits for those. Sets `live` to 1 while any request has not ended or its
+ * callback has not heard so, else to 0: a loop over gw_step ends with it. (In a callback, to 0 when there is nothing
+ * more to compute.) Out of memory: no request lost anything, and the next call tries again. */
 GW_API GW_MUST_USE gw_status gw_step(const gw_engine *engine, int32_t *live GW_OPTIONAL, gw_error **error GW_OPTIONAL);
 
-/* The next event of one request, or, with id 0, of any that has no callback. If none waits, steps until there is one; if another
- * thread steps or there is nothing to do, waits for an event or a request to do something for. After timeout_ms, at the latest
- * when the step that it is in ends, `event` is set to NULL and the status is GW_OK; 0 takes what waits and computes nothing.
- * With GW_FOREVER it sleeps for as long as nobody submits anything: count what you wait for.
- * GW_ERR_NOT_FOUND if no request of this id has an event to come. Free the event with gw_event_free. */
+/* The next event of one request, or, with id 0, of any that has no callback. If none waits, steps until there is
+ * one; if another thread steps or there is nothing to do, waits for an event or a request to do something for. After
+ * timeout_ms, at the latest when the step that it is in ends, `event` is set to NULL and the status is GW_OK; 0
+ * takes what waits and computes nothing. With GW_FOREVER it sleeps for as long as nobody submits anything: count
+ * what you wait for. GW_ERR_NOT_FOUND if no request of this id has an event to come; GW_ERR_CANCELLED if a callback
+ * closed the engine. Free the event with gw_event_free. */
 GW_API GW_MUST_USE gw_status gw_poll(const gw_engine *engine, uint64_t id, uint32_t timeout_ms, gw_event **event,
                                      gw_error **error GW_OPTIONAL);
 
 GW_API void gw_event_free(gw_event **event);
 
-/* ------------------------------------------------------------------------------------------------- Tokens and logits */
+/* ------------------------------------------------------------------------------------------------- Tokens and
+ * logits */
 
-/* The tokens that a request's prompt becomes (its other fields do not matter). Writes them to `tokens` if they fit `capacity`,
- * and their number to `count` in any case: with capacity 0 that is all. GW_ERR_INVALID_ARG if they do not fit another capacity. */
+/* The tokens that a request's prompt becomes (its other fields do not matter). Writes them to `tokens` if they fit
+ * `capacity`, and their number to `count` in any case: with capacity 0 that is all. GW_ERR_INVALID_ARG if they do
+ * not fit another capacity. */
 GW_API GW_MUST_USE gw_status gw_prompt_tokens(const gw_engine *engine, const gw_request *request,
                                               uint32_t *tokens GW_OPTIONAL, size_t capacity, size_t *count,
                                               gw_error **error GW_OPTIONAL);
 
-/* The text of some tokens, special ones included. `text`, `capacity` and `size` as in gw_prompt_tokens; no NUL is added. */
+/* The text of some tokens, special ones included. `text`, `capacity` and `size` as in gw_prompt_tokens; no NUL is
+ * added. */
 GW_API GW_MUST_USE gw_status gw_detokenize(const gw_engine *engine, const uint32_t *tokens, size_t token_count,
                                            char *text GW_OPTIONAL, size_t capacity, size_t *size,
                                            gw_error **error GW_OPTIONAL);
 
-/* The logits at every position of a sequence under some adapters, computed now, apart from all requests, with keys and values in
- * f32. Writes token_count rows of gw_engine_info.vocab values; `capacity` counts values. Waits for a step in progress. */
+/* The logits at every position of a sequence under some adapters, computed now, apart from all requests, with keys
+ * and values in f32. Writes token_count rows of gw_engine_info.vocab values; `capacity` counts values. Waits for a
+ * step in progress, and steps wait for it: it cannot be cancelled. */
 GW_API GW_MUST_USE gw_status gw_logits(const gw_engine *engine, const uint32_t *tokens, size_t token_count,
                                        const gw_use *adapters GW_OPTIONAL, size_t adapter_count, float *logits,
                                        size_t capacity, gw_error **error GW_OPTIONAL);

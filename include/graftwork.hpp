@@ -10,9 +10,10 @@
 // marked noexcept; that includes the use of a Source or an Engine that was moved from.
 //
 // Callbacks are anything that can be called and copied. A request that is submitted has its own copy, destroyed after
-// its last event. A callback may throw: its request is then cancelled, and the exception comes out of the step() or
-// poll() that called it. (If that poll() has an event to return as well, it returns the event, and the exception comes
-// out of the next step() or poll() of that thread. Of several exceptions, the first is kept.)
+// its last event. A callback may throw: its request is then cancelled, the callback is not called again, and the
+// exception comes out of the step() or poll() that called it. (If that poll() has an event to return as well, it
+// returns the event, and the exception comes out of the engine's next step() or poll() in that thread. Of several
+// exceptions, the first is kept.)
 //
 // Threads. Const member functions may be called from several threads at once, as in C.
 
@@ -30,6 +31,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -98,14 +100,34 @@ template <class Function> std::int32_t guard(std::exception_ptr &thrown, Functio
     }
 }
 
-// What the callbacks of events threw on this thread, until step() or poll() throws it.
-inline std::exception_ptr &thrown() noexcept {
-    thread_local std::exception_ptr exception;
-    return exception;
-}
+// What the callbacks of an engine threw, by thread, until the step() or poll() of that thread throws it.
+class Thrown {
+public:
+    // What is kept for this thread, which then has nothing.
+    std::exception_ptr take() noexcept {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        for (auto &[thread, exception] : kept_)
+            if (thread == std::this_thread::get_id()) return std::exchange(exception, nullptr);
+        return nullptr;
+    }
+    void keep(std::exception_ptr exception) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        for (auto &[thread, place] : kept_)
+            if (thread == std::this_thread::get_id() || !place) {
+                thread = std::this_thread::get_id(), place = std::move(exception);
+                return;
+            }
+        kept_.emplace_back(std::this_thread::get_id(), std::move(exception));
+    }
 
-inline void rethrow() {
-    if (thrown()) std::rethrow_exception(std::exchange(thrown(), nullptr));
+private:
+    std::mutex mutex_;
+    std::vector<std::pair<std::thread::id, std::exception_ptr>> kept_;
+};
+
+// `thrown` is null where the engine was moved away.
+inline void rethrow(const std::shared_ptr<Thrown> &thrown) {
+    if (std::exception_ptr exception = thrown ? thrown->take() : nullptr) std::rethrow_exception(exception);
 }
 
 } // namespace internal
@@ -235,12 +257,18 @@ public:
     using OnEvent = std::function<void(const Event &)>;
 
     // A text to go on with.
-    static Request text(std::string text) { return Request(&Request::text_, std::move(text)); }
-    static Request tokens(std::vector<std::uint32_t> tokens) { return Request(&Request::tokens_, std::move(tokens)); }
+    static Request text(std::string text) { return Request(Prompt::text, &Request::string_, std::move(text)); }
+    static Request tokens(std::vector<std::uint32_t> tokens) {
+        return Request(Prompt::tokens, &Request::tokens_, std::move(tokens));
+    }
     // A conversation to be answered.
-    static Request chat(std::vector<Message> messages) { return Request(&Request::messages_, std::move(messages)); }
+    static Request chat(std::vector<Message> messages) {
+        return Request(Prompt::messages, &Request::messages_, std::move(messages));
+    }
     // A conversation with tools, documents and whatever else the model's template may know.
-    static Request chat_json(std::string json) { return Request(&Request::json_, std::move(json)); }
+    static Request chat_json(std::string json) {
+        return Request(Prompt::chat_json, &Request::string_, std::move(json));
+    }
 
     // Adapters answer in the order in which they are added.
     Request &adapter(std::string name, float weight = 1) {
@@ -278,10 +306,20 @@ public:
         for (const std::string &stop : stops_) stops.push_back({stop.data(), stop.size()});
 
         gw_request request = fields_;
-        if (!text_.empty()) request.text = text_.data(), request.text_size = text_.size();
-        if (!json_.empty()) request.chat_json = json_.data(), request.chat_json_size = json_.size();
-        request.tokens = tokens_.data(), request.token_count = tokens_.size();
-        request.messages = messages.data(), request.message_count = messages.size();
+        // The one that was given, also if it is empty, when a vector may have no address.
+        static constexpr std::uint32_t no_token = 0;
+        static constexpr gw_message no_message = {"", 0, "", 0};
+        switch (prompt_) {
+        case Prompt::text: request.text = string_.data(), request.text_size = string_.size(); break;
+        case Prompt::chat_json: request.chat_json = string_.data(), request.chat_json_size = string_.size(); break;
+        case Prompt::tokens:
+            request.tokens = tokens_.empty() ? &no_token : tokens_.data(), request.token_count = tokens_.size();
+            break;
+        case Prompt::messages:
+            request.messages = messages.empty() ? &no_message : messages.data();
+            request.message_count = messages.size();
+            break;
+        }
         request.adapters = uses.data(), request.adapter_count = uses.size();
         request.stops = stops.data(), request.stop_count = stops.size();
         request.stop_tokens = stop_tokens_.data(), request.stop_token_count = stop_tokens_.size();
@@ -292,10 +330,15 @@ public:
     const OnEvent &callback() const noexcept { return on_event_; }
 
 private:
-    template <class T> Request(T Request::*prompt, T value) { this->*prompt = std::move(value); }
+    enum class Prompt { text, tokens, messages, chat_json };
+
+    template <class T> Request(Prompt prompt, T Request::*place, T value) : prompt_(prompt) {
+        this->*place = std::move(value);
+    }
     template <class T> Request &set(T gw_request::*field, T value) { return fields_.*field = value, *this; }
 
-    std::string text_, json_;
+    Prompt prompt_;
+    std::string string_; // A text, or JSON.
     std::vector<std::uint32_t> tokens_, stop_tokens_;
     std::vector<Message> messages_;
     std::vector<Use> adapters_;
@@ -409,11 +452,11 @@ public:
     // Accepts a request and returns its id.
     std::uint64_t submit(const Request &request) const {
         return request.with_c([&](gw_request &c) {
-            std::unique_ptr<Request::OnEvent> callback;
+            std::unique_ptr<Callback> callback;
             if (request.callback()) {
-                callback = std::make_unique<Request::OnEvent>(request.callback());
+                callback = std::make_unique<Callback>(Callback{request.callback(), thrown_});
                 c.user = callback.get();
-                c.drop = &internal::drop<Request::OnEvent>;
+                c.drop = &internal::drop<Callback>;
                 c.on_event = &hear;
             }
             std::uint64_t id = 0;
@@ -426,17 +469,19 @@ public:
 
     // One forward pass over everything that is ready. False when all requests have ended.
     bool step() const {
-        internal::rethrow();
+        const auto thrown = thrown_; // A callback may close this engine.
+        internal::rethrow(thrown);
         std::int32_t live = 0;
         internal::call(gw_step, get(), &live);
-        internal::rethrow();
+        internal::rethrow(thrown);
         return live != 0;
     }
     // The next event of a request, or, with id 0, of any that has no callback; none if there is none in time.
     Event poll(std::uint64_t id = 0, std::uint32_t timeout_ms = GW_FOREVER) const {
-        internal::rethrow();
+        const auto thrown = thrown_;
+        internal::rethrow(thrown);
         Event event(internal::make<gw_event>(gw_poll, get(), id, timeout_ms));
-        if (!event) internal::rethrow();
+        if (!event) internal::rethrow(thrown);
         return event;
     }
 
@@ -470,8 +515,21 @@ public:
     const gw_engine *get() const noexcept { return handle_.get(); }
 
 private:
+    // What a request that is submitted keeps.
+    struct Callback {
+        Request::OnEvent function; // Empty once it threw: what it refers to may be gone.
+        std::shared_ptr<internal::Thrown> thrown;
+    };
+
     static std::int32_t hear(void *user, const gw_event *event) noexcept {
-        return internal::guard(internal::thrown(), [&] { (*static_cast<Request::OnEvent *>(user))(Event(event)); });
+        auto &callback = *static_cast<Callback *>(user);
+        if (!callback.function) return 1;
+        // Out of the way of a step() or poll() in the callback, which is not the one to throw it.
+        std::exception_ptr before = callback.thrown->take(), thrown;
+        const std::int32_t threw = internal::guard(thrown, [&] { callback.function(Event(event)); });
+        if (threw) callback.function = nullptr;
+        if (before || thrown) callback.thrown->keep(before ? std::move(before) : std::move(thrown));
+        return threw;
     }
 
     static std::vector<Adapter> list(const internal::Handle<gw_adapters> &handle) {
@@ -486,6 +544,7 @@ private:
         return all;
     }
 
+    std::shared_ptr<internal::Thrown> thrown_ = std::make_shared<internal::Thrown>();
     internal::Handle<gw_engine> handle_;
 };
 

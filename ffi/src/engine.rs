@@ -49,7 +49,12 @@ pub(crate) unsafe fn on_engine(
     body: impl FnOnce(&Engine) -> Result<(), Failure>,
 ) -> gw_status {
     // SAFETY: the caller's promise.
-    unsafe { on_inner(name, engine, error, |inner| body(inner.usable()?)) }
+    unsafe {
+        on_inner(name, engine, error, |inner| {
+            // Whatever it failed for may come of a panic in another thread meanwhile.
+            body(inner.usable()?).map_err(|failure| inner.usable().err().unwrap_or(failure))
+        })
+    }
 }
 
 /// Runs the body of a function on an engine; a panic poisons it.
@@ -67,6 +72,8 @@ unsafe fn on_inner(
         let inner = unsafe { reference(engine, "engine") }?.0.clone();
         let outcome = caught(name, || body(&inner)).unwrap_or_else(|panic| {
             inner.poisoned.store(true, Ordering::Relaxed);
+            // Nobody must go on waiting for what will not come.
+            let _ = caught(name, || inner.engine.close());
             Err(panic)
         });
         // If a callback closed the engine, it ends here: whatever that runs into is caught too.
@@ -298,7 +305,13 @@ pub unsafe extern "C" fn gw_engine_open(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn gw_engine_close(engine: *mut *mut gw_engine) {
     // SAFETY: the caller's promises; engines are made by `Box::into_raw`.
-    quietly(|| unsafe { free(engine, |engine| drop(Box::from_raw(engine))) });
+    quietly(|| unsafe {
+        free(engine, |engine| {
+            let engine = Box::from_raw(engine);
+            // For the case that this is a callback of it.
+            engine.0.engine.close();
+        });
+    });
 }
 
 /// What a model is.

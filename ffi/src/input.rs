@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::error::{Failure, GW_ERR_INVALID_ARG};
+use crate::error::{Failure, GW_ERR_INVALID_ARG, GW_ERR_OUT_OF_MEMORY};
 use crate::gw_drop_fn;
 
 /// As a size: up to the NUL.
@@ -80,6 +80,17 @@ pub(crate) unsafe fn array<'a, T>(pointer: *const T, count: usize, name: &str) -
     let first = NonNull::new(pointer.cast_mut()).ok_or_else(|| null(name))?;
     // SAFETY: the caller's promise.
     Ok(unsafe { std::slice::from_raw_parts(first.as_ptr(), count) })
+}
+
+/// A copy of an array.
+pub(crate) fn copy<T: Copy>(from: &[T], name: &str) -> Result<Vec<T>, Failure> {
+    let mut copy = Vec::new();
+    copy.try_reserve_exact(from.len()).map_err(|_| {
+        let message = format!("{name}: no memory for a copy of {} bytes", size_of_val(from));
+        Failure::new(GW_ERR_OUT_OF_MEMORY, name, message)
+    })?;
+    copy.extend_from_slice(from);
+    Ok(copy)
 }
 
 /// The bytes of a text, which must be there.

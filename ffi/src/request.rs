@@ -156,7 +156,8 @@ impl gw_request {
                 return Ok(input::text(self.text, self.text_size, "text")?.into());
             }
             if !self.tokens.is_null() {
-                return Ok(array(self.tokens, self.token_count, "tokens")?.to_vec().into());
+                let tokens = array(self.tokens, self.token_count, "tokens")?;
+                return Ok(input::copy(tokens, "tokens")?.into());
             }
             if !self.chat_json.is_null() {
                 let json = input::text(self.chat_json, self.chat_json_size, "chat_json")?;
@@ -219,7 +220,10 @@ impl gw_request {
                     .iter()
                     .map(stop)
                     .collect::<Result<_, _>>()?,
-                stop_tokens: array(self.stop_tokens, self.stop_token_count, "stop_tokens")?.to_vec(),
+                stop_tokens: input::copy(
+                    array(self.stop_tokens, self.stop_token_count, "stop_tokens")?,
+                    "stop_tokens",
+                )?,
                 ignore_eos: self.flags & IGNORE_EOS != 0,
                 logprobs: (self.flags & LOGPROBS != 0).then_some(self.top_logprobs as usize),
                 logits: self.flags & LOGITS != 0,

@@ -7,6 +7,9 @@ use crate::error::{Failure, GW_ERR_ABI, GW_OK, gw_status};
 /// The size itself and one more field: less can hold nothing.
 const LEAST: usize = 8;
 
+/// More than any version will ever have: a size that was not set.
+const MOST: usize = 1 << 16;
+
 /// A struct of the header that begins with its size.
 ///
 /// # Safety
@@ -16,9 +19,23 @@ pub(crate) unsafe trait SizedStruct: Copy {
     const NAME: &'static str;
 }
 
-fn too_small(name: &str, found: usize) -> Failure {
-    let message = format!("{name}.struct_size: expected at least {LEAST}, found {found}");
-    Failure::new(GW_ERR_ABI, name, message)
+/// The size that a struct says it has.
+///
+/// # Safety
+/// `of` is NULL or points to a struct that begins with its size.
+unsafe fn size_of_given<T: SizedStruct>(of: *const T) -> Result<usize, Failure> {
+    if of.is_null() {
+        return Err(Failure::argument(T::NAME, "a pointer", "NULL"));
+    }
+    // SAFETY: the caller's promise.
+    let size = unsafe { of.cast::<u32>().read_unaligned() } as usize;
+    match size {
+        LEAST..=MOST => Ok(size),
+        found => {
+            let message = format!("{}.struct_size: expected {LEAST} to {MOST}, found {found}", T::NAME);
+            Err(Failure::new(GW_ERR_ABI, T::NAME, message))
+        }
+    }
 }
 
 /// Copies a struct; fields that the caller does not know are zero.
@@ -26,15 +43,9 @@ fn too_small(name: &str, found: usize) -> Failure {
 /// # Safety
 /// `from` is NULL or points to as many bytes as its `struct_size` says.
 pub(crate) unsafe fn read<T: SizedStruct>(from: *const T) -> Result<T, Failure> {
-    if from.is_null() {
-        return Err(Failure::argument(T::NAME, "a pointer", "NULL"));
-    }
     let ours = size_of::<T>();
     // SAFETY: the caller's promise; every such struct begins with its size.
-    let size = unsafe { from.cast::<u32>().read_unaligned() } as usize;
-    if size < LEAST {
-        return Err(too_small(T::NAME, size));
-    }
+    let size = unsafe { size_of_given(from) }?;
     if size > ours {
         // SAFETY: the caller's promise.
         let rest = unsafe { std::slice::from_raw_parts(from.cast::<u8>().add(ours), size - ours) };
@@ -65,15 +76,8 @@ impl<T: SizedStruct> OutStruct<T> {
     /// # Safety
     /// `to` is NULL or points to as many bytes as its `struct_size` says, which may be written until this goes.
     pub unsafe fn new(to: *mut T) -> Result<Self, Failure> {
-        if to.is_null() {
-            return Err(Failure::argument(T::NAME, "a pointer", "NULL"));
-        }
         // SAFETY: the caller's promise.
-        let size = unsafe { to.cast::<u32>().read_unaligned() } as usize;
-        if size < LEAST {
-            return Err(too_small(T::NAME, size));
-        }
-        Ok(Self { to, size })
+        Ok(Self { to, size: unsafe { size_of_given(to) }? })
     }
 
     /// Writes the fields that the caller has room for. Those that we do not know become zero.
@@ -97,7 +101,7 @@ impl<T: SizedStruct> OutStruct<T> {
 pub(crate) unsafe fn init<T: SizedStruct>(to: *mut T, size: usize) -> gw_status {
     match u32::try_from(size) {
         _ if to.is_null() => crate::error::GW_ERR_INVALID_ARG,
-        Ok(told) if size >= LEAST => {
+        Ok(told) if (LEAST..=MOST).contains(&size) => {
             // SAFETY: the caller's promise.
             unsafe {
                 to.cast::<u8>().write_bytes(0, size);

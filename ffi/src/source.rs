@@ -188,16 +188,14 @@ pub unsafe extern "C" fn gw_source_memory(
     unsafe {
         guard("gw_source_memory", error, || {
             let out = Out::new(source, "source")?;
-            let data = reference(data.cast::<u8>(), "data")?;
             let copy = copies(flags)?;
-            let all = input::array(data, size, "data")?;
+            let all = input::array(data.cast::<u8>(), size, "data")?;
             let bytes = if copy {
-                let mut bytes = room(size)?;
-                bytes.extend_from_slice(all);
+                let bytes = input::copy(all, "data")?;
                 std::mem::drop(User::new(user, drop));
                 Bytes::from(bytes)
             } else {
-                Bytes::new(Borrowed { data, size, _user: User::new(user, drop) })
+                Bytes::new(Borrowed { data: all.as_ptr(), size, _user: User::new(user, drop) })
             };
             give(&out, gw_source::Bytes(bytes));
             Ok(())

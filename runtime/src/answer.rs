@@ -49,7 +49,7 @@ impl Iterator for Answer<'_> {
                     return Some(Ok(event));
                 }
                 Err(error) => {
-                    self.finished = matches!(error, Error::Poisoned);
+                    self.finished = matches!(error, Error::Poisoned | Error::Closed);
                     return Some(Err(error));
                 }
             }

@@ -1,14 +1,71 @@
 //! The part of an engine that only one thread at a time may touch: the one that steps.
 
+use std::ops::{Deref, DerefMut};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
 
 use crate::Error;
 use crate::batch::Batch;
-use crate::mail::Mail;
+use crate::mail::{Mail, lock};
 use crate::model::runner::Run;
 use crate::request::FinishReason;
 use crate::schedule::Schedule;
 use crate::trace::Counters;
+
+/// What can be told of a core without waiting for it.
+#[derive(Clone, Copy, Default)]
+pub struct Report {
+    /// Pages that the KV cache has.
+    pub pages: usize,
+    /// Those of them that requests hold.
+    pub held: usize,
+    /// Bytes of activations, and of what kernels need beside them.
+    pub scratch: usize,
+    /// What was done so far.
+    pub counters: Counters,
+}
+
+/// The core, held by one thread. When it lets go, others can read how it left it, and those who wait for their turn wake up:
+/// whatever it was held for, also after a panic.
+pub struct Turn<'a> {
+    core: Option<MutexGuard<'a, Core>>,
+    report: &'a Mutex<Report>,
+    mail: &'a Mail,
+    /// Set if nothing was done since this many changes: then nobody is woken, or threads that all have nothing to do would
+    /// wake each other; unless something came meanwhile that this thread did not see.
+    pub idle_since: Option<u64>,
+}
+
+impl<'a> Turn<'a> {
+    /// The turn of whoever holds `core`.
+    pub fn new(core: MutexGuard<'a, Core>, report: &'a Mutex<Report>, mail: &'a Mail) -> Self {
+        Self { core: Some(core), report, mail, idle_since: None }
+    }
+}
+
+impl Deref for Turn<'_> {
+    type Target = Core;
+
+    fn deref(&self) -> &Core {
+        self.core.as_deref().expect("held until it is dropped")
+    }
+}
+
+impl DerefMut for Turn<'_> {
+    fn deref_mut(&mut self) -> &mut Core {
+        self.core.as_deref_mut().expect("held until it is dropped")
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *lock(self.report) = self.report();
+        self.core = None;
+        if self.idle_since != Some(self.mail.changes()) {
+            self.mail.change();
+        }
+    }
+}
 
 /// A model, and the requests that run on it.
 pub struct Core {
@@ -26,9 +83,11 @@ impl Core {
         Self { runner, schedule, counters: Counters::default(), vocab }
     }
 
-    /// What was done so far.
-    pub fn counters(&self) -> Counters {
-        Counters { reused_rows: self.schedule.reused(), ..self.counters }
+    /// What others may know of it.
+    pub fn report(&self) -> Report {
+        let (pages, held) = self.schedule.pages();
+        let counters = Counters { reused_rows: self.schedule.reused(), ..self.counters };
+        Report { pages, held, scratch: self.runner.scratch_bytes(), counters }
     }
 
     /// One step: takes in the requests that came, lets go of those that were cancelled, computes one batch, and

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, TryLockError};
 use std::time::{Duration, Instant};
 
 use graftwork_adapters::{Adapter, Source};
@@ -10,7 +10,7 @@ use graftwork_kernels::Format;
 use graftwork_kernels::backend::{Backend, PAGE};
 use graftwork_kernels::cpu::{Cpu, isa::Isa};
 
-use crate::core::Core;
+use crate::core::{Core, Report, Turn};
 use crate::kv::pages_for;
 use crate::log::{Level, say};
 use crate::mail::{Mail, Route, lock};
@@ -19,7 +19,7 @@ use crate::model::config::Config;
 use crate::model::container::Container;
 use crate::model::plan::Counting;
 use crate::model::runner::{Prepare, cache_shape, erase, most_scratch};
-use crate::model::weights::{Model, Progress, STACK};
+use crate::model::weights::{Model, Progress, STACK, THREAD};
 use crate::registry::{AdapterInfo, Expect, Generation, Registry};
 use crate::request::{Event, Prompt, Request, RequestId};
 use crate::sample::Sampler;
@@ -41,9 +41,11 @@ pub struct Engine {
     end_tokens: Vec<u32>,
     options: EngineOptions,
     kv_pages: usize,
+    page_bytes: usize,
     next_id: AtomicU64,
     mail: Mail,
     core: Mutex<Core>,
+    report: Mutex<Report>,
     isa: Isa,
 }
 
@@ -70,6 +72,7 @@ impl Engine {
         // A large vocabulary takes as long as the weights, on one thread.
         let (text, model) = std::thread::scope(|scope| {
             let text = std::thread::Builder::new()
+                .name(THREAD.to_owned())
                 .stack_size(STACK)
                 .spawn_scoped(scope, || Text::of(&container))
                 .map_err(Error::Threads)?;
@@ -83,7 +86,8 @@ impl Engine {
         end_tokens.extend(text.iter().flat_map(|text| text.tokenizer().ends_of_generation()));
         end_tokens.sort_unstable();
         end_tokens.dedup();
-        let kv_pages = options.kv_bytes / runner.page_bytes();
+        let page_bytes = runner.page_bytes();
+        let kv_pages = options.kv_bytes / page_bytes;
         let limits = Limits {
             batch: options.max_batch,
             chunk: options.prefill_chunk,
@@ -97,8 +101,10 @@ impl Engine {
             end_tokens,
             options,
             kv_pages,
+            page_bytes,
             next_id: AtomicU64::new(1),
             mail: Mail::default(),
+            report: Mutex::new(core.report()),
             core: Mutex::new(core),
             isa,
         };
@@ -160,25 +166,23 @@ impl Engine {
         &self.end_tokens
     }
 
-    /// Bytes in memory now. Waits for a step in progress.
+    /// Bytes in memory, as the last step left it.
     pub fn memory(&self) -> Memory {
-        let core = lock(&self.core);
-        let page = core.runner.page_bytes();
-        let (pages, held) = core.schedule.pages();
+        let Report { pages, held, scratch, .. } = *lock(&self.report);
         Memory {
             weights: self.model.bytes(),
             embedding: self.model.embedding_bytes(),
             adapters: self.registry.held_bytes(),
-            kv: pages * page,
-            kv_used: held * page,
-            kv_limit: self.kv_pages * page,
-            scratch: core.runner.scratch_bytes(),
+            kv: pages * self.page_bytes,
+            kv_used: held * self.page_bytes,
+            kv_limit: self.kv_pages * self.page_bytes,
+            scratch,
         }
     }
 
-    /// What the engine has done so far. Waits for a step in progress.
+    /// What the engine has done up to the end of the last step.
     pub fn counters(&self) -> Counters {
-        lock(&self.core).counters()
+        lock(&self.report).counters
     }
 
     /// Loads an adapter under a name that is free. Runs on the caller's thread, beside any step.
@@ -270,6 +274,7 @@ impl Engine {
     }
 
     fn accept(&self, request: Request, route: Route) -> Result<RequestId, Error> {
+        self.mail.check_open()?;
         let stack = self.registry.stack(&request.adapters)?;
         let Tokens { tokens, new_text } = Text::tokens_of(self.text.as_ref(), request.prompt)?;
         let most_tokens = self.most_tokens(&tokens, request.max_tokens)?;
@@ -379,19 +384,20 @@ impl Engine {
         self.mail.is_empty()
     }
 
-    /// Whether any request waits or runs.
+    /// Whether any request waits or runs, or has a sink that has not heard its last event. (To a sink itself, those do not
+    /// count: it cannot wait for itself.)
     pub fn is_live(&self) -> bool {
         !self.mail.is_quiet()
     }
 
     /// Runs one forward pass over everything that is ready, and gives what happened since the last call, in
     /// order. Empty once there is nothing to do; also when a step only read prompts. If another thread steps,
-    /// waits for its turn first.
+    /// waits for its turn first; if there is nothing to compute but another thread is calling sinks, waits for that.
     ///
     /// # Errors
     /// Memory was refused. No request lost anything: the next call tries again.
     pub fn step(&self) -> Result<Vec<Event>, Error> {
-        self.advance(self.core.lock().map_err(|_| Error::Poisoned)?)?;
+        self.step_only()?;
         Ok(self.mail.take_all())
     }
 
@@ -400,7 +406,11 @@ impl Engine {
     /// # Errors
     /// As [`Engine::step`].
     pub fn step_only(&self) -> Result<(), Error> {
-        self.advance(self.core.lock().map_err(|_| Error::Poisoned)?).map(|_| ())
+        let seen = self.mail.changes();
+        if !self.advance(self.turn()?)? {
+            self.mail.wait_for_deliveries(seen);
+        }
+        Ok(())
     }
 
     /// The next event of one request, or of any that was given to [`Engine::submit`]. If none is there, steps until
@@ -408,7 +418,7 @@ impl Engine {
     /// a step that it started ends; a timeout of zero takes what is there and computes nothing.
     ///
     /// # Errors
-    /// As [`Engine::step`]; or no event of the request is there or to come.
+    /// As [`Engine::step`]; or no event of the request is there or to come; or the engine was closed.
     pub fn poll(&self, id: Option<RequestId>, timeout: Duration) -> Result<Option<Event>, Error> {
         let deadline = Instant::now().checked_add(timeout);
         loop {
@@ -420,7 +430,7 @@ impl Engine {
                 return Ok(None);
             }
             let advanced = match self.core.try_lock() {
-                Ok(core) => self.advance(core)?,
+                Ok(core) => self.advance(Turn::new(core, &self.report, &self.mail))?,
                 Err(TryLockError::WouldBlock) => false,
                 Err(TryLockError::Poisoned(_)) => return Err(Error::Poisoned),
             };
@@ -430,29 +440,30 @@ impl Engine {
         }
     }
 
+    /// Waits until no other thread holds the core.
+    fn turn(&self) -> Result<Turn<'_>, Error> {
+        let core = self.core.lock().map_err(|_| Error::Poisoned)?;
+        Ok(Turn::new(core, &self.report, &self.mail))
+    }
+
     /// Steps and calls the sinks; `false` if there was nothing to do.
-    fn advance(&self, mut core: MutexGuard<'_, Core>) -> Result<bool, Error> {
-        /// Wakes those who wait for their turn, also after a panic. Not if nothing was done, or threads that all have
-        /// nothing to do would wake each other; unless something came meanwhile that this thread did not see.
-        struct Leaving<'a> {
-            mail: &'a Mail,
-            idle_since: Option<u64>,
-        }
-        impl Drop for Leaving<'_> {
-            fn drop(&mut self) {
-                if self.idle_since != Some(self.mail.changes()) {
-                    self.mail.change();
-                }
-            }
+    fn advance(&self, mut turn: Turn<'_>) -> Result<bool, Error> {
+        if self.mail.check_open().is_err() {
+            return Ok(false);
         }
         let before = self.mail.changes();
-        let mut leaving = Leaving { mail: &self.mail, idle_since: None };
-        let advanced = core.advance(&self.mail);
-        leaving.idle_since = matches!(advanced, Ok(false)).then_some(before);
-        drop(core);
-        drop(leaving);
+        let advanced = turn.advance(&self.mail);
+        turn.idle_since = matches!(advanced, Ok(false)).then_some(before);
+        drop(turn);
         self.mail.deliver();
         advanced
+    }
+
+    /// Ends everything: no request gets another event, nothing is computed any more, and threads that sleep in
+    /// [`Engine::poll`] return. For sinks, which cannot drop the engine that calls them, and before dropping one that other threads
+    /// hold too.
+    pub fn close(&self) {
+        self.mail.close();
     }
 
     fn say(&self, level: Level, message: impl FnOnce() -> String) {
@@ -488,8 +499,7 @@ impl Engine {
             return Err(Error::EmptyPrompt);
         }
         self.check_tokens("prompt", tokens.iter().copied())?;
-        let mut core = self.core.lock().map_err(|_| Error::Poisoned)?;
-        core.runner.score(tokens, &stack, kv, self.options.prefill_chunk)
+        self.turn()?.runner.score(tokens, &stack, kv, self.options.prefill_chunk)
     }
 }
 

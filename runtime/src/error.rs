@@ -162,6 +162,9 @@ pub enum Error {
     /// The caller asked for the end, before it was done.
     #[error("cancelled by the caller")]
     Cancelled,
+    /// The engine was closed.
+    #[error("the engine was closed")]
+    Closed,
     /// A step panicked, which is a bug in this library. The engine computes nothing any more.
     #[error("the engine is unusable since a step panicked")]
     Poisoned,

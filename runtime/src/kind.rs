@@ -81,7 +81,7 @@ impl Error {
             Self::Sample(sample::Error::NoToken { .. }) => (K::InvalidArgument, "logit_bias"),
             Self::Stop(_) => (K::InvalidArgument, "stop"),
             Self::NoRequest { .. } => (K::NotFound, ""),
-            Self::Cancelled => (K::Cancelled, ""),
+            Self::Cancelled | Self::Closed => (K::Cancelled, ""),
             Self::Poisoned | Self::Internal { .. } => (K::Internal, ""),
         }
     }
@@ -171,6 +171,9 @@ fn of_chat(error: &chat::Error) -> Meaning<'_> {
             (ErrorKind::Format, "chat_template")
         }
         E::Refused { .. } => (ErrorKind::InvalidArgument, "chat_template"),
+        // The system says "try again" where there is no room for the stack.
+        E::Thread { kind: io::ErrorKind::WouldBlock, .. } => (ErrorKind::OutOfMemory, ""),
+        E::Thread { kind, .. } => (of_io(&(*kind).into()), ""),
         E::Json { .. } => (ErrorKind::InvalidArgument, "chat_json"),
     }
 }

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 use std::time::Instant;
 
 use crate::Error;
@@ -44,16 +45,25 @@ struct State {
     next: u64,
     /// Events of requests that are asked for alone.
     apart: HashMap<RequestId, VecDeque<Event>>,
-    /// The sinks of requests, each away while it is called, and the events on their way to them.
+    /// The sinks of requests that have not heard their last event, each away while it is called, and the events on their way
+    /// to them.
     sinks: HashMap<RequestId, Option<Sink>>,
     deliveries: VecDeque<Event>,
-    /// Whether some thread is inside of [`Mail::deliver`]: it alone calls sinks, so that events stay in order.
-    delivering: bool,
+    /// The thread that is inside of [`Mail::deliver`]: it alone calls sinks, so that events stay in order.
+    delivering: Option<ThreadId>,
+    /// Whether [`Mail::close`] was called.
+    closed: bool,
     /// Counts whatever a waiting thread may wait for.
     changes: u64,
 }
 
 impl State {
+    /// Whether no request is live and every sink has heard its last event, but for those that this thread is calling.
+    fn is_quiet(&self) -> bool {
+        let delivered = self.sinks.is_empty() || self.delivering == Some(thread::current().id());
+        self.closed || (self.live.is_empty() && delivered)
+    }
+
     fn take_shared(&mut self) -> Option<Event> {
         let (_, event) = self.shared.pop_first()?;
         self.took(event.id());
@@ -146,46 +156,49 @@ impl Mail {
     }
 
     /// Brings the events of requests with a sink there, in order, unless another thread is about it: that one then
-    /// takes these along. A panic of a sink comes out here.
+    /// takes these along. A panic of a sink cancels its request and comes out here.
     pub fn deliver(&self) {
         let mut state = self.lock();
-        if std::mem::replace(&mut state.delivering, true) {
+        if state.deliveries.is_empty() || state.delivering.is_some() {
             return;
         }
-        while let Some(event) = state.deliveries.pop_front() {
+        state.delivering = Some(thread::current().id());
+        let mut panic = None;
+        while panic.is_none() {
+            let Some(event) = state.deliveries.pop_front() else { break };
             let (id, last) = (event.id(), event.is_last());
             let Some(mut sink) = state.sinks.get_mut(&id).and_then(Option::take) else { continue };
-            if last {
-                state.sinks.remove(&id);
-            }
             drop(state);
             let flow = catch_unwind(AssertUnwindSafe(|| sink(event)));
-            let sink = (!last).then_some(sink);
+            // One that has heard all, or panicked, goes now: without the lock, because it may call back.
+            let kept = (!last && flow.is_ok()).then_some(sink);
             state = self.lock();
-            match flow {
-                Ok(ControlFlow::Continue(())) => {}
-                Ok(ControlFlow::Break(())) => {
-                    state.live.get(&id).inspect(|cancelled| cancelled.store(true, Ordering::Relaxed));
-                }
-                Err(panic) => {
-                    state.delivering = false;
-                    drop(state);
-                    resume_unwind(panic);
-                }
+            match kept {
+                None => state.sinks.remove(&id),
+                kept => state.sinks.insert(id, kept),
+            };
+            if !matches!(flow, Ok(ControlFlow::Continue(()))) {
+                state.live.get(&id).inspect(|cancelled| cancelled.store(true, Ordering::Relaxed));
             }
-            if let Some(place) = state.sinks.get_mut(&id) {
-                *place = sink;
-            }
+            panic = flow.err();
         }
-        state.delivering = false;
+        state.delivering = None;
+        drop(state);
+        self.change();
+        if let Some(panic) = panic {
+            resume_unwind(panic);
+        }
     }
 
     /// The next event that anybody may take, or of one request.
     ///
     /// # Errors
-    /// No event of this request is there or to come, or a sink takes them.
+    /// No event of this request is there or to come, or a sink takes them; or all was closed.
     pub fn take(&self, id: Option<RequestId>) -> Result<Option<Event>, Error> {
         let mut state = self.lock();
+        if state.closed {
+            return Err(Error::Closed);
+        }
         let Some(id) = id else { return Ok(state.take_shared()) };
         match state.take_of(id) {
             None if !state.live.contains_key(&id) || state.sinks.contains_key(&id) => {
@@ -202,15 +215,42 @@ impl Mail {
         std::mem::take(&mut state.shared).into_values().collect()
     }
 
-    /// Whether no request is live.
+    /// Whether no request is live and every sink has heard its last event; a sink that asks does not count.
     pub fn is_quiet(&self) -> bool {
-        self.lock().live.is_empty()
+        self.lock().is_quiet()
     }
 
     /// Whether no request is live and no event waits to be taken.
     pub fn is_empty(&self) -> bool {
         let state = self.lock();
-        state.live.is_empty() && state.shared.is_empty()
+        state.is_quiet() && (state.closed || state.shared.is_empty())
+    }
+
+    /// Ends everything: nobody takes or hears another event.
+    pub fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        state.deliveries.clear();
+        drop(state);
+        self.change();
+    }
+
+    /// # Errors
+    /// [`Mail::close`] was called.
+    pub fn check_open(&self) -> Result<(), Error> {
+        match self.lock().closed {
+            true => Err(Error::Closed),
+            false => Ok(()),
+        }
+    }
+
+    /// Waits until no other thread is calling sinks, or until there was a change after `seen`.
+    pub fn wait_for_deliveries(&self, seen: u64) {
+        let mut state = self.lock();
+        while state.changes == seen && state.delivering.is_some_and(|thread| thread != thread::current().id())
+        {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
     }
 
     /// Tells the threads in [`Mail::wait`] that there is something new for them.

@@ -114,5 +114,7 @@ fn logprob(logits: &[f32], token: u32, top: usize) -> Result<Logprob, sample::Er
         order.truncate(top);
         order.sort_unstable_by(likelier);
     }
-    Ok(Logprob { chosen: of(token), top: order.into_iter().map(|token| (token, of(token))).collect() })
+    let mut likeliest = reserved(order.len())?;
+    likeliest.extend(order.into_iter().map(|token| (token, of(token))));
+    Ok(Logprob { chosen: of(token), top: likeliest })
 }

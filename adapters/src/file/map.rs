@@ -1,7 +1,7 @@
 //! Bytes of a file: mapped, or read into memory. The one place in this crate with `unsafe`.
 
 use std::fs::{File, Metadata};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::path::Path;
 
 use graftwork_kernels::Bytes;
@@ -29,13 +29,13 @@ fn read(path: &Path, copy_up_to: u64) -> io::Result<Bytes> {
 }
 
 /// `length` bytes of an open file from byte `offset`, which need not be aligned; length 0 stands for all up to its end.
-/// Mapped, with what that asks of others (see [`open_bytes`]), or with `copy` read into memory, which moves the
-/// file's position. The file may be closed afterwards.
+/// Mapped, with what that asks of others (see [`open_bytes`]), or with `copy` read into memory. The file's position does not
+/// matter and stays where it is (but on Windows). The file may be closed afterwards.
 ///
 /// # Errors
 /// [`io::ErrorKind::InvalidInput`]: not a regular file, or the range does not lie in it. Otherwise what the system
 /// says, such as [`io::ErrorKind::OutOfMemory`] for a copy.
-pub fn map_range(mut file: &File, offset: u64, length: u64, copy: bool) -> io::Result<Bytes> {
+pub fn map_range(file: &File, offset: u64, length: u64, copy: bool) -> io::Result<Bytes> {
     let metadata = file.metadata()?;
     regular(&metadata)?;
     let size = metadata.len();
@@ -49,18 +49,28 @@ pub fn map_range(mut file: &File, offset: u64, length: u64, copy: bool) -> io::R
     if copy || size == 0 {
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(size).map_err(|_| io::ErrorKind::OutOfMemory)?;
-        file.seek(SeekFrom::Start(offset))?;
-        file.take(length).read_to_end(&mut bytes)?;
-        return match bytes.len() == size {
-            true => Ok(bytes.into()),
-            false => Err(io::ErrorKind::UnexpectedEof.into()),
-        };
+        bytes.resize(size, 0);
+        read_at(file, &mut bytes, offset)?;
+        return Ok(bytes.into());
     }
     // SAFETY: the mapping is private to this value and only ever read. What Rust cannot rule out is that
     // someone changes the file underneath; the bytes are plain data of which no bit pattern is invalid,
     // every length and offset taken from them is checked against the mapping's fixed length before use, and
     // the documentation above hands the rest of the duty (not to truncate or rewrite) to the caller.
     Ok(Bytes::new(unsafe { MmapOptions::new().offset(offset).len(size).map(file) }?))
+}
+
+/// Fills `bytes` from byte `offset` of the file, which others may be reading through the same descriptor.
+#[cfg(unix)]
+fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
+}
+
+#[cfg(not(unix))]
+fn read_at(mut file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    use std::io::{Read, Seek, SeekFrom};
+    file.seek(SeekFrom::Start(offset))?;
+    file.read_exact(bytes)
 }
 
 fn regular(metadata: &Metadata) -> io::Result<()> {

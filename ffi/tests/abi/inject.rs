@@ -21,14 +21,39 @@ fn panics_are_statuses() {
     for function in &functions {
         cases.add(&format!("{}_panics", function.name), &panics(function, &functions));
     }
+    cases.add("a_panic_wakes_whoever_waits", "    alarm(60);\n    wakes_whoever_waits(f);\n    alarm(0);\n");
     let text = cases.program().replacen(
         "#include \"table.h\"\n",
-        "#include \"table.h\"\n\nvoid gw_inject_panic(const char *function, size_t size);\n",
+        &format!(
+            "#include \"table.h\"\n\nvoid gw_inject_panic(const char *function, size_t size);\n{SLEEPER}"
+        ),
         1,
     );
     // Also asserts that nothing is printed.
     program::run(&program::build_text("panics", &text), &[]);
 }
+
+/// A thread that waits for events learns of a panic in another.
+const SLEEPER: &str = r#"
+static void *sleep_in_poll(void *user) {
+    gw_event *event = NULL;
+    FAILS(GW_ERR_INTERNAL, "panicked", gw_poll(user, 0, GW_FOREVER, &event, &error));
+    CHECK(!event);
+    return NULL;
+}
+
+static void wakes_whoever_waits(fixture *f) {
+    (void)f;
+    gw_engine *engine = open_small();
+    pthread_t sleeper;
+    CHECK(pthread_create(&sleeper, NULL, sleep_in_poll, engine) == 0);
+    usleep(20000);
+    gw_inject_panic("gw_submit", 9);
+    FAILS(GW_ERR_INTERNAL, "gw_submit", gw_submit(engine, &f->request.known, NULL, &error));
+    CHECK(pthread_join(sleeper, NULL) == 0);
+    gw_engine_close(&engine);
+}
+"#;
 
 fn panics(function: &Function, all: &[&Function]) -> String {
     let good = table::arguments(function);

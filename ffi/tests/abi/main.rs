@@ -52,6 +52,13 @@ fn print_the_layout() {
 }
 
 #[test]
+fn the_wrapper_keeps_its_promises() {
+    if let Some(wrapper) = program::build_cpp("wrapper") {
+        program::run(&wrapper, &[]);
+    }
+}
+
+#[test]
 fn the_library_can_be_closed_and_opened_again() {
     let client = program::build_shared("client");
     program::run(&program::build_alone("reload"), &[client.to_str().unwrap()]);
@@ -74,5 +81,6 @@ programs! {
     silence();
     cycles();
     engines();
+    reentry();
     stress("5");
 }

@@ -7,20 +7,32 @@ use std::path::Path;
 /// Entries of the model's vocabulary.
 const VOCAB: usize = 512;
 
-/// Puts links to the golden adapters into a folder, and the model with a tokenizer as `model`.
+/// Puts links to the golden adapters into a folder, the model with a tokenizer as `model`, and with one that makes the library
+/// which reads it panic as `hostile`.
 pub fn write(folder: &Path, golden: &Path) {
     let _ = fs::remove_dir_all(folder);
-    let model = folder.join("model");
-    fs::create_dir_all(&model).unwrap();
+    fs::create_dir_all(folder).unwrap();
     for entry in fs::read_dir(golden).unwrap() {
         let entry = entry.unwrap();
         std::os::unix::fs::symlink(entry.path(), folder.join(entry.file_name())).unwrap();
     }
-    for file in ["config.json", "generation_config.json", "model.safetensors"] {
-        std::os::unix::fs::symlink(golden.join("base").join(file), model.join(file)).unwrap();
+    let tokenizer = tokenizer();
+    // Characters by a table of 1 byte that says it has 4.
+    let hostile = tokenizer
+        .replace(
+            r#""normalizer": null"#,
+            r#""normalizer": {"type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAEA="}"#,
+        )
+        .replacen(r#""normalized": false"#, r#""normalized": true"#, 1);
+    for (name, tokenizer) in [("model", tokenizer), ("hostile", hostile)] {
+        let model = folder.join(name);
+        fs::create_dir(&model).unwrap();
+        for file in ["config.json", "generation_config.json", "model.safetensors"] {
+            std::os::unix::fs::symlink(golden.join("base").join(file), model.join(file)).unwrap();
+        }
+        fs::write(model.join("tokenizer.json"), tokenizer).unwrap();
+        fs::write(model.join("tokenizer_config.json"), CONFIG).unwrap();
     }
-    fs::write(model.join("tokenizer.json"), tokenizer()).unwrap();
-    fs::write(model.join("tokenizer_config.json"), CONFIG).unwrap();
 }
 
 const CONFIG: &str = r#"{

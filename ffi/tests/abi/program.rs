@@ -114,6 +114,15 @@ pub fn build_shared(name: &str) -> PathBuf {
     link(&source(name), &format!("{name}.so"), &[&shared[..], &with_library()].concat())
 }
 
+/// A C++ program of `tests/c` that is linked with the library, if there is a compiler.
+pub fn build_cpp(name: &str) -> Option<PathBuf> {
+    let made = work().join(name);
+    let library = with_library();
+    let arguments: Vec<_> = library.iter().map(String::as_str).chain(["-lm", "-lpthread"]).collect();
+    let source = source(name).with_extension("cpp");
+    compile_cpp(&[&source], &made, &arguments).then_some(made)
+}
+
 /// A program that a test made.
 pub fn build_text(name: &str, text: &str) -> PathBuf {
     let source = work().join(name).with_extension("c");

@@ -274,7 +274,7 @@ fn sizes(cases: &mut Cases, header: &Header, function: &Function, place: usize) 
         Some(place) => (String::new(), with(&good, place, size)),
         None => (format!("    {held}.known.struct_size = {size};\n"), good.clone()),
     };
-    for size in ["0", "4", "7"] {
+    for size in ["0", "4", "7", "0xffffffff"] {
         let (mut body, arguments) = sized(size);
         body += &refused(function, &arguments, "GW_ERR_ABI", &parameter.name);
         cases.add(&format!("{name}_{size}_bytes_of_{}", parameter.name), &body);

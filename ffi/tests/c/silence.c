@@ -32,6 +32,18 @@ int main(int count, char **arguments) {
     FAILS(GW_ERR_INVALID_ARG, "request", gw_submit(engine, NULL, NULL, &error));
     gw_engine_close(&engine);
 
+    /* A tokenizer whose normalizer makes the library that reads it panic. */
+    source = source_of("hostile");
+    gw_request request = GW_REQUEST_INIT;
+    request.text = "hello";
+    request.text_size = GW_NUL;
+    gw_status status = gw_engine_open(source, NULL, &engine, &error);
+    if (status == GW_OK) status = gw_submit(engine, &request, NULL, &error);
+    CHECK(status == GW_ERR_FORMAT || status == GW_ERR_INVALID_ARG);
+    gw_error_free(&error);
+    gw_engine_close(&engine);
+    gw_source_free(&source);
+
     fflush(NULL);
     EQUAL(0, lseek(1, 0, SEEK_END));
     EQUAL(0, lseek(2, 0, SEEK_END));

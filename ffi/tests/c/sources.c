@@ -167,8 +167,19 @@ static void refusals(void) {
     FAILS(GW_ERR_INVALID_ARG, "", gw_source_fd(fd, 0, 1 << 20, 0, &source, &error));
     FAILS(GW_ERR_INVALID_ARG, "", gw_source_fd(fd, 1 << 20, 0, 0, &source, &error));
     FAILS(GW_ERR_INVALID_ARG, "", gw_source_fd(fd, UINT64_MAX, UINT64_MAX, 0, &source, &error));
+    /* A descriptor may be shared with others, who read through it too. */
+    CHECK(lseek(fd, 7, SEEK_SET) == 7);
+    WORKS(gw_source_fd(fd, 10, 20, GW_SOURCE_COPY, &source, &error));
+    EQUAL(7, lseek(fd, 0, SEEK_CUR));
+    gw_source_free(&source);
     close(fd);
     CHECK(!source);
+
+    /* Nothing at no address is a file too, of no model. */
+    WORKS(gw_source_memory(NULL, 0, 0, drop_file, &f, &source, &error));
+    FAILS(GW_ERR_FORMAT, "", gw_engine_open(source, NULL, &(gw_engine *){NULL}, &error));
+    gw_source_free(&source);
+    EQUAL(1, f.drops);
 
     /* A file is no directory, and a directory no file. */
     WORKS(gw_source_memory(f.data, f.size, GW_SOURCE_COPY, NULL, NULL, &source, &error));

@@ -16,9 +16,10 @@ const STACK: usize = 320 << 20;
 pub(super) fn on_own_stack<T: Send>(work: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
     let failed = |found: &str| Err(Error::Render { found: found.to_owned() });
     std::thread::scope(|scope| {
-        match std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work) {
+        let thread = std::thread::Builder::new().name("graftwork-chat".to_owned()).stack_size(STACK);
+        match thread.spawn_scoped(scope, work) {
             Ok(thread) => thread.join().unwrap_or_else(|_| failed("the template engine panicked")),
-            Err(error) => failed(&format!("no thread to render in: {error}")),
+            Err(error) => Err(Error::Thread { kind: error.kind(), found: error.to_string() }),
         }
     })
 }

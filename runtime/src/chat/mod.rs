@@ -76,6 +76,14 @@ pub enum Error {
         /// What is wrong and where.
         found: String,
     },
+    /// The thread that templates are rendered in could not be started.
+    #[error("chat template: no thread to render in: {found}")]
+    Thread {
+        /// What kind of failure it was.
+        kind: std::io::ErrorKind,
+        /// What the system says.
+        found: String,
+    },
     /// The template does something that is not possible.
     #[error("chat template: cannot be rendered: {found}")]
     Render {

@@ -17,6 +17,9 @@ use crate::Error;
 /// Called while a model loads with the parts that are done and all there are, from any thread; `false` ends it.
 pub type Progress<'a> = dyn Fn(usize, usize) -> bool + Sync + 'a;
 
+/// The name of threads that load. Those of this library all begin so.
+pub const THREAD: &str = "graftwork-load";
+
 /// Bytes of stack of the threads that load.
 pub const STACK: usize = 2 << 20;
 
@@ -238,7 +241,10 @@ fn in_parallel<T: Send>(
     };
     let outcomes: Vec<_> = std::thread::scope(|scope| {
         // With the size of its stack given, the standard library asks no environment variable for it.
-        let spawn = |_| std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, worker).ok();
+        let spawn = |_| {
+            let thread = std::thread::Builder::new().name(THREAD.to_owned());
+            thread.stack_size(STACK).spawn_scoped(scope, worker).ok()
+        };
         // A thread that the system refuses leaves its share to the others.
         let others: Vec<_> = (1..threads.min(parts)).map_while(spawn).collect();
         let mine = worker();

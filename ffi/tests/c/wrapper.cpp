@@ -1,0 +1,115 @@
+// The C++ wrapper: what callbacks throw, prompts that are empty, handles that are moved. The first argument is the folder of models.
+#include <graftwork.hpp>
+
+#include <cstdio>
+#include <cstdlib>
+
+using graftwork::Engine;
+using graftwork::Event;
+using graftwork::Request;
+
+namespace {
+
+#define CHECK(condition)                                                                    \
+    do {                                                                                    \
+        if (!(condition)) {                                                                 \
+            std::fprintf(stderr, "%s:%d: expected %s\n", __FILE__, __LINE__, #condition); \
+            std::exit(1);                                                                   \
+        }                                                                                   \
+    } while (false)
+
+Request ask() {
+    return Request::tokens({5, 6, 7, 8, 9, 10}).max_tokens(5).flags(GW_REQUEST_IGNORE_EOS);
+}
+
+// What comes out of step() until the engine has nothing to do.
+std::vector<std::string> thrown_by(const Engine &engine) {
+    std::vector<std::string> thrown;
+    for (bool live = true; live;) try {
+            live = engine.step();
+        } catch (const std::runtime_error &error) {
+            thrown.push_back(error.what());
+        }
+    return thrown;
+}
+
+// Once it threw, a callback is not called again: what it refers to may be gone with the function that submitted it.
+void throws_once(const Engine &engine) {
+    int calls = 0;
+    engine.submit(ask().on_event([&](const Event &) {
+        ++calls;
+        throw std::runtime_error("once");
+    }));
+    CHECK(thrown_by(engine) == std::vector<std::string>{"once"});
+    CHECK(calls == 1);
+}
+
+// What one callback throws does not come out inside of another that steps.
+void throws_past_others(const Engine &engine) {
+    int tokens = 0, finish = 0;
+    engine.submit(ask().on_event([](const Event &) { throw std::runtime_error("from the first"); }));
+    engine.submit(ask().on_event([&](const Event &event) {
+        if (event.last()) finish = event->finish;
+        else ++tokens;
+        engine.step();
+    }));
+    CHECK(thrown_by(engine) == std::vector<std::string>{"from the first"});
+    CHECK(tokens == 5 && finish == GW_FINISH_LENGTH);
+}
+
+// What is kept for an engine comes out of no other.
+void throws_from_its_own_engine(const graftwork::Source &source, const Engine &other) {
+    {
+        const Engine engine(source);
+        engine.submit(ask().on_event([](const Event &) { throw std::runtime_error("unseen"); }));
+        const auto polled = engine.submit(ask());
+        for (bool last = false; !last;) try {
+                last = engine.poll(polled).last();
+            } catch (const std::runtime_error &) {
+            }
+        engine.submit(ask().on_event([](const Event &) { throw std::runtime_error("unseen"); }));
+    }
+    CHECK(thrown_by(other).empty());
+}
+
+// An empty prompt is a prompt, as in C.
+void takes_empty_prompts(const Engine &engine) {
+    for (const Request &request : {Request::text(""), Request::chat({}), Request::tokens({})}) {
+        gw_request c = GW_REQUEST_INIT;
+        request.with_c([&](const gw_request &made) { return c = made, 0; });
+        CHECK((c.text != nullptr) + (c.tokens != nullptr) + (c.messages != nullptr) + (c.chat_json != nullptr) == 1);
+    }
+    CHECK(engine.prompt_tokens(Request::text("")).empty());
+    try {
+        engine.submit(Request::tokens({}));
+        CHECK(false);
+    } catch (const graftwork::Error &error) {
+        CHECK(error.status() == GW_ERR_INVALID_ARG && error.detail() == "prompt");
+    }
+}
+
+void moves(Engine engine) {
+    Engine second(std::move(engine));
+    Engine &same = second;
+    second = std::move(same);
+    CHECK(second.info().vocab == 512);
+    try {
+        engine.step();
+        CHECK(false);
+    } catch (const graftwork::Error &error) {
+        CHECK(error.status() == GW_ERR_INVALID_ARG);
+    }
+}
+
+} // namespace
+
+int main(int count, char **arguments) {
+    CHECK(count > 1);
+    const auto source = graftwork::Source::path(std::string(arguments[1]) + "/model");
+    const Engine engine(source);
+    throws_once(engine);
+    throws_past_others(engine);
+    throws_from_its_own_engine(source, engine);
+    takes_empty_prompts(engine);
+    moves(Engine(source));
+}
