@@ -8,7 +8,9 @@ use graftwork_kernels::{Format, Tensor};
 
 fn main() {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    for isa in Isa::all().into_iter().skip(1) {
+    let only = std::env::var("GRAFTWORK_ISA").ok();
+    let wanted = |isa: &Isa| only.as_deref().map_or(isa.name() != "portable", |name| name == isa.name());
+    for isa in Isa::all().into_iter().filter(wanted) {
         let mut cpu = Cpu::new(threads, isa).expect("threads");
         let read = limits::read_bytes_per_second(&mut cpu, 5);
         let multiply = limits::multiply_operations_per_second(&mut cpu, 5);
@@ -19,7 +21,10 @@ fn main() {
             multiply / 1e9
         );
         for &format in Format::ALL {
-            for (outputs, inputs) in [(1536, 576), (576, 1536), (5632, 2048)] {
+            let shapes: [(usize, usize); 3] = [(1536, 576), (576, 1536), (5632, 2048)];
+            for (outputs, inputs) in
+                shapes.into_iter().filter(|(_, inputs)| inputs.is_multiple_of(format.block_len()))
+            {
                 let weight = random_matrix(format, outputs, inputs, 1);
                 // Enough copies that decoding streams from memory, as a model does.
                 let copies = (96 << 20) / weight.bytes().len() + 1;

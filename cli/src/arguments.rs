@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand};
+use graftwork_kernels::Format;
 
 /// One base model, many adapters.
 #[derive(Parser)]
@@ -54,6 +55,11 @@ id, adapters, max_tokens, temperature, top_k, top_p, min_p, seed and stop ([\"..
   graftwork inspect smollm2
   graftwork inspect examples/adapters/tools-lora --base smollm2")]
     Inspect(Inspect),
+    /// Write a model of random weights, for measurements of speed
+    #[command(after_help = "Examples:
+  graftwork random-model random-1.1b.gguf --format Q4_K_M
+  graftwork random-model small.gguf --format Q8_0 --hidden 576 --layers 30 --ffn 1536 --heads 9 --kv-heads 3")]
+    RandomModel(RandomModel),
 }
 
 /// `demo`.
@@ -197,6 +203,63 @@ pub struct Inspect {
     /// One JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+/// `random-model`. The shape is that of TinyLlama-1.1B by default.
+#[derive(Args)]
+pub struct RandomModel {
+    /// The GGUF file to write
+    pub out: PathBuf,
+    /// Format of the matrices: any of Q4_0 and the like, or Q4_K_M, mixed as llama.cpp does
+    #[arg(long, default_value = "Q4_0")]
+    pub format: Mix,
+    /// Width of the residual stream
+    #[arg(long, default_value_t = 2048, value_parser = at_least_one)]
+    pub hidden: usize,
+    /// Layers
+    #[arg(long, default_value_t = 22, value_parser = at_least_one)]
+    pub layers: usize,
+    /// Width of the feed-forward blocks
+    #[arg(long, default_value_t = 5632, value_parser = at_least_one)]
+    pub ffn: usize,
+    /// Heads of queries
+    #[arg(long, default_value_t = 32, value_parser = at_least_one)]
+    pub heads: usize,
+    /// Heads of keys and values
+    #[arg(long, default_value_t = 4, value_parser = at_least_one)]
+    pub kv_heads: usize,
+    /// Tokens of the vocabulary
+    #[arg(long, default_value_t = 32_000, value_parser = at_least_one)]
+    pub vocab: usize,
+    /// Positions of the context
+    #[arg(long, default_value_t = 4096, value_parser = at_least_one)]
+    pub context: usize,
+    /// What the weights depend on
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+}
+
+/// The formats of a model's matrices.
+#[derive(Clone, Copy)]
+pub enum Mix {
+    /// The same for all, but a better head.
+    One(Format),
+    /// `Q4_K`, with `Q6_K` where llama.cpp takes it.
+    Q4KM,
+}
+
+impl FromStr for Mix {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.eq_ignore_ascii_case("Q4_K_M") {
+            return Ok(Self::Q4KM);
+        }
+        Format::from_name(text).map(Self::One).ok_or_else(|| {
+            let known: Vec<&str> = Format::ALL.iter().map(|format| format.name()).collect();
+            format!("expected Q4_K_M or one of {}", known.join(", "))
+        })
+    }
 }
 
 /// More threads than any machine that this is for has cores.

@@ -43,7 +43,8 @@ pub fn bench(arguments: &Bench) -> Result<(), Failure> {
 
     // The machine is measured right before and after, since a shared one drifts.
     let threads = engine.options().threads;
-    let mut cpu = Cpu::new(threads, Isa::best()).map_err(Failure::io("starting threads"))?;
+    let isa = Isa::named(engine.isa()).unwrap_or_else(Isa::best);
+    let mut cpu = Cpu::new(threads, isa).map_err(Failure::io("starting threads"))?;
     let mut limits =
         || (limits::read_bytes_per_second(&mut cpu, 3), limits::multiply_operations_per_second(&mut cpu, 3));
     let before = limits();
@@ -68,7 +69,7 @@ pub fn bench(arguments: &Bench) -> Result<(), Failure> {
     let result = json!({
         "model": arguments.model,
         "threads": threads,
-        "isa": Isa::best().name(),
+        "isa": isa.name(),
         "prefill_tokens": arguments.pp,
         "prefill_tokens_per_second": prefill_rate,
         "decode_tokens": arguments.tg,
@@ -105,7 +106,7 @@ pub fn bench(arguments: &Bench) -> Result<(), Failure> {
     output::result(&format!(
         "{}, {threads} threads, {}\n{table}loaded in {load_seconds:.2} s, peak memory {peak}\n",
         arguments.model,
-        Isa::best().name()
+        isa.name()
     ))
 }
 

@@ -11,6 +11,7 @@ mod inspect;
 mod logits;
 mod open;
 mod output;
+mod random_model;
 mod requests;
 mod run;
 
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         Command::Logits(arguments) => logits::logits(&arguments),
         Command::Bench(arguments) => bench::bench(&arguments),
         Command::Inspect(arguments) => inspect::inspect(&arguments),
+        Command::RandomModel(arguments) => random_model::random_model(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

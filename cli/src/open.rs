@@ -22,7 +22,7 @@ pub fn model_path(model: &str) -> Result<PathBuf, Failure> {
     }
 }
 
-/// Opens a model with a progress bar on stderr.
+/// Opens a model with a progress bar on stderr. `GRAFTWORK_ISA` names the instruction set, for comparisons.
 pub fn engine(model: &str, options: EngineOptions) -> Result<Engine, Failure> {
     let path = model_path(model)?;
     let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
@@ -30,6 +30,7 @@ pub fn engine(model: &str, options: EngineOptions) -> Result<Engine, Failure> {
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar.set_message(format!("loading {model}"));
     bar.enable_steady_tick(Duration::from_millis(100));
+    let options = EngineOptions { isa: std::env::var("GRAFTWORK_ISA").ok(), ..options };
     let engine = Engine::open_with(path.as_path(), options, &|done, all| {
         bar.set_length(all as u64);
         bar.set_position(done as u64);

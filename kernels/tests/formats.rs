@@ -117,21 +117,62 @@ fn encoding_loses_at_most_half_a_step() {
         let x: Vec<f32> = (0..32).map(|_| random.normal() * size).collect();
         let largest = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
         let (min, max) = x.iter().fold((f32::MAX, f32::MIN), |(l, h), &v| (l.min(v), h.max(v)));
-        for &format in Format::ALL {
+        let affine = |steps: f32| (max - min) / steps / 2.0 * 1.001 + (2.0 * largest + max - min) * half;
+        // The code of the extreme is the first; its counterpart of the other sign is one step short.
+        let signed = |steps: f32| largest / steps * 1.001 + largest * half;
+        for &format in Format::ALL.iter().filter(|format| format.block_len() <= 32) {
             let bound = match format {
                 Format::F32 => 0.0,
                 Format::F16 => largest * half,
                 Format::BF16 => largest / 256.0,
-                // Sixteen steps of which the last is missing on the side of lesser magnitude.
-                Format::Q4_0 => largest / 8.0 * 1.001 + largest * half,
-                Format::Q4_1 => (max - min) / 30.0 * 1.001 + (2.0 * largest + max - min) * half,
+                Format::Q4_0 => signed(8.0),
+                Format::Q5_0 => signed(16.0),
+                Format::Q4_1 => affine(15.0),
+                Format::Q5_1 => affine(31.0),
                 Format::Q8_0 => largest / 254.0 * 1.001 + largest * half,
+                other => panic!("{other} has no bound here: add it"),
             };
             let decoded = Tensor::encode(format, 1, 32, &x).unwrap().decode().unwrap();
             for (x, y) in x.iter().zip(decoded) {
                 assert!((x - y).abs() <= bound, "{format}: {x} became {y}, more than {bound} away");
             }
         }
+    }
+}
+
+/// Uniform rounding with the steps that the range of each group asks for has an RMS error of `step / sqrt(12)`. Scales that are
+/// rounded to 4 or 6 bits make steps coarser, the search for good scales makes errors smaller.
+#[test]
+fn encoding_in_groups_loses_what_rounding_loses() {
+    let mut random = Random(5);
+    for &format in Format::ALL.iter().filter(|format| format.block_len() == 256) {
+        let (group, steps, most) = match format {
+            Format::Q2K => (16, 3.0, 1.1),
+            Format::Q3K => (16, 7.0, 1.1),
+            Format::Q4K => (32, 15.0, 1.1),
+            Format::Q5K => (32, 31.0, 1.1),
+            Format::Q6K => (16, 63.0, 1.1),
+            other => panic!("{other} has no bound here: add it"),
+        };
+        let (mut error, mut expected) = (0.0, 0.0);
+        for _ in 0..50 {
+            let size = 10f32.powi((random.bits() % 5) as i32 - 2);
+            let x: Vec<f32> = (0..256).map(|_| random.normal() * size).collect();
+            let decoded = Tensor::encode(format, 1, 256, &x).unwrap().decode().unwrap();
+            let squares = |x: f32| f64::from(x / size).powi(2);
+            error += x.iter().zip(&decoded).map(|(x, y)| squares(x - y)).sum::<f64>();
+            for group in x.chunks(group) {
+                let (min, max) = group.iter().fold((0.0f32, 0.0f32), |(l, h), &v| (l.min(v), h.max(v)));
+                // Without a minimum, steps reach as far to either side.
+                let range = match format {
+                    Format::Q3K | Format::Q6K => 2.0 * max.max(-min),
+                    _ => max - min,
+                };
+                expected += squares(range / steps) / 12.0 * group.len() as f64;
+            }
+        }
+        let ratio = (error / expected).sqrt();
+        assert!((0.5..most).contains(&ratio), "{format}: {ratio:.3} of what rounding alone would lose");
     }
 }
 

@@ -30,7 +30,6 @@ fn to_8_bits(x: &[f32]) -> (f32, Vec<i32>) {
 /// One output of one row, as `cpu::strip` defines it, from the decoded weights of the row. The scale and
 /// minimum of a block are recovered from its values' definition: codes are whole numbers.
 fn define(format: Format, row: &[u8], x: &[f32]) -> f32 {
-    let half = |b: &[u8]| half::f16::from_le_bytes([b[0], b[1]]).to_f32();
     if format.block_len() == 1 {
         let mut w = vec![0.0; x.len()];
         format.decode(row, &mut w);
@@ -40,39 +39,130 @@ fn define(format: Format, row: &[u8], x: &[f32]) -> f32 {
         }
         return sum;
     }
+    let blocks = row.chunks(format.block_bytes()).flat_map(|bytes| parse(format, bytes));
     let mut sum = 0.0f32;
-    for (block, x) in row.chunks(format.block_bytes()).zip(x.chunks(32)) {
+    for (block, x) in blocks.zip(x.chunks(32)) {
         let groups = [to_8_bits(&x[..16]), to_8_bits(&x[16..])];
-        let (d, m, codes): (f32, Option<f32>, Vec<i32>) = match format {
-            Format::Q8_0 => (half(block), None, block[2..].iter().map(|&c| i32::from(c as i8)).collect()),
-            Format::Q4_0 => (half(block), None, (0..32).map(|i| nibble(&block[2..], i) - 8).collect()),
-            Format::Q4_1 => {
-                (half(block), Some(half(&block[2..])), (0..32).map(|i| nibble(&block[4..], i)).collect())
-            }
-            other => panic!("{other} has no definition here: add it"),
-        };
         let dot = |g: usize| {
-            let products = codes[16 * g..16 * g + 16].iter().zip(&groups[g].1).map(|(w, x)| w * x);
+            let products = block.codes[16 * g..16 * g + 16].iter().zip(&groups[g].1).map(|(w, x)| w * x);
             products.sum::<i32>() as f32
         };
-        sum = d.mul_add(groups[1].0.mul_add(dot(1), groups[0].0 * dot(0)), sum);
-        if let Some(m) = m {
-            let [a, b] = groups.map(|(dx, q)| dx * q.iter().sum::<i32>() as f32);
-            sum = m.mul_add(a + b, sum);
+        let dsum = |g: usize| groups[g].0 * groups[g].1.iter().sum::<i32>() as f32;
+        if block.grouped {
+            for g in 0..2 {
+                sum = block.d[g].mul_add(groups[g].0 * dot(g), sum);
+                if let Some(m) = block.m {
+                    sum = m[g].mul_add(dsum(g), sum);
+                }
+            }
+            continue;
+        }
+        sum = block.d[0].mul_add(groups[1].0.mul_add(dot(1), groups[0].0 * dot(0)), sum);
+        if let Some(m) = block.m {
+            sum = m[0].mul_add(dsum(0) + dsum(1), sum);
         }
     }
     sum
 }
 
-fn nibble(codes: &[u8], i: usize) -> i32 {
-    i32::from(if i < 16 { codes[i] & 15 } else { codes[i - 16] >> 4 })
+/// Thirty-two values `d code + m`, with one `d` and `m` or two.
+struct Parsed {
+    codes: Vec<i32>,
+    d: [f32; 2],
+    m: Option<[f32; 2]>,
+    grouped: bool,
+}
+
+/// The blocks of 32 values in a block of the format.
+fn parse(format: Format, bytes: &[u8]) -> Vec<Parsed> {
+    let half = |at: usize| half::f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32();
+    let one = |d: f32, m: Option<f32>, codes: Vec<i32>| {
+        vec![Parsed { codes, d: [d; 2], m: m.map(|m| [m; 2]), grouped: false }]
+    };
+    let nibble = |codes: &[u8], i: usize| i32::from(if i < 16 { codes[i] & 15 } else { codes[i - 16] >> 4 });
+    let fifth = |bits: &[u8], i: usize| i32::from(bits[i / 8] >> (i % 8) & 1) << 4;
+    // Value `i` of 256, of which the codes of `8 / width` values 32 apart lie in a byte.
+    let field = |codes: &[u8], i: usize, width: usize| {
+        let per = 8 / width;
+        let byte = codes[i / (32 * per) * 32 + i % 32];
+        i32::from(byte >> (width * (i / 32 % per)) & (0xff >> (8 - width)))
+    };
+    let all = |code: &dyn Fn(usize) -> i32| (0..256).map(code).collect::<Vec<_>>();
+    let many = |codes: Vec<i32>, scales: &dyn Fn(usize) -> (f32, Option<f32>), grouped: bool| {
+        let blocks = codes.chunks(32).enumerate().map(|(b, codes)| {
+            let [(d0, m0), (d1, m1)] = [scales(2 * b), scales(2 * b + 1)];
+            let m = m0.zip(m1).map(|(m0, m1)| [m0, m1]);
+            Parsed { codes: codes.to_vec(), d: [d0, d1], m, grouped }
+        });
+        blocks.collect::<Vec<_>>()
+    };
+    // Scale and minimum of eight blocks, 6 bits each: the first four whole, the upper two bits of the others above them.
+    let six = |b: usize| {
+        let s = &bytes[4..16];
+        match b {
+            0..4 => (s[b] & 63, s[b + 4] & 63),
+            _ => (s[b + 4] & 15 | s[b - 4] >> 6 << 4, s[b + 4] >> 4 | s[b] >> 6 << 4),
+        }
+    };
+    let by_six = |g: usize| {
+        let (d, m) = six(g / 2);
+        (half(0) * f32::from(d), Some(-(half(2) * f32::from(m))))
+    };
+    match format {
+        Format::Q8_0 => one(half(0), None, bytes[2..].iter().map(|&c| i32::from(c as i8)).collect()),
+        Format::Q4_0 => one(half(0), None, (0..32).map(|i| nibble(&bytes[2..], i) - 8).collect()),
+        Format::Q4_1 => one(half(0), Some(half(2)), (0..32).map(|i| nibble(&bytes[4..], i)).collect()),
+        Format::Q5_0 => {
+            let code = |i| (nibble(&bytes[6..], i) | fifth(&bytes[2..6], i)) - 16;
+            one(half(0), None, (0..32).map(code).collect())
+        }
+        Format::Q5_1 => {
+            let code = |i| nibble(&bytes[8..], i) | fifth(&bytes[4..8], i);
+            one(half(0), Some(half(2)), (0..32).map(code).collect())
+        }
+        Format::Q2K => {
+            let scale = |g: usize| {
+                let (d, m) = (bytes[g] & 15, bytes[g] >> 4);
+                (half(80) * f32::from(d), Some(-(half(82) * f32::from(m))))
+            };
+            many(all(&|i| field(&bytes[16..80], i, 2)), &scale, true)
+        }
+        Format::Q3K => {
+            let scale = |g: usize| {
+                let low = bytes[96 + g % 8] >> (4 * (g / 8)) & 15;
+                let high = bytes[104 + g % 4] >> (2 * (g / 4)) & 3;
+                (half(108) * (f32::from(low | high << 4) - 32.0), None)
+            };
+            let code = |i| (field(&bytes[32..96], i, 2) | field(&bytes[..32], i, 1) << 2) - 4;
+            many(all(&code), &scale, true)
+        }
+        Format::Q4K => many(all(&|i| field(&bytes[16..], i, 4)), &by_six, false),
+        Format::Q5K => {
+            let code = |i| field(&bytes[48..], i, 4) | field(&bytes[16..48], i, 1) << 4;
+            many(all(&code), &by_six, false)
+        }
+        Format::Q6K => {
+            let scale = |g: usize| (half(208) * f32::from(bytes[192 + g] as i8), None);
+            // Of 128 values, two blocks of 32 lie in the low nibbles of 64 bytes and two in the high ones.
+            let low = |i: usize| {
+                let byte = bytes[i / 128 * 64 + i % 64];
+                i32::from(byte >> (4 * (i % 128 / 64)) & 15)
+            };
+            many(all(&|i| (low(i) | field(&bytes[128..192], i, 2) << 4) - 32), &scale, true)
+        }
+        other => panic!("{other} has no definition here: add it"),
+    }
 }
 
 #[test]
 fn every_format_on_every_isa_gives_the_bits_of_the_definition() {
     let mut random = Random(1);
     for &format in Format::ALL {
-        for (outputs, inputs) in [(1, 32), (15, 64), (16, 96), (17, 320), (48, 576), (33, 1536)] {
+        let shapes = match format.block_len() {
+            256 => [(1, 256), (15, 512), (16, 768), (33, 1536)].as_slice(),
+            _ => [(1, 32), (15, 64), (16, 96), (17, 320), (48, 576), (33, 1536)].as_slice(),
+        };
+        for &(outputs, inputs) in shapes {
             let values: Vec<f32> = (0..outputs * inputs).map(|_| random.normal()).collect();
             let weight = Tensor::encode(format, outputs, inputs, &values).unwrap();
             let bias: Vec<f32> = (0..outputs).map(|_| random.normal()).collect();

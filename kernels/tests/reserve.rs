@@ -128,7 +128,7 @@ fn packed_bytes_are_those_of_packed_matrices() {
     for &format in Format::ALL {
         let block = format.block_len();
         for rows in [1, 2, 15, 16, 17, 31, 32, 33, 100] {
-            for cols in [block, 2 * block, 3 * block, 32, 96, 320] {
+            for cols in [block, 2 * block, 3 * block, 8 * block] {
                 let values = normals(&mut random, rows * cols);
                 let matrix = CpuDevice.matrix(&Tensor::encode(format, rows, cols, &values).unwrap()).unwrap();
                 let packed = CpuDevice.packed_bytes(format, rows, cols);

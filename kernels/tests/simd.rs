@@ -69,6 +69,10 @@ impl Kernel for Arithmetic<'_> {
         let mut part = [7.0; LANES];
         store_part(s, load_part(s, &self.0[0][..11]), &mut part[..13]);
         give("parts", s.load(&part));
+        let bytes = self.0[1].map(|x| x.to_bits() as u8);
+        give("load_i8", s.load_i8(&bytes.map(u8::cast_signed)));
+        give("load_bits", s.load_bits(&bytes, 4, 4));
+        give("load_bits", s.load_bits(&bytes, 0, 6));
         out
     }
 }
@@ -174,19 +178,20 @@ fn halves_and_whole_numbers_convert_exactly() {
 
 /// What is done with the codes of one group.
 struct Dots<'a, const T: usize> {
-    /// Columns of sixteen rows: nibbles, of which the low ones are multiplied, or bytes.
+    /// Columns of sixteen rows, four a step.
     codes: &'a [[u8; 4 * LANES]; GROUP / 4],
     x: [&'a [i8; GROUP]; T],
 }
 
+/// Widths of unsigned codes, and the bit that they start from.
+const FIELDS: [(u32, u32); 7] = [(4, 0), (4, 4), (2, 4), (1, 7), (5, 0), (6, 1), (7, 0)];
+
 impl<const T: usize> Kernel for Dots<'_, T> {
-    /// Dots of low nibbles, of high nibbles and of bytes.
-    type Out = [Vec<[f32; LANES]>; 3];
+    /// Dots of each of `FIELDS`, and of signed bytes.
+    type Out = Vec<Vec<[f32; LANES]>>;
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Self::Out {
-        let low = |step: usize| s.low_nibbles(&self.codes[step]);
-        let high = |step: usize| s.high_nibbles(&self.codes[step]);
         let floats = |dots: [S::I; T]| {
             let lanes = dots.map(|dot| {
                 let mut lanes = [0.0; LANES];
@@ -195,12 +200,14 @@ impl<const T: usize> Kernel for Dots<'_, T> {
             });
             lanes.to_vec()
         };
+        let mut all = Vec::new();
+        for (width, shift) in FIELDS {
+            let codes = |step: usize| s.bits(&self.codes[step], shift, width);
+            all.push(floats(s.dot_unsigned(codes, u8::MAX >> (8 - width), self.x)));
+        }
         let sums = self.x.map(|x| x.iter().map(|&x| i32::from(x)).sum());
-        [
-            floats(s.dot_nibbles(low, self.x)),
-            floats(s.dot_nibbles(high, self.x)),
-            floats(s.dot_bytes(|step| s.load_codes(&self.codes[step]), self.x, sums)),
-        ]
+        all.push(floats(s.dot_bytes(|step| s.load_codes(&self.codes[step]), self.x, sums)));
+        all
     }
 }
 
@@ -233,20 +240,19 @@ fn dots_are_exact<const T: usize>(random: &mut Random) {
         for (isa, dots) in all {
             for t in 0..T {
                 for row in 0..LANES {
-                    let mut expected = [0; 3];
+                    let mut expected = [0; FIELDS.len() + 1];
                     for (column, &x) in x[t].iter().enumerate() {
-                        let at = 4 * row + column % 4;
-                        let byte = codes[column / 4][at];
-                        let values = [byte & 15, byte >> 4].map(i32::from);
-                        for (sum, value) in
-                            expected.iter_mut().zip([values[0], values[1], i32::from(byte.cast_signed())])
-                        {
+                        let byte = codes[column / 4][4 * row + column % 4];
+                        let fields =
+                            FIELDS.map(|(width, shift)| i32::from(byte >> shift) & ((1 << width) - 1));
+                        let values = fields.into_iter().chain([i32::from(byte.cast_signed())]);
+                        for (sum, value) in expected.iter_mut().zip(values) {
                             *sum += value * i32::from(x);
                         }
                     }
-                    let found = [0, 1, 2].map(|i| dots[i][t][row]);
+                    let found: Vec<f32> = dots.iter().map(|dots| dots[t][row]).collect();
                     let expected = expected.map(|n| n as f32);
-                    assert_eq!(found, expected, "nibbles and bytes of row {row}, token {t} of {T} on {isa}");
+                    assert_eq!(found, expected, "codes of row {row}, token {t} of {T} on {isa}");
                 }
             }
         }

@@ -111,13 +111,14 @@ fn rows_decode_as_the_whole_does() {
 fn matrices_may_begin_at_any_byte() {
     let mut random = Random(42);
     for &format in Format::ALL {
-        let values: Vec<f32> = (0..64).map(|_| random.normal()).collect();
-        let tensor = Tensor::encode(format, 2, 32, &values).unwrap();
+        let cols = format.block_len().max(32);
+        let values: Vec<f32> = (0..2 * cols).map(|_| random.normal()).collect();
+        let tensor = Tensor::encode(format, 2, cols, &values).unwrap();
         for shift in 0..4 {
             let mut file = vec![0xA5; shift];
             file.extend_from_slice(tensor.bytes());
             let end = file.len();
-            let moved = Tensor::new(format, 2, 32, Bytes::new(file).slice(shift..end).unwrap()).unwrap();
+            let moved = Tensor::new(format, 2, cols, Bytes::new(file).slice(shift..end).unwrap()).unwrap();
             assert_eq!(moved.decode().unwrap(), tensor.decode().unwrap(), "{format} at byte {shift}");
         }
     }
@@ -126,21 +127,22 @@ fn matrices_may_begin_at_any_byte() {
 /// What is kept of a copied file is its own bytes; what is mapped, borrowed or a whole vector stays where it is.
 #[test]
 fn a_compact_matrix_keeps_no_file_in_memory() {
-    let values: Vec<f32> = (0..96).map(|i| i as f32 / 3.0 - 7.0).collect();
     for &format in Format::ALL {
-        let tensor = Tensor::encode(format, 3, 32, &values).unwrap();
+        let cols = format.block_len().max(32);
+        let values: Vec<f32> = (0..3 * cols).map(|i| i as f32 / 3.0 - 7.0).collect();
+        let tensor = Tensor::encode(format, 3, cols, &values).unwrap();
         let mut file = vec![9u8; 7];
         file.extend_from_slice(tensor.bytes());
         file.push(9);
         let place = 7..7 + tensor.bytes().len();
-        let part = |bytes: Bytes| Tensor::new(format, 3, 32, bytes.slice(place.clone()).unwrap()).unwrap();
+        let part = |bytes: Bytes| Tensor::new(format, 3, cols, bytes.slice(place.clone()).unwrap()).unwrap();
         let address = |tensor: &Tensor| tensor.bytes().as_ptr().addr();
 
         let copied = part(file.clone().into());
         let at = address(&copied);
         let compact = copied.clone().compact().unwrap();
         assert_ne!(address(&compact), at, "{format}");
-        assert_eq!((compact.decode(), compact.rows(), compact.cols()), (copied.decode(), 3, 32));
+        assert_eq!((compact.decode(), compact.rows(), compact.cols()), (copied.decode(), 3, cols));
         let at = address(&compact);
         assert_eq!(address(&compact.compact().unwrap()), at, "already on its own");
 

@@ -519,7 +519,15 @@ impl Opening {
         }
         let container = Container::open(source)?;
         let (config, names) = container.config()?;
-        let backend = Cpu::new(options.threads, Isa::best()).map_err(Error::Threads)?;
+        let isa = match &options.isa {
+            None => Isa::best(),
+            Some(name) => Isa::named(name).ok_or_else(|| Error::Option {
+                option: "isa",
+                expected: "an instruction set that this CPU has",
+                found: name.clone(),
+            })?,
+        };
+        let backend = Cpu::new(options.threads, isa).map_err(Error::Threads)?;
         Ok(Self { container, config, names, backend })
     }
 }

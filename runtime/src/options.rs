@@ -12,6 +12,9 @@ const MOST_THREADS: usize = 1024;
 pub struct EngineOptions {
     /// Threads that compute, the caller's of [`Engine::step`](crate::Engine::step) among them; 0 for one per core.
     pub threads: usize,
+    /// The instruction set that kernels use, by name, such as `avx2`; `None` for the fastest that the CPU has. All give the same
+    /// bits.
+    pub isa: Option<String>,
     /// What keys and values are cached as: [`Format::F16`] or [`Format::F32`].
     pub kv_format: Format,
     /// Most bytes of the KV cache. It grows to that as requests need it, never beyond.
@@ -31,6 +34,7 @@ impl Default for EngineOptions {
     fn default() -> Self {
         Self {
             threads: 0,
+            isa: None,
             kv_format: Format::F16,
             kv_bytes: 1 << 30,
             max_batch: 32,

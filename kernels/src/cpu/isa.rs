@@ -9,11 +9,17 @@ use super::portable::Portable;
 /// Rows of a strip, and f32 lanes of every vector operation.
 pub const LANES: usize = 16;
 
-/// Columns of a panel of integer codes.
+/// Columns of integer codes that are multiplied between two additions to a row's sum, at most.
 pub const BLOCK: usize = 32;
 
 /// Columns of activations that share a scale when they are rounded to 8 bits: half a [`BLOCK`].
 pub const GROUP: usize = 16;
+
+/// How many `dot_unsigned` steps of four products each a signed 16-bit lane, which takes two of them, can add up.
+pub(super) const fn steps_in_16_bits(most: u8) -> usize {
+    let steps = i16::MAX as usize / (2 * 127 * most as usize);
+    if steps < GROUP / 4 { steps } else { GROUP / 4 }
+}
 
 /// The vector operations that kernels are written in.
 pub trait Simd: Copy + Send + Sync + 'static {
@@ -67,19 +73,26 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// The largest lane.
     fn largest(self, a: Self::F) -> f32;
 
+    /// Lane `i` is byte `x[i]`.
+    fn load_i8(self, x: &[i8; LANES]) -> Self::F;
+    /// Lane `i` is the `width` bits of byte `x[i]` from bit `shift` on, without sign. Both are constants where this is inlined.
+    fn load_bits(self, x: &[u8; LANES], shift: u32, width: u32) -> Self::F;
+
     /// The bytes as they are.
     fn load_codes(self, bytes: &[u8; 4 * LANES]) -> Self::Codes;
-    /// The low nibble of each byte.
-    fn low_nibbles(self, bytes: &[u8; 4 * LANES]) -> Self::Codes;
-    /// The high nibble of each byte.
-    fn high_nibbles(self, bytes: &[u8; 4 * LANES]) -> Self::Codes;
-    /// `sum_k codes[row,k] x[t][k]` over one group, exactly; codes are unsigned, at most 15; step `j < 4` gives columns `4 j..4 j + 4`.
-    fn dot_nibbles<const T: usize>(
+    /// The `width` bits of each byte from bit `shift` on. Both are constants where this is inlined.
+    fn bits(self, bytes: &[u8; 4 * LANES], shift: u32, width: u32) -> Self::Codes;
+    /// `low + high 2^shift` of each byte, where they have no bit in common.
+    fn join(self, low: Self::Codes, high: Self::Codes, shift: u32) -> Self::Codes;
+    /// `sum_k codes[row,k] x[t][k]` over one group, exactly; codes are unsigned, at most `most <= 127`; step `j < 4` gives
+    /// columns `4 j..4 j + 4`. `x` must not hold -128.
+    fn dot_unsigned<const T: usize>(
         self,
         codes: impl Fn(usize) -> Self::Codes,
+        most: u8,
         x: [&[i8; GROUP]; T],
     ) -> [Self::I; T];
-    /// The same for signed 8-bit codes. `x` must not hold -128; `sums[t]` is the sum of `x[t]`.
+    /// The same for signed 8-bit codes; `sums[t]` is the sum of `x[t]`.
     fn dot_bytes<const T: usize>(
         self,
         codes: impl Fn(usize) -> Self::Codes,

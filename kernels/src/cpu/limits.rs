@@ -46,11 +46,12 @@ pub fn multiply_operations_per_second(cpu: &mut Cpu, rounds: usize) -> f64 {
         type Out = ();
         #[inline(always)]
         fn run<S: Simd>(self, s: S) {
-            let codes = s.low_nibbles(self.0);
+            let codes = s.bits(self.0, 0, 4);
             for _ in 0..TIMES {
-                let dots = s.dot_nibbles(
+                let dots = s.dot_unsigned(
                     #[inline(always)]
                     |_| codes,
+                    15,
                     self.1.map(black_box),
                 );
                 black_box(dots);

@@ -235,7 +235,8 @@ impl Kernel for Quantize<'_> {
                 // Integers below 2^24: exact in f32 whatever the order.
                 out.sum[g] = s.sum(q) as i32;
             }
-            out.dsum = out.d[0] * out.sum[0] as f32 + out.d[1] * out.sum[1] as f32;
+            out.dsums = [0, 1].map(|g| out.d[g] * out.sum[g] as f32);
+            out.dsum = out.dsums[0] + out.dsums[1];
         }
     }
 }

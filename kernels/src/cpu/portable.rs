@@ -117,21 +117,30 @@ impl Simd for Portable {
         fold(a, |a, b| if a > b { a } else { b })
     }
 
+    fn load_i8(self, x: &[i8; LANES]) -> Self::F {
+        x.map(f32::from)
+    }
+
+    fn load_bits(self, x: &[u8; LANES], shift: u32, width: u32) -> Self::F {
+        x.map(|x| f32::from(field(x, shift, width)))
+    }
+
     fn load_codes(self, bytes: &[u8; 4 * LANES]) -> Self::Codes {
         *bytes
     }
 
-    fn low_nibbles(self, bytes: &[u8; 4 * LANES]) -> Self::Codes {
-        bytes.map(|b| b & 15)
+    fn bits(self, bytes: &[u8; 4 * LANES], shift: u32, width: u32) -> Self::Codes {
+        bytes.map(|b| field(b, shift, width))
     }
 
-    fn high_nibbles(self, bytes: &[u8; 4 * LANES]) -> Self::Codes {
-        bytes.map(|b| b >> 4)
+    fn join(self, low: Self::Codes, high: Self::Codes, shift: u32) -> Self::Codes {
+        std::array::from_fn(|i| low[i] | high[i] << shift)
     }
 
-    fn dot_nibbles<const T: usize>(
+    fn dot_unsigned<const T: usize>(
         self,
         codes: impl Fn(usize) -> Self::Codes,
+        _: u8,
         x: [&[i8; GROUP]; T],
     ) -> [Self::I; T] {
         dot(codes, x, i32::from)
@@ -157,6 +166,11 @@ impl Simd for Portable {
     fn to_bytes(self, a: Self::F) -> [i8; LANES] {
         a.map(|a| a as i8)
     }
+}
+
+/// The `width` bits of `byte` from bit `shift` on.
+fn field(byte: u8, shift: u32, width: u32) -> u8 {
+    byte >> shift & (u8::MAX >> (8 - width))
 }
 
 fn dot<const T: usize>(

@@ -5,7 +5,8 @@
 //!
 //! * integer codes ([`Int`]): over blocks of 32 columns in order, each in two groups of 16 whose products
 //!   `n = sum_k q[o,k] x8[t,k]` are exact: `y = fma(d_w[o], fma(d_x[t,1], n_1, d_x[t,0] n_0), y)`, then
-//!   `y = fma(m_w[o], sum_k d_x x8, y)` if the format has minima;
+//!   `y = fma(m_w[o], sum_k d_x x8, y)` if the format has minima; where each group has a scale (and minimum) of its own,
+//!   group after group `y = fma(d_w[o,g], d_x[t,g] n_g, y)` and `y = fma(m_w[o,g], d_x[t,g] sum_k x8, y)`;
 //! * floats ([`Float`]): over segments of 64 columns in order, `y += s` with `s = fma(w[o,i], x[t,i], s)` from zero over the segment's columns in order.
 
 use std::array::from_fn;
@@ -13,7 +14,7 @@ use std::marker::PhantomData;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::isa::{GROUP, LANES, Simd};
+use super::isa::{BLOCK, GROUP, LANES, Simd};
 use crate::format::Block;
 
 /// Columns whose products are summed before they join the row's sum, for float weights.
@@ -29,7 +30,9 @@ pub struct Activations {
     pub d: [f32; 2],
     /// `sum q` of each group.
     pub sum: [i32; 2],
-    /// `d[0] sum[0] + d[1] sum[1]`.
+    /// `d sum` of each group.
+    pub dsums: [f32; 2],
+    /// `dsums[0] + dsums[1]`.
     pub dsum: f32,
 }
 
@@ -63,13 +66,13 @@ pub trait Strip: Send + Sync + 'static {
 /// What the codes of a format can be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CodeRange {
-    /// Unsigned, at most 15.
-    Nibble,
+    /// Unsigned, at most this, which is at most 127.
+    Unsigned(u8),
     /// Signed 8 bits.
-    Byte,
+    Signed,
 }
 
-/// Thirty-two columns of sixteen rows in a format with integer codes: `w = d (q - ZERO) + m`.
+/// Some blocks of 32 columns of sixteen rows in a format with integer codes: `w = d (q - ZERO) + m`.
 pub trait IntPanel: Pod + Send + Sync {
     /// The format's block.
     type Block: Block;
@@ -77,17 +80,19 @@ pub trait IntPanel: Pod + Send + Sync {
     const RANGE: CodeRange;
     /// The code that stands for `m`.
     const ZERO: i32;
-    /// Whether blocks have a minimum.
+    /// Whether there are minima.
     const MIN: bool;
-    /// Lays sixteen blocks side by side.
+    /// Whether each group of 16 columns has a scale and minimum of its own, rather than each block.
+    const GROUPED: bool = false;
+    /// Lays sixteen blocks of the format side by side.
     fn pack(blocks: [&Self::Block; LANES]) -> Self;
-    /// The codes of columns `4 step..4 step + 4`.
-    fn codes<S: Simd>(&self, s: S, step: usize) -> S::Codes;
-    /// The scales `d`.
-    fn scale<S: Simd>(&self, s: S) -> S::F;
-    /// The minima `m`, where the format has them.
+    /// The codes of columns `4 step..4 step + 4` of block `b`.
+    fn codes<S: Simd>(&self, s: S, b: usize, step: usize) -> S::Codes;
+    /// The scales `d` of block `b`, or of its group `g`.
+    fn scale<S: Simd>(&self, s: S, b: usize, g: usize) -> S::F;
+    /// The minima `m` of block `b`, or of its group `g`, where the format has them.
     #[inline(always)]
-    fn min<S: Simd>(&self, s: S) -> S::F {
+    fn min<S: Simd>(&self, s: S, _b: usize, _g: usize) -> S::F {
         s.splat(0.0)
     }
 }
@@ -117,22 +122,62 @@ impl<P: IntPanel> Strip for Int<P> {
 
 #[inline(always)]
 fn dot_int<S: Simd, P: IntPanel, const T: usize>(s: S, strip: &[P], x: [Input<'_>; T]) -> [S::F; T] {
-    let x = x.map(|x| &x.x8[..strip.len()]);
+    let blocks = P::Block::LEN / BLOCK;
+    let x = x.map(|x| &x.x8[..strip.len() * blocks]);
     let mut sums = [s.splat(0.0); T];
-    for (b, panel) in strip.iter().enumerate() {
-        let x = x.map(|x| &x[b]);
-        let first = dot_group(s, panel, 0, x);
-        let second = dot_group(s, panel, 1, x);
-        let d = panel.scale(s);
-        for t in 0..T {
-            let block = s.fma(s.splat(x[t].d[1]), second[t], s.mul(s.splat(x[t].d[0]), first[t]));
-            sums[t] = s.fma(d, block, sums[t]);
-            if P::MIN {
-                sums[t] = s.fma(panel.min(s), s.splat(x[t].dsum), sums[t]);
+    for (i, panel) in strip.iter().enumerate() {
+        for b in 0..blocks {
+            let x = x.map(|x| &x[i * blocks + b]);
+            if P::GROUPED {
+                for g in 0..2 {
+                    add_group(s, panel, (b, g), x, &mut sums);
+                }
+            } else {
+                add_block(s, panel, b, x, &mut sums);
             }
         }
     }
     sums
+}
+
+/// Adds a block whose groups share a scale.
+#[inline(always)]
+fn add_block<S: Simd, P: IntPanel, const T: usize>(
+    s: S,
+    panel: &P,
+    b: usize,
+    x: [&Activations; T],
+    sums: &mut [S::F; T],
+) {
+    let first = dot_group(s, panel, (b, 0), x);
+    let second = dot_group(s, panel, (b, 1), x);
+    let d = panel.scale(s, b, 0);
+    for t in 0..T {
+        let block = s.fma(s.splat(x[t].d[1]), second[t], s.mul(s.splat(x[t].d[0]), first[t]));
+        sums[t] = s.fma(d, block, sums[t]);
+        if P::MIN {
+            sums[t] = s.fma(panel.min(s, b, 0), s.splat(x[t].dsum), sums[t]);
+        }
+    }
+}
+
+/// Adds a group with a scale of its own.
+#[inline(always)]
+fn add_group<S: Simd, P: IntPanel, const T: usize>(
+    s: S,
+    panel: &P,
+    (b, g): (usize, usize),
+    x: [&Activations; T],
+    sums: &mut [S::F; T],
+) {
+    let dots = dot_group(s, panel, (b, g), x);
+    let d = panel.scale(s, b, g);
+    for t in 0..T {
+        sums[t] = s.fma(d, s.mul(s.splat(x[t].d[g]), dots[t]), sums[t]);
+        if P::MIN {
+            sums[t] = s.fma(panel.min(s, b, g), s.splat(x[t].dsums[g]), sums[t]);
+        }
+    }
 }
 
 /// `n` of one group.
@@ -140,25 +185,23 @@ fn dot_int<S: Simd, P: IntPanel, const T: usize>(s: S, strip: &[P], x: [Input<'_
 fn dot_group<S: Simd, P: IntPanel, const T: usize>(
     s: S,
     panel: &P,
-    g: usize,
+    (b, g): (usize, usize),
     x: [&Activations; T],
 ) -> [S::F; T] {
     let q = x.map(|x| &x.q[g]);
     let dots = match P::RANGE {
-        CodeRange::Nibble => s.dot_nibbles(
+        CodeRange::Unsigned(most) => s.dot_unsigned(
             #[inline(always)]
-            |step| panel.codes(s, 4 * g + step),
+            |step| panel.codes(s, b, 4 * g + step),
+            most,
             q,
         ),
-        CodeRange::Byte => {
-            let sums = x.map(|x| x.sum[g]);
-            s.dot_bytes(
-                #[inline(always)]
-                |step| panel.codes(s, 4 * g + step),
-                q,
-                sums,
-            )
-        }
+        CodeRange::Signed => s.dot_bytes(
+            #[inline(always)]
+            |step| panel.codes(s, b, 4 * g + step),
+            q,
+            x.map(|x| x.sum[g]),
+        ),
     };
     let mut out = [s.splat(0.0); T];
     for t in 0..T {

@@ -13,9 +13,18 @@ use crate::cpu::strip::Strip;
 pub mod bf16;
 pub mod f16;
 pub mod f32;
+mod plane;
+pub mod q2_k;
+pub mod q3_k;
 pub mod q4_0;
 pub mod q4_1;
+pub mod q4_k;
+pub mod q5_0;
+pub mod q5_1;
+pub mod q5_k;
+pub mod q6_k;
 pub mod q8_0;
+mod search;
 
 /// One block of a format: plain bytes without alignment, little-endian.
 pub trait Block: Pod + Send + Sync {
@@ -72,8 +81,22 @@ formats! {
     Q4_0 = 2, "Q4_0", q4_0::BlockQ4_0;
     /// 4-bit codes of 32 values with a scale and a minimum.
     Q4_1 = 3, "Q4_1", q4_1::BlockQ4_1;
+    /// 5-bit codes of 32 values with one scale.
+    Q5_0 = 6, "Q5_0", q5_0::BlockQ5_0;
+    /// 5-bit codes of 32 values with a scale and a minimum.
+    Q5_1 = 7, "Q5_1", q5_1::BlockQ5_1;
     /// 8-bit codes of 32 values with one scale.
     Q8_0 = 8, "Q8_0", q8_0::BlockQ8_0;
+    /// 2-bit codes of 256 values, a scale and a minimum for each 16.
+    Q2K = 10, "Q2_K", q2_k::BlockQ2K;
+    /// 3-bit codes of 256 values, a scale for each 16.
+    Q3K = 11, "Q3_K", q3_k::BlockQ3K;
+    /// 4-bit codes of 256 values, a scale and a minimum for each 32.
+    Q4K = 12, "Q4_K", q4_k::BlockQ4K;
+    /// 5-bit codes of 256 values, a scale and a minimum for each 32.
+    Q5K = 13, "Q5_K", q5_k::BlockQ5K;
+    /// 6-bit codes of 256 values, a scale for each 16.
+    Q6K = 14, "Q6_K", q6_k::BlockQ6K;
     /// bfloat16: the upper half of a single.
     BF16 = 30, "BF16", bf16::BlockBF16;
 }

@@ -55,7 +55,7 @@ pub struct PanelQ4_0 {
 
 impl IntPanel for PanelQ4_0 {
     type Block = BlockQ4_0;
-    const RANGE: CodeRange = CodeRange::Nibble;
+    const RANGE: CodeRange = CodeRange::Unsigned(15);
     const ZERO: i32 = 8;
     const MIN: bool = false;
 
@@ -67,12 +67,12 @@ impl IntPanel for PanelQ4_0 {
     }
 
     #[inline(always)]
-    fn codes<S: Simd>(&self, s: S, step: usize) -> S::Codes {
-        if step < 4 { s.low_nibbles(&self.codes[step]) } else { s.high_nibbles(&self.codes[step - 4]) }
+    fn codes<S: Simd>(&self, s: S, _b: usize, step: usize) -> S::Codes {
+        s.bits(&self.codes[step % 4], 4 * (step as u32 / 4), 4)
     }
 
     #[inline(always)]
-    fn scale<S: Simd>(&self, s: S) -> S::F {
+    fn scale<S: Simd>(&self, s: S, _b: usize, _g: usize) -> S::F {
         s.load_f16(&self.d)
     }
 }

@@ -50,7 +50,7 @@ pub struct PanelQ8_0 {
 
 impl IntPanel for PanelQ8_0 {
     type Block = BlockQ8_0;
-    const RANGE: CodeRange = CodeRange::Byte;
+    const RANGE: CodeRange = CodeRange::Signed;
     const ZERO: i32 = 0;
     const MIN: bool = false;
 
@@ -62,12 +62,12 @@ impl IntPanel for PanelQ8_0 {
     }
 
     #[inline(always)]
-    fn codes<S: Simd>(&self, s: S, step: usize) -> S::Codes {
+    fn codes<S: Simd>(&self, s: S, _b: usize, step: usize) -> S::Codes {
         s.load_codes(&self.codes[step])
     }
 
     #[inline(always)]
-    fn scale<S: Simd>(&self, s: S) -> S::F {
+    fn scale<S: Simd>(&self, s: S, _b: usize, _g: usize) -> S::F {
         s.load_f16(&self.d)
     }
 }

@@ -17,7 +17,16 @@ FORMATS = [
     ("Q4_0", 32, 18, [0], "quantize_row_q4_0_ref", "dequantize_row_q4_0"),
     ("Q4_1", 32, 20, [0, 2], "quantize_row_q4_1_ref", "dequantize_row_q4_1"),
     ("Q8_0", 32, 34, [0], "quantize_row_q8_0_ref", "dequantize_row_q8_0"),
+    ("Q5_0", 32, 22, [0], "quantize_row_q5_0_ref", "dequantize_row_q5_0"),
+    ("Q5_1", 32, 24, [0, 2], "quantize_row_q5_1_ref", "dequantize_row_q5_1"),
+    ("Q2_K", 256, 84, [80, 82], "quantize_row_q2_K_ref", "dequantize_row_q2_K"),
+    ("Q3_K", 256, 110, [108], "quantize_row_q3_K_ref", "dequantize_row_q3_K"),
+    ("Q4_K", 256, 144, [0, 2], "quantize_row_q4_K_ref", "dequantize_row_q4_K"),
+    ("Q5_K", 256, 176, [0, 2], "quantize_row_q5_K_ref", "dequantize_row_q5_K"),
+    ("Q6_K", 256, 210, [208], "quantize_row_q6_K_ref", "dequantize_row_q6_K"),
 ]
+
+FIRST = ["F16", "BF16", "Q4_0", "Q4_1", "Q8_0"]
 
 # Halves that decoders get wrong: zeros, the least and greatest denormals, ones, the greatest, infinities, NaN.
 HALVES = [0x0000, 0x8000, 0x0001, 0x8001, 0x03FF, 0x83FF, 0x0400, 0x3C00, 0xBC00, 0x7BFF, 0xFBFF, 0x7C00, 0xFC00, 0x7E00]
@@ -68,6 +77,30 @@ def inputs(random):
     return np.array(normal + edges + fused(random), dtype=np.float32)
 
 
+def large_inputs(random):
+    """Blocks of 256 values: normals of one size, of many, heavy tails, few of many, and the edges of `inputs` side by side."""
+    small = inputs(random)
+    small = small[np.abs(small).max(axis=1) < 1e4]
+    # A scale of scales: some groups much larger than others.
+    sizes = 10.0 ** random.uniform(-3, 1, size=(16, 8, 1))
+    blocks = [
+        random.normal(size=(16, 256)) * 10.0 ** random.integers(-4, 4, size=(16, 1)),
+        (random.normal(size=(16, 8, 32)) * sizes).reshape(16, 256),
+        random.standard_t(2, size=(8, 256)),
+        np.where(random.uniform(size=(4, 256)) < 0.05, random.normal(size=(4, 256)), 0.0),
+        np.abs(random.normal(size=(4, 256))),
+        -np.abs(random.normal(size=(4, 256))),
+        random.normal(size=(4, 256)) + 3.0,
+        small[random.integers(0, len(small), size=8 * 24)].reshape(24, 256),
+        np.zeros((1, 256)),
+        np.full((1, 256), 0.37),
+        np.full((1, 256), -2.5),
+        np.arange(256.0)[None] - 100,
+        random.normal(size=(2, 256)) * 1e-9,
+    ]
+    return np.concatenate(blocks).astype(np.float32)
+
+
 def singles(random):
     """Singles that the float formats round: ties, denormals, overflow, every exponent, NaN."""
     bits = random.integers(0, 1 << 32, size=600, dtype=np.uint64).astype(np.uint32)
@@ -83,9 +116,11 @@ def singles(random):
 
 def main(library):
     ggml = ctypes.CDLL(library)
-    random = np.random.default_rng(20240917)
+    first = np.random.default_rng(20240917)
     for name, length, size, halves, encode, decode in FORMATS:
-        values = (singles(random) if length == 1 else inputs(random)).ravel()
+        # The first formats share a stream, so that each one later leaves the files of the others as they are.
+        random = first if name in FIRST else np.random.default_rng(list(name.encode()))
+        values = {1: singles, 32: inputs, 256: large_inputs}[length](random).ravel()
         count = values.size // length
         blocks = np.zeros(count * size, np.uint8)
         getattr(ggml, encode)(values.ctypes.data_as(FLOATS), blocks.ctypes.data_as(ctypes.c_void_p), ctypes.c_int64(values.size))

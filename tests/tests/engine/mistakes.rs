@@ -99,6 +99,7 @@ fn bad_models_are_refused_by_name() {
         EngineOptions { prefill_chunk: 0, ..EngineOptions::default() },
         EngineOptions { kv_format: Format::Q4_0, ..EngineOptions::default() },
         EngineOptions { threads: usize::MAX, ..EngineOptions::default() },
+        EngineOptions { isa: Some("avx9".into()), ..EngineOptions::default() },
     ] {
         assert!(matches!(Engine::open(golden("adapters/base"), options), Err(Error::Option { .. })));
     }

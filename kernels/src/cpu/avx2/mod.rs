@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::isa::{GROUP, LANES, Simd};
+use super::isa::{GROUP, LANES, Simd, steps_in_16_bits};
 
 /// Proof that this CPU has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -195,39 +195,66 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn low_nibbles(self, bytes: &[u8; 4 * LANES]) -> Self::Codes {
-        let bytes = self.load_codes(bytes);
-        halves!(b in bytes => _mm256_and_si256(b, _mm256_set1_epi8(15)))
+    fn load_i8(self, x: &[i8; LANES]) -> Self::F {
+        let x = load!(_mm_loadl_epi64, x, 8, __m128i);
+        halves!(x in x => _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)))
     }
 
     #[inline(always)]
-    fn high_nibbles(self, bytes: &[u8; 4 * LANES]) -> Self::Codes {
-        let bytes = self.load_codes(bytes);
-        halves!(b in bytes => _mm256_and_si256(_mm256_srli_epi16::<4>(b), _mm256_set1_epi8(15)))
+    fn load_bits(self, x: &[u8; LANES], shift: u32, width: u32) -> Self::F {
+        let x = load!(_mm_loadl_epi64, x, 8, __m128i);
+        halves!(x in x => {
+            let x = _mm256_srl_epi32(_mm256_cvtepu8_epi32(x), _mm_cvtsi32_si128(shift as i32));
+            _mm256_cvtepi32_ps(_mm256_and_si256(x, _mm256_set1_epi32((1 << width) - 1)))
+        })
     }
 
     #[inline(always)]
-    fn dot_nibbles<const T: usize>(
+    fn bits(self, bytes: &[u8; 4 * LANES], shift: u32, width: u32) -> Self::Codes {
+        let bytes = self.load_codes(bytes);
+        halves!(b in bytes => {
+            // Bits that come from the byte beside are masked.
+            let moved = _mm256_srl_epi16(b, _mm_cvtsi32_si128(shift as i32));
+            _mm256_and_si256(moved, _mm256_set1_epi8((0xff_u8 >> (8 - width)).cast_signed()))
+        })
+    }
+
+    #[inline(always)]
+    fn join(self, low: Self::Codes, high: Self::Codes, shift: u32) -> Self::Codes {
+        let high = halves!(h in high => _mm256_sll_epi16(h, _mm_cvtsi32_si128(shift as i32)));
+        both!(_mm256_or_si256, low, high)
+    }
+
+    #[inline(always)]
+    fn dot_unsigned<const T: usize>(
         self,
         codes: impl Fn(usize) -> Self::Codes,
+        most: u8,
         x: [&[i8; GROUP]; T],
     ) -> [Self::I; T] {
-        // SAFETY: `self` proves AVX2. A lane of 16 bits adds 8 products of at most 15 * 127 = 1905: no
-        // `maddubs` saturates, and the sum stays below 2^15.
+        // SAFETY: `self` proves AVX2. A lane of 16 bits adds as many steps as fit it, `steps_in_16_bits`, and no
+        // `maddubs` saturates.
         unsafe {
+            let (many, ones) = (steps_in_16_bits(most), _mm256_set1_epi16(1));
             let mut sums = [[_mm256_setzero_si256(); 2]; T];
-            for step in 0..GROUP / 4 {
-                let w = codes(step);
-                for t in 0..T {
-                    let x = group(x[t], step);
-                    for h in 0..2 {
-                        sums[t][h] = in_order(_mm256_add_epi16(sums[t][h], _mm256_maddubs_epi16(w[h], x)));
+            for first in (0..GROUP / 4).step_by(many) {
+                let mut narrow = [[_mm256_setzero_si256(); 2]; T];
+                for step in first..GROUP / 4 {
+                    if step == first + many {
+                        break;
+                    }
+                    let w = codes(step);
+                    for t in 0..T {
+                        let x = group(x[t], step);
+                        for h in 0..2 {
+                            let pairs = _mm256_maddubs_epi16(w[h], x);
+                            narrow[t][h] = in_order(_mm256_add_epi16(narrow[t][h], pairs));
+                        }
                     }
                 }
-            }
-            let ones = _mm256_set1_epi16(1);
-            for sum in sums.as_flattened_mut() {
-                *sum = _mm256_madd_epi16(*sum, ones);
+                for (sum, narrow) in sums.as_flattened_mut().iter_mut().zip(narrow.as_flattened()) {
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(*narrow, ones));
+                }
             }
             sums
         }

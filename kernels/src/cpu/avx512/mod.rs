@@ -4,7 +4,7 @@
 
 use std::arch::x86_64::*;
 
-use super::isa::{GROUP, LANES, Simd};
+use super::isa::{GROUP, LANES, Simd, steps_in_16_bits};
 
 /// Proof that this CPU has AVX-512 with its F, BW, DQ and VL parts (every one but Xeon Phi), and VNNI if `VNNI`.
 #[derive(Clone, Copy, Debug)]
@@ -185,41 +185,71 @@ impl<const VNNI: bool> Simd for Wide<VNNI> {
     }
 
     #[inline(always)]
-    fn low_nibbles(self, bytes: &[u8; 4 * LANES]) -> Self::Codes {
-        // SAFETY: `self` proves AVX-512 F.
-        unsafe { _mm512_and_si512(self.load_codes(bytes), _mm512_set1_epi8(15)) }
+    fn load_i8(self, x: &[i8; LANES]) -> Self::F {
+        // SAFETY: `self` proves AVX-512 F; `x` is one 128-bit register, read unaligned.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))) }
     }
 
     #[inline(always)]
-    fn high_nibbles(self, bytes: &[u8; 4 * LANES]) -> Self::Codes {
-        // SAFETY: `self` proves AVX-512 F and BW.
-        unsafe { _mm512_and_si512(_mm512_srli_epi16::<4>(self.load_codes(bytes)), _mm512_set1_epi8(15)) }
+    fn load_bits(self, x: &[u8; LANES], shift: u32, width: u32) -> Self::F {
+        // SAFETY: `self` proves AVX-512 F; `x` is one 128-bit register, read unaligned.
+        unsafe {
+            let x = _mm512_cvtepu8_epi32(_mm_loadu_si128(x.as_ptr().cast()));
+            let x = _mm512_srl_epi32(x, _mm_cvtsi32_si128(shift as i32));
+            _mm512_cvtepi32_ps(_mm512_and_si512(x, _mm512_set1_epi32((1 << width) - 1)))
+        }
     }
 
     #[inline(always)]
-    fn dot_nibbles<const T: usize>(
+    fn bits(self, bytes: &[u8; 4 * LANES], shift: u32, width: u32) -> Self::Codes {
+        // SAFETY: `self` proves AVX-512 F and BW. Bits that come from the byte beside are masked.
+        unsafe {
+            let moved = _mm512_srl_epi16(self.load_codes(bytes), _mm_cvtsi32_si128(shift as i32));
+            _mm512_and_si512(moved, _mm512_set1_epi8((0xff_u8 >> (8 - width)).cast_signed()))
+        }
+    }
+
+    #[inline(always)]
+    fn join(self, low: Self::Codes, high: Self::Codes, shift: u32) -> Self::Codes {
+        // SAFETY: `self` proves AVX-512 F and BW. The caller's bits stay within their bytes.
+        unsafe { _mm512_or_si512(low, _mm512_sll_epi16(high, _mm_cvtsi32_si128(shift as i32))) }
+    }
+
+    #[inline(always)]
+    fn dot_unsigned<const T: usize>(
         self,
         codes: impl Fn(usize) -> Self::Codes,
+        most: u8,
         x: [&[i8; GROUP]; T],
     ) -> [Self::I; T] {
-        // SAFETY: `self` proves AVX-512 F and BW, and VNNI where that is used. Without it, a lane of 16 bits
-        // adds 8 products of at most 15 * 127 = 1905: no `maddubs` saturates, and the sum stays below 2^15.
+        // SAFETY: `self` proves AVX-512 F and BW, and VNNI where that is used. Without it, a lane of 16 bits adds
+        // as many steps as fit it, `steps_in_16_bits`, and no `maddubs` saturates.
         unsafe {
             let mut sums = [_mm512_setzero_si512(); T];
-            for step in 0..GROUP / 4 {
-                let w = codes(step);
-                for t in 0..T {
-                    let x = group(x[t], step);
-                    sums[t] = if VNNI {
-                        _mm512_dpbusd_epi32(sums[t], w, x)
-                    } else {
-                        in_order(_mm512_add_epi16(sums[t], _mm512_maddubs_epi16(w, x)))
-                    };
+            if VNNI {
+                for step in 0..GROUP / 4 {
+                    let w = codes(step);
+                    for t in 0..T {
+                        sums[t] = _mm512_dpbusd_epi32(sums[t], w, group(x[t], step));
+                    }
                 }
+                return sums;
             }
-            if !VNNI {
-                for sum in &mut sums {
-                    *sum = _mm512_madd_epi16(*sum, _mm512_set1_epi16(1));
+            let (many, ones) = (steps_in_16_bits(most), _mm512_set1_epi16(1));
+            for first in (0..GROUP / 4).step_by(many) {
+                let mut narrow = [_mm512_setzero_si512(); T];
+                for step in first..GROUP / 4 {
+                    if step == first + many {
+                        break;
+                    }
+                    let w = codes(step);
+                    for t in 0..T {
+                        let x = group(x[t], step);
+                        narrow[t] = in_order(_mm512_add_epi16(narrow[t], _mm512_maddubs_epi16(w, x)));
+                    }
+                }
+                for t in 0..T {
+                    sums[t] = _mm512_add_epi32(sums[t], _mm512_madd_epi16(narrow[t], ones));
                 }
             }
             sums
