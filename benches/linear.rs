@@ -1,4 +1,5 @@
-//! One linear layer of every format, few and many tokens, beside the machine's measured limits.
+//! One linear layer of every format, few and many tokens, beside the machine's measured limits. Arguments are the names of
+//! formats to do alone; `GRAFTWORK_ISA` names the only instruction set.
 
 use graftwork_benches::{median_seconds, random_matrix, random_values};
 use graftwork_kernels::backend::{Backend, Device, Output, StepShape};
@@ -20,7 +21,8 @@ fn main() {
             read / 1e9,
             multiply / 1e9
         );
-        for &format in Format::ALL {
+        let named: Vec<_> = std::env::args().filter_map(|name| Format::from_name(&name)).collect();
+        for &format in if named.is_empty() { Format::ALL } else { &named } {
             let shapes: [(usize, usize); 3] = [(1536, 576), (576, 1536), (5632, 2048)];
             for (outputs, inputs) in
                 shapes.into_iter().filter(|(_, inputs)| inputs.is_multiple_of(format.block_len()))
@@ -30,7 +32,7 @@ fn main() {
                 let copies = (96 << 20) / weight.bytes().len() + 1;
                 let device = cpu.device().clone();
                 let matrices: Vec<_> = (0..copies).map(|_| device.matrix(&weight).expect("memory")).collect();
-                for tokens in [1, 4, 512] {
+                for tokens in [1, 4, 16, 512] {
                     let values = random_values(tokens * inputs, 2);
                     let table = Tensor::encode(Format::F32, tokens, inputs, &values).expect("whole rows");
                     let mut x = cpu.rows(inputs);

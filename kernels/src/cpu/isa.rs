@@ -36,6 +36,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Runs `f` compiled for this instruction set. `f` must be inlined into it: `#[inline(always)]`.
     fn vectorize<R>(self, f: impl FnOnce() -> R) -> R;
 
+    /// Asks for the memory `ahead` bytes after the start of `from`, wherever that is, to be brought near.
+    #[inline(always)]
+    fn prefetch<T>(self, _from: &T, _ahead: usize) {}
+
     /// `x` in every lane.
     fn splat(self, x: f32) -> Self::F;
     /// Lane `i` is `x[i]`.

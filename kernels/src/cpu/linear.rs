@@ -171,43 +171,49 @@ impl<P: Strip> Kernel for Multiply<'_, P> {
     fn run<S: Simd>(self, s: S) {
         let outs = self.out.chunks_exact_mut(self.rows.len());
         for (panels, out) in self.panels.chunks_exact(self.length).zip(outs) {
-            let (mut t, mut rest) = (self.rows.start, out);
+            let mut tiles =
+                Tiles { s, panels, x: self.x, next: self.rows.start, first: self.rows.start, out };
             // As many rows of activations at a time as registers hold sums of, then those left.
             if P::tokens::<S>() >= 8 {
-                t = whole_tiles::<S, P, 8>(s, panels, self.x, t, &mut rest);
+                tiles.multiply::<P, 8>();
             }
             if P::tokens::<S>() >= 4 {
-                t = whole_tiles::<S, P, 4>(s, panels, self.x, t, &mut rest);
+                tiles.multiply::<P, 4>();
             }
-            t = whole_tiles::<S, P, 2>(s, panels, self.x, t, &mut rest);
-            whole_tiles::<S, P, 1>(s, panels, self.x, t, &mut rest);
+            tiles.multiply::<P, 2>();
+            tiles.multiply::<P, 1>();
         }
     }
 }
 
-/// Multiplies with `T` rows at a time while there are as many; gives the first row left.
-#[inline(always)]
-fn whole_tiles<S: Simd, P: Strip, const T: usize>(
+/// A strip, and the rows that it is still to be multiplied with.
+struct Tiles<'a, S, Q> {
     s: S,
-    panels: &[P::Panel],
-    x: &Inputs<'_>,
-    mut t: usize,
-    out: &mut &mut [Lane],
-) -> usize {
-    let (tiles, rest) = std::mem::take(out).as_chunks_mut::<T>();
-    for tile in tiles {
-        let mut rows = [x.row(t); T];
-        for (i, row) in rows.iter_mut().enumerate().skip(1) {
-            *row = x.row(t + i);
+    panels: &'a [Q],
+    x: &'a Inputs<'a>,
+    first: usize,
+    next: usize,
+    out: &'a mut [Lane],
+}
+
+impl<S: Simd, Q> Tiles<'_, S, Q> {
+    /// Multiplies with `T` rows at a time while there are as many.
+    #[inline(always)]
+    fn multiply<P: Strip<Panel = Q>, const T: usize>(&mut self) {
+        let (tiles, rest) = std::mem::take(&mut self.out).as_chunks_mut::<T>();
+        for tile in tiles {
+            let mut rows = [self.x.row(self.next); T];
+            for (i, row) in rows.iter_mut().enumerate().skip(1) {
+                *row = self.x.row(self.next + i);
+            }
+            let dots = P::dot(self.s, self.panels, rows, self.next == self.first);
+            for (out, dot) in tile.iter_mut().zip(dots) {
+                self.s.store(dot, out);
+            }
+            self.next += T;
         }
-        let dots = P::dot(s, panels, rows);
-        for (out, dot) in tile.iter_mut().zip(dots) {
-            s.store(dot, out);
-        }
-        t += T;
+        self.out = rest;
     }
-    *out = rest;
-    t
 }
 
 /// Rounds a row of activations to 8 bits in groups of 16: `d = max |x| / 127`, `q = round(x 127 / max |x|)`, ties to even.

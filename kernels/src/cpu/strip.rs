@@ -20,6 +20,13 @@ use crate::format::Block;
 /// Columns whose products are summed before they join the row's sum, for float weights.
 const SEGMENT: usize = 64;
 
+/// How far ahead of their use weights are asked for, in bytes. Without it, a processor that multiplies several rows of activations
+/// sees too few reads ahead to keep memory busy.
+const AHEAD: usize = 4096;
+
+/// Bytes that memory gives at a time.
+const LINE: usize = 64;
+
 /// Thirty-two activations rounded to 8 bits in two groups: `x = d q`.
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 #[repr(C)]
@@ -59,8 +66,10 @@ pub trait Strip: Send + Sync + 'static {
     /// Lays sixteen blocks side by side.
     fn pack(blocks: [&Self::Block; LANES]) -> Self::Panel;
 
-    /// The dot products of sixteen rows with each of `T` rows of activations.
-    fn dot<S: Simd, const T: usize>(s: S, strip: &[Self::Panel], x: [Input<'_>; T]) -> [S::F; T];
+    /// The dot products of sixteen rows with each of `T` rows of activations. If the strip comes from memory, `fresh`, what
+    /// follows is asked for ahead.
+    fn dot<S: Simd, const T: usize>(s: S, strip: &[Self::Panel], x: [Input<'_>; T], fresh: bool)
+    -> [S::F; T];
 }
 
 /// What the codes of a format can be.
@@ -115,19 +124,30 @@ impl<P: IntPanel> Strip for Int<P> {
     }
 
     #[inline(always)]
-    fn dot<S: Simd, const T: usize>(s: S, strip: &[P], x: [Input<'_>; T]) -> [S::F; T] {
-        dot_int(s, strip, x)
+    fn dot<S: Simd, const T: usize>(s: S, strip: &[P], x: [Input<'_>; T], fresh: bool) -> [S::F; T] {
+        dot_int(s, strip, x, fresh)
     }
 }
 
 #[inline(always)]
-fn dot_int<S: Simd, P: IntPanel, const T: usize>(s: S, strip: &[P], x: [Input<'_>; T]) -> [S::F; T] {
+fn dot_int<S: Simd, P: IntPanel, const T: usize>(
+    s: S,
+    strip: &[P],
+    x: [Input<'_>; T],
+    fresh: bool,
+) -> [S::F; T] {
     let blocks = P::Block::LEN / BLOCK;
     let x = x.map(|x| &x.x8[..strip.len() * blocks]);
     let mut sums = [s.splat(0.0); T];
     for (i, panel) in strip.iter().enumerate() {
         for b in 0..blocks {
             let x = x.map(|x| &x[i * blocks + b]);
+            if fresh {
+                let share = size_of::<P>() / blocks;
+                for line in (0..share).step_by(LINE) {
+                    s.prefetch(panel, AHEAD + b * share + line);
+                }
+            }
             if P::GROUPED {
                 for g in 0..2 {
                     add_group(s, panel, (b, g), x, &mut sums);
@@ -239,13 +259,18 @@ impl<P: FloatPanel> Strip for Float<P> {
     }
 
     #[inline(always)]
-    fn dot<S: Simd, const T: usize>(s: S, strip: &[P], x: [Input<'_>; T]) -> [S::F; T] {
-        dot_float(s, strip, x)
+    fn dot<S: Simd, const T: usize>(s: S, strip: &[P], x: [Input<'_>; T], fresh: bool) -> [S::F; T] {
+        dot_float(s, strip, x, fresh)
     }
 }
 
 #[inline(always)]
-fn dot_float<S: Simd, P: FloatPanel, const T: usize>(s: S, strip: &[P], x: [Input<'_>; T]) -> [S::F; T] {
+fn dot_float<S: Simd, P: FloatPanel, const T: usize>(
+    s: S,
+    strip: &[P],
+    x: [Input<'_>; T],
+    fresh: bool,
+) -> [S::F; T] {
     let (mut segments, rest) = strip.as_chunks::<SEGMENT>();
     let mut xs = x.map(|x| x.x[..strip.len()].as_chunks::<SEGMENT>().0);
     let tails = x.map(|x| &x.x[strip.len() - rest.len()..strip.len()]);
@@ -253,12 +278,12 @@ fn dot_float<S: Simd, P: FloatPanel, const T: usize>(s: S, strip: &[P], x: [Inpu
     // With few tokens the additions of one segment would wait for each other, so several segments are summed
     // side by side; the order of additions within each, and of the segments, stays the same.
     if T == 1 {
-        add_segments::<S, P, T, 4>(s, &mut segments, &mut xs, &mut sums);
+        add_segments::<S, P, T, 4>(s, &mut segments, &mut xs, &mut sums, fresh);
     }
     if T <= 2 {
-        add_segments::<S, P, T, 2>(s, &mut segments, &mut xs, &mut sums);
+        add_segments::<S, P, T, 2>(s, &mut segments, &mut xs, &mut sums, fresh);
     }
-    add_segments::<S, P, T, 1>(s, &mut segments, &mut xs, &mut sums);
+    add_segments::<S, P, T, 1>(s, &mut segments, &mut xs, &mut sums, fresh);
     if !rest.is_empty() {
         let tails = tails.map(|x| &x[..rest.len()]);
         let mut tail = [s.splat(0.0); T];
@@ -282,6 +307,7 @@ fn add_segments<S: Simd, P: FloatPanel, const T: usize, const G: usize>(
     segments: &mut &[[P; SEGMENT]],
     xs: &mut [&[[f32; SEGMENT]]; T],
     sums: &mut [S::F; T],
+    fresh: bool,
 ) {
     while let Some((panels, rest)) = segments.split_first_chunk::<G>() {
         *segments = rest;
@@ -293,6 +319,9 @@ fn add_segments<S: Simd, P: FloatPanel, const T: usize, const G: usize>(
         let mut parts = [[s.splat(0.0); G]; T];
         for i in 0..SEGMENT {
             for g in 0..G {
+                if fresh && (i * size_of::<P>()).is_multiple_of(LINE) {
+                    s.prefetch(&panels[g][i], AHEAD);
+                }
                 let w = panels[g][i].values(s);
                 for t in 0..T {
                     parts[t][g] = s.fma(w, s.splat(x[t][g][i]), parts[t][g]);

@@ -7,6 +7,7 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::Block;
+use super::search::range;
 use crate::cpu::isa::{LANES, Simd};
 use crate::cpu::strip::{CodeRange, Int, IntPanel};
 
@@ -35,8 +36,7 @@ impl Block for BlockQ4_1 {
     }
 
     fn encode(x: &[f32]) -> Self {
-        let min = x.iter().copied().fold(f32::MAX, f32::min);
-        let max = x.iter().copied().fold(f32::MIN, f32::max);
+        let (min, max) = range(x);
         let d = (max - min) / 15.0;
         let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
         let code = |x: f32| ((x - min) * inverse + 0.5).clamp(0.0, 15.0) as u8;

@@ -8,6 +8,7 @@ use half::f16;
 
 use super::Block;
 use super::plane::Plane;
+use super::search::range;
 use crate::cpu::isa::{BLOCK, LANES, Simd};
 use crate::cpu::strip::{CodeRange, Int, IntPanel};
 
@@ -55,8 +56,7 @@ impl Block for BlockQ5_1 {
     }
 
     fn encode(x: &[f32]) -> Self {
-        let min = x.iter().copied().fold(f32::MAX, f32::min);
-        let max = x.iter().copied().fold(f32::MIN, f32::max);
+        let (min, max) = range(x);
         let d = (max - min) / 31.0;
         let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
         Self::of_codes(d, min, |i| ((x[i] - min) * inverse + 0.5).clamp(0.0, 31.0) as u8)

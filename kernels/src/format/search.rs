@@ -3,9 +3,19 @@
 /// Below this a group counts as zeros.
 const TINY: f32 = 1e-15;
 
-/// To the nearest integer, ties to even.
+/// To the nearest integer, ties to even, for magnitudes below `2^22`. What it makes of others, and of NaN, shows in ggml's blocks:
+/// the lower bits of the sum.
 pub(super) fn nearest(x: f32) -> i32 {
-    x.round_ties_even() as i32
+    // Singles from 2^23 to 2^24 are the integers, so the mantissa of this sum is the integer plus 2^22.
+    let sum = x + 12_582_912.0;
+    (sum.to_bits() & 0x7f_ffff).cast_signed() - 0x40_0000
+}
+
+/// The least and the greatest value: of zeros of either sign the first, which [`f32::min`] leaves open.
+pub(super) fn range(x: &[f32]) -> (f32, f32) {
+    let min = x.iter().fold(f32::MAX, |min, &x| if x < min { x } else { min });
+    let max = x.iter().fold(f32::MIN, |max, &x| if x > max { x } else { max });
+    (min, max)
 }
 
 /// Which scales [`affine`] tries: those for which the range of the values spans `most + first + step i` codes, `i <= steps`.

@@ -74,7 +74,9 @@ def inputs(random):
         random.normal(size=32) * 1e8,  # scales that are infinite as halves
         np.where(position < 31, 0.0, 1e-3),
     ]
-    return np.array(normal + edges + fused(random), dtype=np.float32)
+    # Zeros of both signs as the least or the greatest: the first counts.
+    zeros = [np.where(position % 3 == 2, x, np.where(position % 3 == first, -0.0, 0.0)) for first in (0, 1) for x in (1.5, -1.5)]
+    return np.array(normal + edges + fused(random) + zeros, dtype=np.float32)
 
 
 def large_inputs(random):

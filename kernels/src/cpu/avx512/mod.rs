@@ -64,6 +64,13 @@ impl<const VNNI: bool> Simd for Wide<VNNI> {
     }
 
     #[inline(always)]
+    fn prefetch<T>(self, from: &T, ahead: usize) {
+        let address = std::ptr::from_ref(from).cast::<i8>().wrapping_add(ahead);
+        // SAFETY: a hint; it reads nothing that the program could see, and may name any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address) }
+    }
+
+    #[inline(always)]
     fn splat(self, x: f32) -> Self::F {
         // SAFETY: `self` proves AVX-512 F.
         unsafe { _mm512_set1_ps(x) }
