@@ -15,14 +15,16 @@ impl<const W: usize> Plane<W> {
 
     /// The bits from bit `shift` on of the codes of each row.
     pub fn pack(rows: &[[u8; BLOCK]; LANES], shift: usize) -> Self {
-        let mut vectors = [[0; 4 * LANES]; W];
-        for step in 0..BLOCK / 4 {
-            for (i, byte) in vectors[step / Self::STEPS].iter_mut().enumerate() {
-                let code = rows[i / 4][4 * step + i % 4] >> shift & (u8::MAX >> (8 - W));
-                *byte |= code << (W * (step % Self::STEPS));
+        let mask = u32::from_le_bytes([u8::MAX >> (8 - W); 4]);
+        let mut vectors = [[0; LANES]; W];
+        for (step, columns) in (0..BLOCK).step_by(4).enumerate() {
+            let place = W * (step % Self::STEPS);
+            for (four, row) in vectors[step / Self::STEPS].iter_mut().zip(rows) {
+                let codes = u32::from_le_bytes(std::array::from_fn(|i| row[columns + i]));
+                *four |= (codes >> shift & mask) << place;
             }
         }
-        Self(vectors)
+        Self(bytemuck::cast(vectors.map(|vector| vector.map(u32::to_le_bytes))))
     }
 
     /// The bits of columns `4 step..4 step + 4`.
