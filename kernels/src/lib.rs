@@ -2,11 +2,14 @@
 //!
 //! This crate must not know what a file is, what a tensor is called, what a layer is or what an
 //! adapter is. It knows block formats ([`mod@format`]), matrices in them ([`tensor`]), the coarse
-//! operations of a transformer on rows of activations ([`backend`]) and how a CPU does them ([`cpu`]).
+//! operations of a transformer on rows of activations ([`backend`]), how a CPU does them ([`cpu`]) and, with the feature
+//! `gpu`, how a GPU does.
 
 pub mod backend;
 pub mod cpu;
 pub mod format;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 pub mod tensor;
 
 pub use format::Format;
