@@ -1,6 +1,6 @@
 //! `Q4_K`: 256 values as 4-bit codes; each block of 32 has a scale and a minimum of 6 bits, `x = d s q - dmin m`.
 //!
-//! 144 bytes: `d` and `dmin` as halves; 12 bytes of scales and minima (see [`six_bits`]); 128 bytes
+//! 144 bytes: `d` and `dmin` as halves; 12 bytes of scales and minima (see `six_bits`); 128 bytes
 //! of codes, of which each 32 hold 64 values: byte `i` has value `i` in its low and value `i + 32` in its high nibble.
 
 use std::array::from_fn;

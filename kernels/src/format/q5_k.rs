@@ -1,6 +1,6 @@
 //! `Q5_K`: 256 values as 5-bit codes; each block of 32 has a scale and a minimum of 6 bits, `x = d s q - dmin m`.
 //!
-//! 176 bytes: `d` and `dmin` as halves; 12 bytes of scales and minima (see [`six_bits`]); 32 bytes with the fifth bit of each code, bit `b` of
+//! 176 bytes: `d` and `dmin` as halves; 12 bytes of scales and minima (see `six_bits`); 32 bytes with the fifth bit of each code, bit `b` of
 //! byte `i` that of value `32 b + i`; 128 bytes
 //! of the lower four bits, of which each 32 hold 64 values: byte `i` has value `i` in its low and value `i + 32` in its high nibble.
 

@@ -1,8 +1,7 @@
 //! Linear layers with their grafts.
 //!
-//! `W x` of all rows first, then each graft in order: `low = scale A x` by the shader of linear layers on
-//! the graft's
-//! rows, and `y += B low + scale bias`. Rows without grafts are not touched again.
+//! `W x` of all rows first, then each graft in order: `low = scale A x` by the shader of linear layers on the
+//! graft's rows, and `y += B low + scale bias`. Rows without grafts are not touched again.
 
 use super::cache::{Codes, Kernel, LANES, MANY};
 use super::device::{Matrix, Vector};
@@ -60,8 +59,8 @@ impl Gpu {
         });
     }
 
-    /// Adds a graft to its rows of `y`; its `scale A x` begins at `start` of the reserved memory. Gives
-    /// where it ends.
+    /// Adds a graft to its rows of `y`; its `scale A x` begins at `start` of the reserved memory. Gives where
+    /// it ends.
     fn graft(&mut self, x: &Rows, y: &Rows, graft: &Graft<'_, Self>, start: usize) -> usize {
         let (rows, scale) = (graft.rows.len(), graft.scale.to_bits());
         assert!(graft.rows.end <= x.rows, "a graft on rows {:?} of {}", graft.rows, x.rows);

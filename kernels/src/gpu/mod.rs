@@ -2,20 +2,15 @@
 //!
 //! A shader is a text put together of constants, `prelude.wgsl`, one function of a format (`format/`) and one
 //! operation, each with its equation (`cache.rs`). Operations are recorded, and submitted at the end of a
-//! step, when
-//! values are read, and when there are many (`record.rs`): never one by one.
+//! step, when values are read, and when there are many (`record.rs`): never one by one.
 //!
 //! The arithmetic is this backend's own: activations stay f32 whatever the format of the weights, and each
-//! sum has an
-//! order that depends on neither the row nor the number of rows. So a row's result is bit-equal in any
-//! company on
-//! one device and driver; from device to device a bound holds (`tests/gpu.rs`), since WGSL leaves open
-//! whether `fma`
-//! rounds once, and how exact `exp` and `inverseSqrt` are.
+//! sum has an order that depends on neither the row nor the number of rows. So a row's result is bit-equal in
+//! any company on one device and driver; from device to device a bound holds (`tests/gpu.rs`), since WGSL
+//! leaves open whether `fma` rounds once, and how exact `exp` and `inverseSqrt` are.
 //!
 //! What comes later is named where it is missing: weights in formats other than `Q4_0` are decoded to f32
-//! when they
-//! are loaded (`device.rs`), and a lost device is a panic.
+//! when they are loaded (`device.rs`), and a lost device is a panic.
 
 mod cache;
 mod device;

@@ -1,8 +1,7 @@
 //! Operations are recorded here and submitted many at a time.
 //!
 //! What operations are told, and lists such as tokens, angles and pages, are gathered in one stretch of
-//! memory that is
-//! sent along with the commands: a submission is one transfer and one compute pass.
+//! memory that is sent along with the commands: a submission is one transfer and one compute pass.
 
 use std::sync::Arc;
 

@@ -55,10 +55,9 @@ fn scale(shape: CacheShape) -> f32 {
 
 /// The formula for the positions of a sequence, and how far from it a result may be.
 ///
-/// A score is off by `e = (dim + 3) epsilon` of its magnitudes, a weight by that, the error of `exp`, that
-/// of folding
-/// the pages and of the sums: `2 e + (3 + 2 |s - max| + positions + 4 pages + 3) epsilon`, of values at most
-/// `max |v|`.
+/// A score is off by `e = (dim + 3) epsilon` of its magnitudes, a weight by that, the error of `exp`, that of
+/// folding the pages and of the sums: `2 e + (3 + 2 |s - max| + positions + 4 pages + 3) epsilon`, of values
+/// at most `max |v|`.
 fn exact(s: &Sequence, shape: CacheShape, group: usize) -> (Vec<f64>, Vec<f64>) {
     let CacheShape { kv_heads, head_dim: dim, format, .. } = shape;
     let heads = kv_heads * group;

@@ -1,10 +1,8 @@
 //! Linear layers and their grafts.
 //!
 //! The bound: an output of `n` inputs passes through `n / 256` fused or unfused multiply-adds of its lane,
-//! two additions
-//! within and six across lanes, the scale, the bias and the residual stream. Each rounds once or (unfused)
-//! twice, by
-//! an epsilon of at most the sum of magnitudes.
+//! two additions within and six across lanes, the scale, the bias and the residual stream. Each rounds once
+//! or (unfused) twice, by an epsilon of at most the sum of magnitudes.
 
 use std::ops::Range;
 
@@ -142,8 +140,8 @@ fn dot(w: &[f32], x: &[f32]) -> (f64, f64) {
     products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()))
 }
 
-/// Roundings on the way of a product into an output: its own, its lane's sum, four by four, across lanes,
-/// the scale.
+/// Roundings on the way of a product into an output: its own, its lane's sum, four by four, across lanes, the
+/// scale.
 fn roundings(n: usize) -> f64 {
     (1 + n.div_ceil(256) + 2 + 6 + 1) as f64
 }
@@ -177,8 +175,7 @@ fn loras(random: &mut Random, outputs: usize, inputs: usize) -> Vec<Lora> {
 }
 
 /// Within the bound of the formula and so, with its own added, of the CPU; and a row's bits are those of the
-/// row alone
-/// and of every smaller batch.
+/// row alone and of every smaller batch.
 #[test]
 fn every_size_equals_the_formula_and_the_cpu_in_any_company() {
     let Some(mut gpu) = open() else { return };

@@ -1,8 +1,8 @@
 //! The GPU backend: against the formulas in f64, against the CPU's f32 arithmetic, and the same bits in any
 //! company.
 //!
-//! Without a GPU (Mesa's llvmpipe is one) these tests pass with a note, unless `GRAFTWORK_TEST_GPU=1`
-//! demands one.
+//! Without a GPU (Mesa's llvmpipe is one) these tests pass with a note, unless `GRAFTWORK_TEST_GPU=1` demands
+//! one.
 #![cfg(feature = "gpu")]
 
 use graftwork_kernels::backend::{Backend, Device, StepShape};

@@ -1,6 +1,5 @@
 //! The operations on rows. WGSL bounds the errors of `inverseSqrt` and division by 2 and 2.5 units in the
-//! last place,
-//! that of `exp(x)` by `3 + 2 |x|`; an epsilon is a unit at most.
+//! last place, that of `exp(x)` by `3 + 2 |x|`; an epsilon is a unit at most.
 
 use graftwork_kernels::backend::{Activation, Angles, Backend, Device, RopeLayout};
 use graftwork_kernels::{Format, Tensor};
