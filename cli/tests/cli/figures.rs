@@ -86,3 +86,34 @@ fn inspect_reads_gguf_models_and_adapters() {
         assert!(results(&output).contains("30 x q: rank 8, scale 1, F16"), "{output:?}");
     }
 }
+
+/// A model of random weights is one that can be opened, of the formats that were asked for, and answers.
+#[test]
+fn random_models_can_be_run() {
+    let file = std::env::temp_dir().join(format!("graftwork-random-{}.gguf", std::process::id()));
+    let path = file.to_str().unwrap();
+    let shape = "--hidden 256 --layers 2 --ffn 512 --heads 4 --kv-heads 2 --vocab 300 --context 128";
+    for (format, expected) in [("q4_k_m", ["Q4_K", "Q6_K"]), ("Q5_1", ["Q5_1", "Q6_K"])] {
+        let written = graftwork(&format!("random-model {path} --format {format} {shape}"));
+        assert_eq!(results(&written).trim_end(), path);
+        let model = json_lines(results(&graftwork(&format!("inspect {path} --json")))).remove(0);
+        let formats = model["formats"].to_string();
+        assert!(expected.iter().all(|name| formats.contains(name)), "{formats}");
+        let answer = graftwork(&format!("run -m {path} -p hello -n 4 --json"));
+        assert!(json_lines(results(&answer))[0]["tokens"].as_array().is_some_and(|tokens| tokens.len() == 4));
+    }
+    std::fs::remove_file(&file).unwrap();
+    for (line, part) in [
+        ("random-model x.gguf --format Q9", "expected Q4_K_M or one of F32"),
+        ("random-model x.gguf --heads 3", "--heads: expected a divisor"),
+        ("random-model x.gguf --kv-heads 5", "--kv-heads: expected a divisor"),
+        ("random-model x.gguf --vocab 10", "--vocab: expected at least 259"),
+        (
+            "random-model no/such/folder/x.gguf --hidden 256 --layers 1 --heads 4 --vocab 300",
+            "no/such/folder",
+        ),
+    ] {
+        let output = graftwork(line);
+        assert!(!output.status.success() && text(&output.stderr).contains(part), "{line}: {output:?}");
+    }
+}
