@@ -288,9 +288,12 @@ pub unsafe extern "C" fn gw_engine_open(
                 None => true,
             };
             let engine = Engine::open_with(source, options, &progress)?;
+            let text = |name: &str| {
+                let nul = |_| Failure::new(GW_ERR_INTERNAL, name, format!("{name:?}: expected no NUL"));
+                CString::new(name).map_err(nul)
+            };
+            let (architecture, isa) = (text(engine.config().architecture)?, text(engine.isa())?);
             claim.keep();
-            let text = |text: &str| CString::new(text).expect("names have no NUL");
-            let (architecture, isa) = (text(engine.config().architecture), text(engine.isa()));
             let inner = Inner { engine, architecture, isa, poisoned: AtomicBool::new(false) };
             out.set(Box::into_raw(Box::new(gw_engine(Arc::new(inner)))));
             Ok(())

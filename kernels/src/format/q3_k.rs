@@ -11,7 +11,7 @@ use half::f16;
 
 use super::Block;
 use super::plane::{Plane, part};
-use super::search::{by_turns, nearest};
+use super::search::{by_turns, extreme, nearest};
 use crate::cpu::isa::{LANES, Simd};
 use crate::cpu::strip::{CodeRange, Int, IntPanel};
 
@@ -61,7 +61,7 @@ impl Block for BlockQ3K {
             scales[g] = by_turns(x, 4, codes);
         }
         let mut block = Self { third: [0; 32], low: [0; 64], scales: [0; 12], d: [0; 2] };
-        let largest = scales.iter().fold(0.0f32, |most, &s| if s.abs() > most.abs() { s } else { most });
+        let largest = extreme(&scales);
         if largest != 0.0 {
             let inverse = -32.0 / largest;
             for (g, scale) in scales.into_iter().enumerate() {

@@ -7,6 +7,7 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::Block;
+use super::search::extreme;
 use crate::cpu::isa::{LANES, Simd};
 use crate::cpu::strip::{CodeRange, Int, IntPanel};
 
@@ -34,8 +35,7 @@ impl Block for BlockQ4_0 {
 
     fn encode(x: &[f32]) -> Self {
         // The value of largest magnitude (the first of equals) becomes code 0, that is -8, whatever its sign.
-        let extreme = x.iter().copied().fold(0.0, |m: f32, v| if v.abs() > m.abs() { v } else { m });
-        let d = extreme / -8.0;
+        let d = extreme(x) / -8.0;
         let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
         let code = |x: f32| (x * inverse + 8.5).clamp(0.0, 15.0) as u8;
         Self {

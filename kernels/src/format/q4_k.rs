@@ -21,7 +21,6 @@ pub struct BlockQ4K {
     d: [u8; 2],
     dmin: [u8; 2],
     scales: [u8; 12],
-
     low: [u8; 128],
 }
 const _: () = assert!(size_of::<BlockQ4K>() == 144);

@@ -8,6 +8,7 @@ use half::f16;
 
 use super::Block;
 use super::plane::Plane;
+use super::search::extreme;
 use crate::cpu::isa::{BLOCK, LANES, Simd};
 use crate::cpu::strip::{CodeRange, Int, IntPanel};
 
@@ -16,7 +17,6 @@ use crate::cpu::strip::{CodeRange, Int, IntPanel};
 #[repr(C)]
 pub struct BlockQ5_0 {
     d: [u8; 2],
-
     fifth: [u8; 4],
     low: [u8; 16],
 }
@@ -35,7 +35,6 @@ impl BlockQ5_0 {
         let fifth = (0..BLOCK).map(|i| u32::from(code(i) >> 4) << i).sum::<u32>();
         Self {
             d: f16::from_f32(d).to_le_bytes(),
-
             fifth: fifth.to_le_bytes(),
             low: std::array::from_fn(|i| code(i) & 15 | code(i + 16) << 4),
         }
@@ -48,7 +47,6 @@ impl Block for BlockQ5_0 {
 
     fn decode(&self, out: &mut [f32]) {
         let d = f16::from_le_bytes(self.d).to_f32();
-
         for (x, code) in out.iter_mut().zip(self.codes()) {
             *x = (f32::from(code) - 16.0) * d;
         }
@@ -56,8 +54,7 @@ impl Block for BlockQ5_0 {
 
     /// The value of largest magnitude, the first of several, gets the code 0.
     fn encode(x: &[f32]) -> Self {
-        let extreme = x.iter().fold(0.0f32, |most, &x| if x.abs() > most.abs() { x } else { most });
-        let d = extreme / -16.0;
+        let d = extreme(x) / -16.0;
         let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
         Self::of_codes(d, |i| ((x[i] * inverse + 16.5) as u8).min(31))
     }

@@ -10,7 +10,7 @@ use half::f16;
 
 use super::Block;
 use super::plane::{Plane, part};
-use super::search::{nearest, signed};
+use super::search::{TINY, extreme, nearest, signed};
 use crate::cpu::isa::{LANES, Simd};
 use crate::cpu::strip::{CodeRange, Int, IntPanel};
 
@@ -24,9 +24,6 @@ pub struct BlockQ6K {
     d: [u8; 2],
 }
 const _: () = assert!(size_of::<BlockQ6K>() == 210);
-
-/// Below this the largest scale counts as zero.
-const TINY: f32 = 1e-15;
 
 impl BlockQ6K {
     fn codes(&self) -> [u8; 256] {
@@ -55,7 +52,7 @@ impl Block for BlockQ6K {
         for (g, (x, codes)) in x.chunks(16).zip(codes.chunks_mut(16)).enumerate() {
             scales[g] = signed(x, 32, codes);
         }
-        let largest = scales.iter().fold(0.0f32, |most, &s| if s.abs() > most.abs() { s } else { most });
+        let largest = extreme(&scales);
         if largest.abs() < TINY {
             return block;
         }

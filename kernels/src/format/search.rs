@@ -1,7 +1,7 @@
 //! How ggml's reference quantizers choose scales. Bit-exactness is the aim, so the order of every f32 operation counts.
 
 /// Below this a group counts as zeros.
-const TINY: f32 = 1e-15;
+pub(super) const TINY: f32 = 1e-15;
 
 /// To the nearest integer, ties to even, for magnitudes below `2^22`. What it makes of others, and of NaN, shows in ggml's blocks:
 /// the lower bits of the sum.
@@ -96,24 +96,19 @@ pub(super) fn affine(x: &[f32], weights: &[f32], tries: &Tries, codes: &mut [u8]
     (scale, -min)
 }
 
-/// The value of largest magnitude, the first of several; `None` if it is as good as zero.
-fn extreme(x: &[f32]) -> Option<f32> {
-    let (mut largest, mut value) = (0.0, 0.0);
-    for &x in x {
-        if x.abs() > largest {
-            (largest, value) = (x.abs(), x);
-        }
-    }
-    (largest >= TINY).then_some(value)
+/// The value of largest magnitude, the first of several.
+pub(super) fn extreme(x: &[f32]) -> f32 {
+    x.iter().fold(0.0f32, |most, &x| if x.abs() > most.abs() { x } else { most })
 }
 
 /// The scale `s` for codes of `-most..most` that makes `sum_i x[i]^2 (s q[i] - x[i])^2` small: nineteen ways to round, each with
 /// its least-squares scale. Also the codes, from 0.
 pub(super) fn signed(x: &[f32], most: i32, codes: &mut [u8]) -> f32 {
-    let Some(extreme) = extreme(x) else {
+    let extreme = extreme(x);
+    if extreme.abs() < TINY {
         codes.fill(0);
         return 0.0;
-    };
+    }
     let fit = |inverse: f32| {
         let (mut sum_lx, mut sum_l2) = (0.0f32, 0.0f32);
         for &x in x {
@@ -146,10 +141,11 @@ pub(super) fn signed(x: &[f32], most: i32, codes: &mut [u8]) -> f32 {
 /// The same by turns: from plain rounding, one code after the other is moved while that makes the error smaller, five rounds at
 /// most. Also the codes, from 0.
 pub(super) fn by_turns(x: &[f32], most: i32, codes: &mut [u8]) -> f32 {
-    let Some(extreme) = extreme(x) else {
+    let extreme = extreme(x);
+    if extreme.abs() < TINY {
         codes.fill(0);
         return 0.0;
-    };
+    }
     let inverse = -(most as f32) / extreme;
     let mut l: Vec<i32> = x.iter().map(|x| nearest(inverse * x).clamp(-most, most - 1)).collect();
     let (mut sum_lx, mut sum_l2) = (0.0f32, 0.0f32);
