@@ -192,21 +192,24 @@ impl<const T: usize> Kernel for Dots<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Self::Out {
-        let floats = |dots: [S::I; T]| {
+        // Of the second of two strips, whose codes are those of the first in another order.
+        let floats = |[_, dots]: [[S::I; T]; 2], start: f32| {
             let lanes = dots.map(|dot| {
                 let mut lanes = [0.0; LANES];
-                s.store(s.to_float(s.sub_int(dot, -9)), &mut lanes);
-                lanes.map(|x| x - 9.0)
+                s.store(s.to_float(dot), &mut lanes);
+                lanes.map(|x| x - start)
             });
             lanes.to_vec()
         };
         let mut all = Vec::new();
         for (width, shift) in FIELDS {
-            let codes = |step: usize| s.bits(&self.codes[step], shift, width);
-            all.push(floats(s.dot_unsigned(codes, u8::MAX >> (8 - width), self.x)));
+            let codes = |n: usize, step: usize| s.bits(&self.codes[step ^ n ^ 1], shift, width);
+            let start = [s.splat_int(-9); T];
+            all.push(floats(s.dot_unsigned(codes, u8::MAX >> (8 - width), self.x, start), -9.0));
         }
-        let sums = self.x.map(|x| x.iter().map(|&x| i32::from(x)).sum());
-        all.push(floats(s.dot_bytes(|step| s.load_codes(&self.codes[step]), self.x, sums)));
+        let minus = self.x.map(|x| -x.iter().map(|&x| i32::from(x)).sum::<i32>());
+        let codes = |n: usize, step: usize| s.load_codes(&self.codes[step ^ n ^ 1]);
+        all.push(floats(s.dot_bytes(codes, self.x, minus), 0.0));
         all
     }
 }
@@ -323,7 +326,7 @@ fn activations_round_to_8_bits_as_defined() {
                     let codes: Vec<i8> = x.iter().map(|x| (x * inverse).round_ties_even() as i8).collect();
                     let sum: i32 = codes.iter().map(|&c| i32::from(c)).sum();
                     assert_eq!(out.q[g][..], codes, "{}", isa.name());
-                    assert_eq!((out.d[g], out.sum[g]), (max / 127.0, sum));
+                    assert_eq!((out.d[g], out.minus[g]), (max / 127.0, -sum));
                     dsum[g] = max / 127.0 * sum as f32;
                 }
                 assert_eq!(out.dsum, dsum[0] + dsum[1]);

@@ -30,8 +30,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// For each of sixteen rows, the codes of four consecutive columns.
     type Codes: Copy;
 
-    /// Rows of activations to multiply with integer codes at a time, 8, 4 or 2: as many as registers hold sums of.
-    const INT_TOKENS: usize;
+    /// Whether registers hold the sums of four rows of activations times two strips, rather than of two times one.
+    const WIDE: bool;
 
     /// Runs `f` compiled for this instruction set. `f` must be inlined into it: `#[inline(always)]`.
     fn vectorize<R>(self, f: impl FnOnce() -> R) -> R;
@@ -88,23 +88,24 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn bits(self, bytes: &[u8; 4 * LANES], shift: u32, width: u32) -> Self::Codes;
     /// `low + high 2^shift` of each byte, where they have no bit in common.
     fn join(self, low: Self::Codes, high: Self::Codes, shift: u32) -> Self::Codes;
-    /// `sum_k codes[row,k] x[t][k]` over one group, exactly; codes are unsigned, at most `most <= 127`; step `j < 4` gives
-    /// columns `4 j..4 j + 4`. `x` must not hold -128.
-    fn dot_unsigned<const T: usize>(
+    /// `start[t] + sum_k codes[n,row,k] x[t][k]` over one group, exactly, for each of `N` strips; codes are unsigned, at most
+    /// `most <= 127`; `codes(n, j)` gives columns `4 j..4 j + 4` of strip `n`. `x` must not hold -128.
+    fn dot_unsigned<const T: usize, const N: usize>(
         self,
-        codes: impl Fn(usize) -> Self::Codes,
+        codes: impl Fn(usize, usize) -> Self::Codes,
         most: u8,
         x: [&[i8; GROUP]; T],
-    ) -> [Self::I; T];
-    /// The same for signed 8-bit codes; `sums[t]` is the sum of `x[t]`.
-    fn dot_bytes<const T: usize>(
+        start: [Self::I; T],
+    ) -> [[Self::I; T]; N];
+    /// `sum_k codes[n,row,k] x[t][k]` likewise for signed 8-bit codes; `minus[t]` is minus the sum of `x[t]`.
+    fn dot_bytes<const T: usize, const N: usize>(
         self,
-        codes: impl Fn(usize) -> Self::Codes,
+        codes: impl Fn(usize, usize) -> Self::Codes,
         x: [&[i8; GROUP]; T],
-        sums: [i32; T],
-    ) -> [Self::I; T];
-    /// `a - b` in every lane.
-    fn sub_int(self, a: Self::I, b: i32) -> Self::I;
+        minus: [i32; T],
+    ) -> [[Self::I; T]; N];
+    /// `x` in every lane.
+    fn splat_int(self, x: i32) -> Self::I;
     /// As f32, exact up to 2^24.
     fn to_float(self, a: Self::I) -> Self::F;
     /// 8-bit codes of sixteen integral values in `-127..=127`.

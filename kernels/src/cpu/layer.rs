@@ -13,22 +13,26 @@ use super::team::{Grid, Tile};
 use super::{CHUNKS, Cpu, Rows};
 use crate::backend::{Change, Graft, Output};
 
-/// Outputs, times sixteen, that a thread keeps before it writes them: 8 KiB.
-const CLOSE: usize = 128;
+/// Outputs, times sixteen, that a thread keeps before it writes them: 16 KiB.
+const CLOSE: usize = 256;
+
+/// Most rows of them.
+const CLOSE_ROWS: usize = 32;
+
+/// Bytes of weights that a thread multiplies with all rows before it goes on to others: they and as many rows stay in the
+/// second cache.
+const NEAR: usize = 256 << 10;
 
 /// Most rows of a tile of `scale A x`.
 const PROJECT_ROWS: usize = 64;
 
-/// Lanes that a tile of `rows` rows takes: its outputs, and a graft's change of as many.
-const fn tile_lanes(rows: usize) -> usize {
-    let outputs = if rows > CLOSE { rows } else { CLOSE };
-    outputs.saturating_mul(2)
-}
+/// Lanes that a thread takes: outputs, and a graft's change of as many.
+const LANES_NEEDED: usize = 2 * CLOSE;
+const _: () = assert!(LANES_NEEDED >= PROJECT_ROWS);
 
-/// Scratch that a linear layer of up to `rows` rows takes.
-pub(super) fn scratch(rows: usize) -> Need {
-    let lanes = tile_lanes(rows).max(PROJECT_ROWS);
-    Need { lanes: lanes.saturating_mul(size_of::<Lane>()), work: 0 }
+/// Scratch that a linear layer takes.
+pub(super) fn scratch() -> Need {
+    Need { lanes: LANES_NEEDED * size_of::<Lane>(), work: 0 }
 }
 
 /// Blocks of 8-bit activations of `rows` rows of `inputs` values.
@@ -125,7 +129,7 @@ impl Cpu {
             let lanes = scratch.lanes.slice::<Lane>(tile.rows.len());
             let range = rows.start + tile.rows.start..rows.start + tile.rows.end;
             let strip = tile.cols.start / LANES;
-            a.multiply(isa, strip..strip + 1, &inputs, range, lanes);
+            a.multiply(isa, strip..strip + 1, &inputs, range, true, lanes);
             for (t, lane) in tile.rows.clone().zip(&*lanes) {
                 for (y, x) in tile.row(t).iter_mut().zip(lane) {
                     *y = x * scale;
@@ -150,64 +154,88 @@ impl Layer<'_> {
     /// Computes the tile's strips for its rows, as many strips at a time as their outputs stay close.
     fn compute(&self, isa: Isa, x: &Inputs<'_>, low: &[f32], mut tile: Tile<'_, f32>, scratch: &mut Scratch) {
         let rows = tile.rows.clone();
-        let many = (CLOSE / rows.len()).max(1);
-        let lanes = scratch.lanes.slice::<Lane>(tile_lanes(rows.len()));
-        let (lanes, change) = lanes.split_at_mut(lanes.len() / 2);
+        let height = rows.len().min(CLOSE_ROWS);
+        let many = (CLOSE / height).min(NEAR / self.weight.strip_bytes()).max(2);
+        let (lanes, change) = scratch.lanes.slice::<Lane>(LANES_NEEDED).split_at_mut(CLOSE);
         let end = tile.cols.end.div_ceil(LANES);
         for first in (tile.cols.start / LANES..end).step_by(many) {
             let strips = first..end.min(first + many);
-            let lanes = &mut lanes[..strips.len() * rows.len()];
-            self.weight.multiply(isa, strips.clone(), x, rows.clone(), lanes);
-            if let Some(bias) = self.bias {
-                for (strip, lanes) in strips.clone().zip(lanes.chunks_exact_mut(rows.len())) {
-                    lanes.iter_mut().for_each(|lane| add(lane, part(bias, strip), 1.0));
-                }
+            for top in rows.clone().step_by(height) {
+                let part = Part { strips: strips.clone(), rows: top..rows.end.min(top + height) };
+                let lanes = &mut lanes[..strips.len() * part.rows.len()];
+                self.weight.multiply(isa, strips.clone(), x, part.rows.clone(), top == rows.start, lanes);
+                self.finish(isa, low, &part, (lanes, change));
+                part.write(&mut tile, lanes, self.accumulate);
             }
-            for (graft, &place) in self.grafts.iter().zip(&self.places) {
-                add_graft(isa, graft, &low[place..], strips.clone(), (lanes, change));
+        }
+    }
+
+    /// Adds the bias and the grafts to the outputs `lanes`; `change` is room for as many.
+    fn finish(&self, isa: Isa, low: &[f32], part: &Part, (lanes, change): (&mut [Lane], &mut [Lane])) {
+        if let Some(bias) = self.bias {
+            for (strip, lanes) in part.strips.clone().zip(lanes.chunks_exact_mut(part.rows.len())) {
+                lanes.iter_mut().for_each(|lane| add(lane, slice(bias, strip), 1.0));
             }
-            for (strip, lanes) in strips.zip(lanes.chunks_exact(rows.len())) {
-                let at = strip * LANES - tile.cols.start;
-                for (row, lane) in rows.clone().zip(lanes) {
-                    let y = tile.row(row)[at..].iter_mut().zip(lane);
-                    if self.accumulate {
-                        y.for_each(|(y, x)| *y += x);
-                    } else {
-                        y.for_each(|(y, x)| *y = *x);
-                    }
+        }
+        for (graft, &place) in self.grafts.iter().zip(&self.places) {
+            add_graft(isa, graft, &low[place..], part, (lanes, change));
+        }
+    }
+}
+
+/// Some strips' outputs for some rows, as `[strips][rows]`.
+struct Part {
+    strips: Range<usize>,
+    rows: Range<usize>,
+}
+
+impl Part {
+    /// Writes outputs to their place in the tile.
+    fn write(&self, tile: &mut Tile<'_, f32>, lanes: &[Lane], accumulate: bool) {
+        for (strip, lanes) in self.strips.clone().zip(lanes.chunks_exact(self.rows.len())) {
+            let at = strip * LANES - tile.cols.start;
+            for (row, lane) in self.rows.clone().zip(lanes) {
+                let y = tile.row(row)[at..].iter_mut().zip(lane);
+                if accumulate {
+                    y.for_each(|(y, x)| *y += x);
+                } else {
+                    y.for_each(|(y, x)| *y = *x);
                 }
             }
         }
     }
 }
 
-/// Adds a graft's change to the outputs `lanes` of some strips; `low` is its `scale A x`, `change` room for as many outputs.
+/// Adds a graft's change to the outputs `lanes`; `low` is its `scale A x`, `change` room for as many outputs.
 fn add_graft(
     isa: Isa,
     graft: &Graft<'_, Cpu>,
     low: &[f32],
-    strips: Range<usize>,
+    part: &Part,
     (lanes, change): (&mut [Lane], &mut [Lane]),
 ) {
-    let (all, rows) = (lanes.len() / strips.len(), graft.rows.clone());
+    let rows = graft.rows.start.max(part.rows.start)..graft.rows.end.min(part.rows.end);
     if rows.is_empty() {
         return;
     }
-    let change = &mut change[..strips.len() * rows.len()];
+    let change = &mut change[..part.strips.len() * rows.len()];
     if let Change::LowRank { b, .. } = &graft.change {
         let rank = b.cols();
         let x = Inputs { x: low, stride: rank, cols: rank, x8: &[] };
-        b.multiply(isa, strips.clone(), &x, 0..rows.len(), change);
+        let own = rows.start - graft.rows.start..rows.end - graft.rows.start;
+        b.multiply(isa, part.strips.clone(), &x, own, false, change);
     }
     let changes = change.chunks_exact(rows.len());
-    for ((strip, lanes), change) in strips.zip(lanes.chunks_exact_mut(all)).zip(changes) {
-        for (lane, change) in lanes[rows.clone()].iter_mut().zip(change) {
+    let all = lanes.chunks_exact_mut(part.rows.len());
+    for ((strip, lanes), change) in part.strips.clone().zip(all).zip(changes) {
+        let lanes = &mut lanes[rows.start - part.rows.start..];
+        for (lane, change) in lanes.iter_mut().zip(change) {
             match graft.change {
-                Change::Bias(v) => add(lane, part(v, strip), graft.scale),
+                Change::Bias(v) => add(lane, slice(v, strip), graft.scale),
                 Change::LowRank { bias, .. } => {
                     add(lane, change, 1.0);
                     if let Some(bias) = bias {
-                        add(lane, part(bias, strip), graft.scale);
+                        add(lane, slice(bias, strip), graft.scale);
                     }
                 }
             }
@@ -216,7 +244,7 @@ fn add_graft(
 }
 
 /// The values of a vector that belong to a strip.
-fn part(v: &[f32], strip: usize) -> &[f32] {
+fn slice(v: &[f32], strip: usize) -> &[f32] {
     &v[strip * LANES..v.len().min((strip + 1) * LANES)]
 }
 

@@ -48,11 +48,12 @@ pub fn multiply_operations_per_second(cpu: &mut Cpu, rounds: usize) -> f64 {
         fn run<S: Simd>(self, s: S) {
             let codes = s.bits(self.0, 0, 4);
             for _ in 0..TIMES {
-                let dots = s.dot_unsigned(
+                let dots: [_; 1] = s.dot_unsigned(
                     #[inline(always)]
-                    |_| codes,
+                    |_, _| codes,
                     15,
                     self.1.map(black_box),
+                    [s.splat_int(0); TOKENS],
                 );
                 black_box(dots);
             }

@@ -69,16 +69,23 @@ impl Matrix {
         self.strips.integer()
     }
 
-    /// `out[j][t] = W[16 s..16 s + 16, :] x[t]` for the `j`-th strip `s` of `strips` and every row `t` of `rows`.
+    /// Bytes of a strip, at least one.
+    pub fn strip_bytes(&self) -> usize {
+        (self.bytes / self.rows.div_ceil(LANES).max(1)).max(1)
+    }
+
+    /// `out[j][t] = W[16 s..16 s + 16, :] x[t]` for the `j`-th strip `s` of `strips` and every row `t` of `rows`. If the strips
+    /// come from memory, `fresh`, they are asked for ahead.
     pub fn multiply(
         &self,
         isa: Isa,
         strips: Range<usize>,
         x: &Inputs<'_>,
         rows: Range<usize>,
+        fresh: bool,
         out: &mut [Lane],
     ) {
-        self.strips.multiply(isa, strips, x, rows, out);
+        self.strips.multiply(isa, strips, (x, rows), fresh, out);
     }
 }
 
@@ -106,7 +113,14 @@ impl<'a> Inputs<'a> {
 /// A packed matrix of any format.
 trait Strips: Send + Sync {
     fn integer(&self) -> bool;
-    fn multiply(&self, isa: Isa, strips: Range<usize>, x: &Inputs<'_>, rows: Range<usize>, out: &mut [Lane]);
+    fn multiply(
+        &self,
+        isa: Isa,
+        strips: Range<usize>,
+        x: (&Inputs<'_>, Range<usize>),
+        fresh: bool,
+        out: &mut [Lane],
+    );
 }
 
 struct Packed<P: Strip> {
@@ -148,19 +162,29 @@ impl<P: Strip> Strips for Packed<P> {
         P::INTEGER
     }
 
-    fn multiply(&self, isa: Isa, strips: Range<usize>, x: &Inputs<'_>, rows: Range<usize>, out: &mut [Lane]) {
+    fn multiply(
+        &self,
+        isa: Isa,
+        strips: Range<usize>,
+        (x, rows): (&Inputs<'_>, Range<usize>),
+        fresh: bool,
+        out: &mut [Lane],
+    ) {
         let panels = &self.panels[strips.start * self.length..strips.end * self.length];
-        isa.run(Multiply::<P> { panels, length: self.length, x, rows, out });
+        isa.run(Multiply::<P> { panels, length: self.length, x, rows, fresh, out });
     }
 }
 
-/// Some strips times some rows, at least one.
+/// Some strips times some rows, at least one of each.
 struct Multiply<'a, P: Strip> {
     panels: &'a [P::Panel],
     /// Panels of a strip.
     length: usize,
     x: &'a Inputs<'a>,
     rows: Range<usize>,
+    /// Whether the strips come from memory.
+    fresh: bool,
+    /// `[strips][rows]`.
     out: &'a mut [Lane],
 }
 
@@ -168,51 +192,59 @@ impl<P: Strip> Kernel for Multiply<'_, P> {
     type Out = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let outs = self.out.chunks_exact_mut(self.rows.len());
-        for (panels, out) in self.panels.chunks_exact(self.length).zip(outs) {
-            let mut tiles =
-                Tiles { s, panels, x: self.x, next: self.rows.start, first: self.rows.start, out };
-            // As many rows of activations at a time as registers hold sums of, then those left.
-            if P::tokens::<S>() >= 8 {
-                tiles.multiply::<P, 8>();
+    fn run<S: Simd>(mut self, s: S) {
+        let mut t = 0;
+        // As many rows of activations at a time as registers hold sums of, then those left. All strips meet one tile of
+        // rows before the next, for a tile stays in the first cache.
+        if P::tokens::<S>() >= 4 {
+            while t + 4 <= self.rows.len() {
+                let mut strip = 0;
+                if S::WIDE {
+                    while (strip + 2) * self.length <= self.panels.len() {
+                        self.tile::<S, 4, 2>(s, t, strip);
+                        strip += 2;
+                    }
+                }
+                while strip * self.length < self.panels.len() {
+                    self.tile::<S, 4, 1>(s, t, strip);
+                    strip += 1;
+                }
+                t += 4;
             }
-            if P::tokens::<S>() >= 4 {
-                tiles.multiply::<P, 4>();
+        }
+        while t + 2 <= self.rows.len() {
+            for strip in 0..self.panels.len() / self.length {
+                self.tile::<S, 2, 1>(s, t, strip);
             }
-            tiles.multiply::<P, 2>();
-            tiles.multiply::<P, 1>();
+            t += 2;
+        }
+        if t < self.rows.len() {
+            for strip in 0..self.panels.len() / self.length {
+                self.tile::<S, 1, 1>(s, t, strip);
+            }
         }
     }
 }
 
-/// A strip, and the rows that it is still to be multiplied with.
-struct Tiles<'a, S, Q> {
-    s: S,
-    panels: &'a [Q],
-    x: &'a Inputs<'a>,
-    first: usize,
-    next: usize,
-    out: &'a mut [Lane],
-}
-
-impl<S: Simd, Q> Tiles<'_, S, Q> {
-    /// Multiplies with `T` rows at a time while there are as many.
+impl<P: Strip> Multiply<'_, P> {
+    /// Multiplies the `N` strips from `strip` on with the `T` rows from the `t`-th on.
     #[inline(always)]
-    fn multiply<P: Strip<Panel = Q>, const T: usize>(&mut self) {
-        let (tiles, rest) = std::mem::take(&mut self.out).as_chunks_mut::<T>();
-        for tile in tiles {
-            let mut rows = [self.x.row(self.next); T];
-            for (i, row) in rows.iter_mut().enumerate().skip(1) {
-                *row = self.x.row(self.next + i);
-            }
-            let dots = P::dot(self.s, self.panels, rows, self.next == self.first);
-            for (out, dot) in tile.iter_mut().zip(dots) {
-                self.s.store(dot, out);
-            }
-            self.next += T;
+    fn tile<S: Simd, const T: usize, const N: usize>(&mut self, s: S, t: usize, strip: usize) {
+        let mut x = [self.x.row(self.rows.start + t); T];
+        for (i, x) in x.iter_mut().enumerate().skip(1) {
+            *x = self.x.row(self.rows.start + t + i);
         }
-        self.out = rest;
+        let mut panels = [&self.panels[..0]; N];
+        for (n, panels) in panels.iter_mut().enumerate() {
+            *panels = &self.panels[(strip + n) * self.length..][..self.length];
+        }
+        let dots = P::dot(s, panels, x, self.fresh && t == 0);
+        for (n, dots) in dots.into_iter().enumerate() {
+            let out = &mut self.out[(strip + n) * self.rows.len() + t..][..T];
+            for (out, dot) in out.iter_mut().zip(dots) {
+                s.store(dot, out);
+            }
+        }
     }
 }
 
@@ -239,9 +271,10 @@ impl Kernel for Quantize<'_> {
                 out.q[g] = s.to_bytes(q);
                 out.d[g] = max / 127.0;
                 // Integers below 2^24: exact in f32 whatever the order.
-                out.sum[g] = s.sum(q) as i32;
+                let sum = s.sum(q);
+                out.minus[g] = -sum as i32;
+                out.dsums[g] = out.d[g] * sum;
             }
-            out.dsums = [0, 1].map(|g| out.d[g] * out.sum[g] as f32);
             out.dsum = out.dsums[0] + out.dsums[1];
         }
     }

@@ -127,7 +127,7 @@ impl Needs {
         Self {
             x8: layer::blocks(step.rows, step.inputs).saturating_mul(size_of::<Activations>()),
             low: step.low.saturating_mul(size_of::<f32>()),
-            thread: layer::scratch(step.rows).or(attention::scratch(queries, step.head_dim)),
+            thread: layer::scratch().or(attention::scratch(queries, step.head_dim)),
         }
     }
 }

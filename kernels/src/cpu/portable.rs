@@ -38,7 +38,7 @@ impl Simd for Portable {
     type F = [f32; LANES];
     type I = [i32; LANES];
     type Codes = [u8; 4 * LANES];
-    const INT_TOKENS: usize = 2;
+    const WIDE: bool = false;
 
     #[inline(always)]
     fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
@@ -137,26 +137,27 @@ impl Simd for Portable {
         std::array::from_fn(|i| low[i] | high[i] << shift)
     }
 
-    fn dot_unsigned<const T: usize>(
+    fn dot_unsigned<const T: usize, const N: usize>(
         self,
-        codes: impl Fn(usize) -> Self::Codes,
+        codes: impl Fn(usize, usize) -> Self::Codes,
         _: u8,
         x: [&[i8; GROUP]; T],
-    ) -> [Self::I; T] {
-        dot(codes, x, i32::from)
+        start: [Self::I; T],
+    ) -> [[Self::I; T]; N] {
+        dot(codes, x, start, i32::from)
     }
 
-    fn dot_bytes<const T: usize>(
+    fn dot_bytes<const T: usize, const N: usize>(
         self,
-        codes: impl Fn(usize) -> Self::Codes,
+        codes: impl Fn(usize, usize) -> Self::Codes,
         x: [&[i8; GROUP]; T],
         _: [i32; T],
-    ) -> [Self::I; T] {
-        dot(codes, x, |code| i32::from(code.cast_signed()))
+    ) -> [[Self::I; T]; N] {
+        dot(codes, x, [[0; LANES]; T], |code| i32::from(code.cast_signed()))
     }
 
-    fn sub_int(self, a: Self::I, b: i32) -> Self::I {
-        a.map(|a| a - b)
+    fn splat_int(self, x: i32) -> Self::I {
+        [x; LANES]
     }
 
     fn to_float(self, a: Self::I) -> Self::F {
@@ -173,19 +174,22 @@ fn field(byte: u8, shift: u32, width: u32) -> u8 {
     byte >> shift & (u8::MAX >> (8 - width))
 }
 
-fn dot<const T: usize>(
-    codes: impl Fn(usize) -> [u8; 4 * LANES],
+fn dot<const T: usize, const N: usize>(
+    codes: impl Fn(usize, usize) -> [u8; 4 * LANES],
     x: [&[i8; GROUP]; T],
+    start: [[i32; LANES]; T],
     value: impl Fn(u8) -> i32,
-) -> [[i32; LANES]; T] {
-    let mut sums = [[0; LANES]; T];
-    for step in 0..GROUP / 4 {
-        let codes = codes(step);
-        for (sums, x) in sums.iter_mut().zip(x) {
-            for (i, &code) in codes.iter().enumerate() {
-                sums[i / 4] += value(code) * i32::from(x[4 * step + i % 4]);
+) -> [[[i32; LANES]; T]; N] {
+    let mut dots = [start; N];
+    for (n, sums) in dots.iter_mut().enumerate() {
+        for step in 0..GROUP / 4 {
+            let codes = codes(n, step);
+            for (sums, x) in sums.iter_mut().zip(x) {
+                for (i, &code) in codes.iter().enumerate() {
+                    sums[i / 4] += value(code) * i32::from(x[4 * step + i % 4]);
+                }
             }
         }
     }
-    sums
+    dots
 }

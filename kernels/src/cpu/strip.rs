@@ -9,12 +9,11 @@
 //!   group after group `y = fma(d_w[o,g], d_x[t,g] n_g, y)` and `y = fma(m_w[o,g], d_x[t,g] sum_k x8, y)`;
 //! * floats ([`Float`]): over segments of 64 columns in order, `y += s` with `s = fma(w[o,i], x[t,i], s)` from zero over the segment's columns in order.
 
-use std::array::from_fn;
 use std::marker::PhantomData;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::isa::{BLOCK, GROUP, LANES, Simd};
+use super::isa::{GROUP, LANES, Simd};
 use crate::format::Block;
 
 /// Columns whose products are summed before they join the row's sum, for float weights.
@@ -35,9 +34,9 @@ pub struct Activations {
     pub q: [[i8; GROUP]; 2],
     /// The scale of each group.
     pub d: [f32; 2],
-    /// `sum q` of each group.
-    pub sum: [i32; 2],
-    /// `d sum` of each group.
+    /// `-sum q` of each group.
+    pub minus: [i32; 2],
+    /// `d sum q` of each group.
     pub dsums: [f32; 2],
     /// `dsums[0] + dsums[1]`.
     pub dsum: f32,
@@ -60,16 +59,20 @@ pub trait Strip: Send + Sync + 'static {
     type Panel: Pod + Send + Sync;
     /// Whether activations are rounded to 8 bits.
     const INTEGER: bool;
-    /// Rows of activations whose sums fit the registers: 8, 4 or 2.
+    /// Rows of activations whose sums fit the registers: 4 or 2.
     fn tokens<S: Simd>() -> usize;
 
     /// Lays sixteen blocks side by side.
     fn pack(blocks: [&Self::Block; LANES]) -> Self::Panel;
 
-    /// The dot products of sixteen rows with each of `T` rows of activations. If the strip comes from memory, `fresh`, what
-    /// follows is asked for ahead.
-    fn dot<S: Simd, const T: usize>(s: S, strip: &[Self::Panel], x: [Input<'_>; T], fresh: bool)
-    -> [S::F; T];
+    /// The dot products of the sixteen rows of each of `N` strips, of one length, with each of `T` rows of activations. If
+    /// the strips come from memory, `fresh`, what follows is asked for ahead.
+    fn dot<S: Simd, const T: usize, const N: usize>(
+        s: S,
+        strips: [&[Self::Panel]; N],
+        x: [Input<'_>; T],
+        fresh: bool,
+    ) -> [[S::F; T]; N];
 }
 
 /// What the codes of a format can be.
@@ -116,7 +119,7 @@ impl<P: IntPanel> Strip for Int<P> {
 
     #[inline(always)]
     fn tokens<S: Simd>() -> usize {
-        S::INT_TOKENS
+        if S::WIDE { 4 } else { 2 }
     }
 
     fn pack(blocks: [&P::Block; LANES]) -> P {
@@ -124,36 +127,49 @@ impl<P: IntPanel> Strip for Int<P> {
     }
 
     #[inline(always)]
-    fn dot<S: Simd, const T: usize>(s: S, strip: &[P], x: [Input<'_>; T], fresh: bool) -> [S::F; T] {
-        dot_int(s, strip, x, fresh)
+    fn dot<S: Simd, const T: usize, const N: usize>(
+        s: S,
+        strips: [&[P]; N],
+        x: [Input<'_>; T],
+        fresh: bool,
+    ) -> [[S::F; T]; N] {
+        const { assert!(matches!(P::Block::LEN, 32 | 256)) };
+        match P::Block::LEN {
+            32 => dot_int::<S, P, T, N, 1>(s, strips, x, fresh),
+            _ => dot_int::<S, P, T, N, 8>(s, strips, x, fresh),
+        }
     }
 }
 
+/// The dot products of panels with `B` blocks each.
 #[inline(always)]
-fn dot_int<S: Simd, P: IntPanel, const T: usize>(
+fn dot_int<S: Simd, P: IntPanel, const T: usize, const N: usize, const B: usize>(
     s: S,
-    strip: &[P],
+    strips: [&[P]; N],
     x: [Input<'_>; T],
     fresh: bool,
-) -> [S::F; T] {
-    let blocks = P::Block::LEN / BLOCK;
-    let x = x.map(|x| &x.x8[..strip.len() * blocks]);
-    let mut sums = [s.splat(0.0); T];
-    for (i, panel) in strip.iter().enumerate() {
-        for b in 0..blocks {
-            let x = x.map(|x| &x[i * blocks + b]);
+) -> [[S::F; T]; N] {
+    let length = strips[0].len();
+    let strips = strips.map(|strip| &strip[..length]);
+    let x = x.map(|x| &x.x8.as_chunks::<B>().0[..length]);
+    let mut sums = [[s.splat(0.0); T]; N];
+    for i in 0..length {
+        let panels = strips.map(|strip| &strip[i]);
+        for b in 0..B {
             if fresh {
-                let share = size_of::<P>() / blocks;
-                for line in (0..share).step_by(LINE) {
-                    s.prefetch(panel, AHEAD + b * share + line);
+                let share = size_of::<P>() / B;
+                for panel in panels {
+                    for line in (0..share).step_by(LINE) {
+                        s.prefetch(panel, AHEAD + b * share + line);
+                    }
                 }
             }
+            let x = x.map(|x| &x[i][b]);
             if P::GROUPED {
-                for g in 0..2 {
-                    add_group(s, panel, (b, g), x, &mut sums);
-                }
+                add_group(s, panels, (b, 0), x, &mut sums);
+                add_group(s, panels, (b, 1), x, &mut sums);
             } else {
-                add_block(s, panel, b, x, &mut sums);
+                add_block(s, panels, b, x, &mut sums);
             }
         }
     }
@@ -162,71 +178,86 @@ fn dot_int<S: Simd, P: IntPanel, const T: usize>(
 
 /// Adds a block whose groups share a scale.
 #[inline(always)]
-fn add_block<S: Simd, P: IntPanel, const T: usize>(
+fn add_block<S: Simd, P: IntPanel, const T: usize, const N: usize>(
     s: S,
-    panel: &P,
+    panels: [&P; N],
     b: usize,
     x: [&Activations; T],
-    sums: &mut [S::F; T],
+    sums: &mut [[S::F; T]; N],
 ) {
-    let first = dot_group(s, panel, (b, 0), x);
-    let second = dot_group(s, panel, (b, 1), x);
-    let d = panel.scale(s, b, 0);
-    for t in 0..T {
-        let block = s.fma(s.splat(x[t].d[1]), second[t], s.mul(s.splat(x[t].d[0]), first[t]));
-        sums[t] = s.fma(d, block, sums[t]);
+    let first = dot_group(s, panels, (b, 0), x);
+    let second = dot_group(s, panels, (b, 1), x);
+    for n in 0..N {
+        let d = panels[n].scale(s, b, 0);
+        for t in 0..T {
+            let block = s.fma(s.splat(x[t].d[1]), second[n][t], s.mul(s.splat(x[t].d[0]), first[n][t]));
+            sums[n][t] = s.fma(d, block, sums[n][t]);
+        }
         if P::MIN {
-            sums[t] = s.fma(panel.min(s, b, 0), s.splat(x[t].dsum), sums[t]);
+            let m = panels[n].min(s, b, 0);
+            for t in 0..T {
+                sums[n][t] = s.fma(m, s.splat(x[t].dsum), sums[n][t]);
+            }
         }
     }
 }
 
 /// Adds a group with a scale of its own.
 #[inline(always)]
-fn add_group<S: Simd, P: IntPanel, const T: usize>(
+fn add_group<S: Simd, P: IntPanel, const T: usize, const N: usize>(
     s: S,
-    panel: &P,
+    panels: [&P; N],
     (b, g): (usize, usize),
     x: [&Activations; T],
-    sums: &mut [S::F; T],
+    sums: &mut [[S::F; T]; N],
 ) {
-    let dots = dot_group(s, panel, (b, g), x);
-    let d = panel.scale(s, b, g);
-    for t in 0..T {
-        sums[t] = s.fma(d, s.mul(s.splat(x[t].d[g]), dots[t]), sums[t]);
+    let dots = dot_group(s, panels, (b, g), x);
+    for n in 0..N {
+        let d = panels[n].scale(s, b, g);
+        for t in 0..T {
+            sums[n][t] = s.fma(d, s.mul(s.splat(x[t].d[g]), dots[n][t]), sums[n][t]);
+        }
         if P::MIN {
-            sums[t] = s.fma(panel.min(s, b, g), s.splat(x[t].dsums[g]), sums[t]);
+            let m = panels[n].min(s, b, g);
+            for t in 0..T {
+                sums[n][t] = s.fma(m, s.splat(x[t].dsums[g]), sums[n][t]);
+            }
         }
     }
 }
 
 /// `n` of one group.
 #[inline(always)]
-fn dot_group<S: Simd, P: IntPanel, const T: usize>(
+fn dot_group<S: Simd, P: IntPanel, const T: usize, const N: usize>(
     s: S,
-    panel: &P,
+    panels: [&P; N],
     (b, g): (usize, usize),
     x: [&Activations; T],
-) -> [S::F; T] {
-    let q = x.map(|x| &x.q[g]);
-    let dots = match P::RANGE {
+) -> [[S::F; T]; N] {
+    let (q, minus) = (x.map(|x| &x.q[g]), x.map(|x| x.minus[g]));
+    let dots: [[S::I; T]; N] = match P::RANGE {
         CodeRange::Unsigned(most) => s.dot_unsigned(
             #[inline(always)]
-            |step| panel.codes(s, b, 4 * g + step),
+            |n, step| panels[n].codes(s, b, 4 * g + step),
             most,
             q,
+            minus.map(
+                #[inline(always)]
+                |minus| s.splat_int(P::ZERO * minus),
+            ),
         ),
         CodeRange::Signed => s.dot_bytes(
             #[inline(always)]
-            |step| panel.codes(s, b, 4 * g + step),
+            |n, step| panels[n].codes(s, b, 4 * g + step),
             q,
-            x.map(|x| x.sum[g]),
+            minus,
         ),
     };
-    let mut out = [s.splat(0.0); T];
-    for t in 0..T {
-        let n = if P::ZERO == 0 { dots[t] } else { s.sub_int(dots[t], P::ZERO * x[t].sum[g]) };
-        out[t] = s.to_float(n);
+    let mut out = [[s.splat(0.0); T]; N];
+    for n in 0..N {
+        for t in 0..T {
+            out[n][t] = s.to_float(dots[n][t]);
+        }
     }
     out
 }
@@ -259,79 +290,117 @@ impl<P: FloatPanel> Strip for Float<P> {
     }
 
     #[inline(always)]
-    fn dot<S: Simd, const T: usize>(s: S, strip: &[P], x: [Input<'_>; T], fresh: bool) -> [S::F; T] {
-        dot_float(s, strip, x, fresh)
+    fn dot<S: Simd, const T: usize, const N: usize>(
+        s: S,
+        strips: [&[P]; N],
+        x: [Input<'_>; T],
+        fresh: bool,
+    ) -> [[S::F; T]; N] {
+        dot_float(s, strips, x, fresh)
     }
 }
 
 #[inline(always)]
-fn dot_float<S: Simd, P: FloatPanel, const T: usize>(
+fn dot_float<S: Simd, P: FloatPanel, const T: usize, const N: usize>(
     s: S,
-    strip: &[P],
+    strips: [&[P]; N],
     x: [Input<'_>; T],
     fresh: bool,
-) -> [S::F; T] {
-    let (mut segments, rest) = strip.as_chunks::<SEGMENT>();
-    let mut xs = x.map(|x| x.x[..strip.len()].as_chunks::<SEGMENT>().0);
-    let tails = x.map(|x| &x.x[strip.len() - rest.len()..strip.len()]);
-    let mut sums = [s.splat(0.0); T];
-    // With few tokens the additions of one segment would wait for each other, so several segments are summed
+) -> [[S::F; T]; N] {
+    let length = strips[0].len();
+    let mut columns = Columns {
+        strips: strips.map(|strip| &strip[..length]),
+        x: x.map(|x| &x.x[..length]),
+        sums: [[s.splat(0.0); T]; N],
+        fresh,
+    };
+    // With few sums the additions of one segment would wait for each other, so several segments are summed
     // side by side; the order of additions within each, and of the segments, stays the same.
-    if T == 1 {
-        add_segments::<S, P, T, 4>(s, &mut segments, &mut xs, &mut sums, fresh);
+    if T * N == 1 {
+        columns.add_segments::<4>(s);
     }
-    if T <= 2 {
-        add_segments::<S, P, T, 2>(s, &mut segments, &mut xs, &mut sums, fresh);
+    if T * N <= 2 {
+        columns.add_segments::<2>(s);
     }
-    add_segments::<S, P, T, 1>(s, &mut segments, &mut xs, &mut sums, fresh);
-    if !rest.is_empty() {
-        let tails = tails.map(|x| &x[..rest.len()]);
-        let mut tail = [s.splat(0.0); T];
-        for (i, panel) in rest.iter().enumerate() {
-            let w = panel.values(s);
-            for t in 0..T {
-                tail[t] = s.fma(w, s.splat(tails[t][i]), tail[t]);
-            }
-        }
-        for t in 0..T {
-            sums[t] = s.add(sums[t], tail[t]);
-        }
-    }
-    sums
+    columns.add_segments::<1>(s);
+    columns.add_rest(s);
+    columns.sums
 }
 
-/// Sums the first segments, `G` side by side while there are that many, then adds them in order.
-#[inline(always)]
-fn add_segments<S: Simd, P: FloatPanel, const T: usize, const G: usize>(
-    s: S,
-    segments: &mut &[[P; SEGMENT]],
-    xs: &mut [&[[f32; SEGMENT]]; T],
-    sums: &mut [S::F; T],
+/// The columns that are still to be added to the sums of `N` strips and `T` rows of activations.
+struct Columns<'a, S: Simd, P, const T: usize, const N: usize> {
+    strips: [&'a [P]; N],
+    x: [&'a [f32]; T],
+    sums: [[S::F; T]; N],
     fresh: bool,
-) {
-    while let Some((panels, rest)) = segments.split_first_chunk::<G>() {
-        *segments = rest;
-        let x: [&[[f32; SEGMENT]; G]; T] = from_fn(|t| {
-            let (x, rest) = xs[t].split_first_chunk::<G>().expect("as many inputs as columns");
-            xs[t] = rest;
-            x
-        });
-        let mut parts = [[s.splat(0.0); G]; T];
-        for i in 0..SEGMENT {
-            for g in 0..G {
-                if fresh && (i * size_of::<P>()).is_multiple_of(LINE) {
-                    s.prefetch(&panels[g][i], AHEAD);
-                }
-                let w = panels[g][i].values(s);
-                for t in 0..T {
-                    parts[t][g] = s.fma(w, s.splat(x[t][g][i]), parts[t][g]);
+}
+
+impl<S: Simd, P: FloatPanel, const T: usize, const N: usize> Columns<'_, S, P, T, N> {
+    /// Sums the first segments, `G` side by side while there are that many, then adds them in order.
+    #[inline(always)]
+    fn add_segments<const G: usize>(&mut self, s: S) {
+        let segments = self.strips[0].len() / SEGMENT;
+        for _ in 0..segments / G {
+            let panels: [&[[P; SEGMENT]; G]; N] = self.strips.each_mut().map(first_segments);
+            let x: [&[[f32; SEGMENT]; G]; T] = self.x.each_mut().map(first_segments);
+            let mut parts = [[[s.splat(0.0); G]; T]; N];
+            for i in 0..SEGMENT {
+                for g in 0..G {
+                    let mut w = [s.splat(0.0); N];
+                    for n in 0..N {
+                        if self.fresh && (i * size_of::<P>()).is_multiple_of(LINE) {
+                            s.prefetch(&panels[n][g][i], AHEAD);
+                        }
+                        w[n] = panels[n][g][i].values(s);
+                    }
+                    for t in 0..T {
+                        let x = s.splat(x[t][g][i]);
+                        for n in 0..N {
+                            parts[n][t][g] = s.fma(w[n], x, parts[n][t][g]);
+                        }
+                    }
                 }
             }
-        }
-        for t in 0..T {
-            for part in parts[t] {
-                sums[t] = s.add(sums[t], part);
+            for n in 0..N {
+                for t in 0..T {
+                    for part in parts[n][t] {
+                        self.sums[n][t] = s.add(self.sums[n][t], part);
+                    }
+                }
             }
         }
     }
+
+    /// Adds the columns after the last whole segment.
+    #[inline(always)]
+    fn add_rest(&mut self, s: S) {
+        let rest = self.strips[0].len();
+        if rest == 0 {
+            return;
+        }
+        let (strips, x) = (self.strips.map(|strip| &strip[..rest]), self.x.map(|x| &x[..rest]));
+        let mut parts = [[s.splat(0.0); T]; N];
+        for i in 0..rest {
+            let w = strips.map(|strip| strip[i].values(s));
+            for t in 0..T {
+                let x = s.splat(x[t][i]);
+                for n in 0..N {
+                    parts[n][t] = s.fma(w[n], x, parts[n][t]);
+                }
+            }
+        }
+        for n in 0..N {
+            for t in 0..T {
+                self.sums[n][t] = s.add(self.sums[n][t], parts[n][t]);
+            }
+        }
+    }
+}
+
+/// Takes the first `G` segments off a slice that has them.
+#[inline(always)]
+fn first_segments<'a, Q, const G: usize>(columns: &mut &'a [Q]) -> &'a [[Q; SEGMENT]; G] {
+    let (first, rest) = columns.split_at(G * SEGMENT);
+    *columns = rest;
+    first.as_chunks().0.first_chunk().expect("as many segments")
 }

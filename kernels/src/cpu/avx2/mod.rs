@@ -59,7 +59,7 @@ impl Simd for Avx2 {
     type F = [__m256; 2];
     type I = [__m256i; 2];
     type Codes = [__m256i; 2];
-    const INT_TOKENS: usize = 2;
+    const WIDE: bool = false;
 
     #[inline(always)]
     fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
@@ -233,70 +233,77 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn dot_unsigned<const T: usize>(
+    fn dot_unsigned<const T: usize, const N: usize>(
         self,
-        codes: impl Fn(usize) -> Self::Codes,
+        codes: impl Fn(usize, usize) -> Self::Codes,
         most: u8,
         x: [&[i8; GROUP]; T],
-    ) -> [Self::I; T] {
+        start: [Self::I; T],
+    ) -> [[Self::I; T]; N] {
         // SAFETY: `self` proves AVX2. A lane of 16 bits adds as many steps as fit it, `steps_in_16_bits`, and no
         // `maddubs` saturates.
         unsafe {
             let (many, ones) = (steps_in_16_bits(most), _mm256_set1_epi16(1));
-            let mut sums = [[_mm256_setzero_si256(); 2]; T];
-            for first in (0..GROUP / 4).step_by(many) {
-                let mut narrow = [[_mm256_setzero_si256(); 2]; T];
-                for step in first..GROUP / 4 {
-                    if step == first + many {
-                        break;
-                    }
-                    let w = codes(step);
-                    for t in 0..T {
-                        let x = group(x[t], step);
-                        for h in 0..2 {
-                            let pairs = _mm256_maddubs_epi16(w[h], x);
-                            narrow[t][h] = in_order(_mm256_add_epi16(narrow[t][h], pairs));
+            let mut dots = [start; N];
+            for (n, sums) in dots.iter_mut().enumerate() {
+                for first in (0..GROUP / 4).step_by(many) {
+                    let mut narrow = [[_mm256_setzero_si256(); 2]; T];
+                    for step in first..GROUP / 4 {
+                        if step == first + many {
+                            break;
+                        }
+                        let w = codes(n, step);
+                        for t in 0..T {
+                            let x = group(x[t], step);
+                            for h in 0..2 {
+                                let pairs = _mm256_maddubs_epi16(w[h], x);
+                                narrow[t][h] = in_order(_mm256_add_epi16(narrow[t][h], pairs));
+                            }
                         }
                     }
-                }
-                for (sum, narrow) in sums.as_flattened_mut().iter_mut().zip(narrow.as_flattened()) {
-                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(*narrow, ones));
+                    for (sum, narrow) in sums.as_flattened_mut().iter_mut().zip(narrow.as_flattened()) {
+                        *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(*narrow, ones));
+                    }
                 }
             }
-            sums
+            dots
         }
     }
 
     #[inline(always)]
-    fn dot_bytes<const T: usize>(
+    fn dot_bytes<const T: usize, const N: usize>(
         self,
-        codes: impl Fn(usize) -> Self::Codes,
+        codes: impl Fn(usize, usize) -> Self::Codes,
         x: [&[i8; GROUP]; T],
         _: [i32; T],
-    ) -> [Self::I; T] {
+    ) -> [[Self::I; T]; N] {
         // SAFETY: `self` proves AVX2. |code| is at most 128 and |x| at most 127: two products are at most
         // 32512, so no `maddubs` saturates.
         unsafe {
             let ones = _mm256_set1_epi16(1);
-            let mut sums = [[_mm256_setzero_si256(); 2]; T];
-            for step in 0..GROUP / 4 {
-                let w = codes(step);
-                let magnitude = [_mm256_abs_epi8(w[0]), _mm256_abs_epi8(w[1])];
-                for t in 0..T {
-                    let x = group(x[t], step);
-                    for h in 0..2 {
-                        let pairs = _mm256_maddubs_epi16(magnitude[h], _mm256_sign_epi8(x, w[h]));
-                        sums[t][h] = in_order(_mm256_add_epi32(sums[t][h], _mm256_madd_epi16(pairs, ones)));
+            let mut dots = [[[_mm256_setzero_si256(); 2]; T]; N];
+            for (n, sums) in dots.iter_mut().enumerate() {
+                for step in 0..GROUP / 4 {
+                    let w = codes(n, step);
+                    let magnitude = [_mm256_abs_epi8(w[0]), _mm256_abs_epi8(w[1])];
+                    for t in 0..T {
+                        let x = group(x[t], step);
+                        for h in 0..2 {
+                            let pairs = _mm256_maddubs_epi16(magnitude[h], _mm256_sign_epi8(x, w[h]));
+                            let sum = _mm256_add_epi32(sums[t][h], _mm256_madd_epi16(pairs, ones));
+                            sums[t][h] = in_order(sum);
+                        }
                     }
                 }
             }
-            sums
+            dots
         }
     }
 
     #[inline(always)]
-    fn sub_int(self, a: Self::I, b: i32) -> Self::I {
-        halves!(a in a => _mm256_sub_epi32(a, _mm256_set1_epi32(b)))
+    fn splat_int(self, x: i32) -> Self::I {
+        // SAFETY: `self` proves AVX.
+        unsafe { [_mm256_set1_epi32(x); 2] }
     }
 
     #[inline(always)]

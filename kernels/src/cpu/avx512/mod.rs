@@ -47,7 +47,7 @@ impl<const VNNI: bool> Simd for Wide<VNNI> {
     type F = __m512;
     type I = __m512i;
     type Codes = __m512i;
-    const INT_TOKENS: usize = 8;
+    const WIDE: bool = true;
 
     #[inline(always)]
     fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
@@ -223,61 +223,63 @@ impl<const VNNI: bool> Simd for Wide<VNNI> {
     }
 
     #[inline(always)]
-    fn dot_unsigned<const T: usize>(
+    fn dot_unsigned<const T: usize, const N: usize>(
         self,
-        codes: impl Fn(usize) -> Self::Codes,
+        codes: impl Fn(usize, usize) -> Self::Codes,
         most: u8,
         x: [&[i8; GROUP]; T],
-    ) -> [Self::I; T] {
+        start: [Self::I; T],
+    ) -> [[Self::I; T]; N] {
         // SAFETY: `self` proves AVX-512 F and BW, and VNNI where that is used. Without it, a lane of 16 bits adds
         // as many steps as fit it, `steps_in_16_bits`, and no `maddubs` saturates.
         unsafe {
-            let mut sums = [_mm512_setzero_si512(); T];
+            let mut dots = [start; N];
             if VNNI {
-                for step in 0..GROUP / 4 {
-                    let w = codes(step);
-                    for t in 0..T {
-                        sums[t] = _mm512_dpbusd_epi32(sums[t], w, group(x[t], step));
-                    }
-                }
-                return sums;
+                add_products(&mut dots, codes, x);
+                return dots;
             }
             let (many, ones) = (steps_in_16_bits(most), _mm512_set1_epi16(1));
             for first in (0..GROUP / 4).step_by(many) {
-                let mut narrow = [_mm512_setzero_si512(); T];
+                let mut narrow = [[_mm512_setzero_si512(); T]; N];
                 for step in first..GROUP / 4 {
                     if step == first + many {
                         break;
                     }
-                    let w = codes(step);
+                    let mut w = [_mm512_setzero_si512(); N];
+                    for n in 0..N {
+                        w[n] = codes(n, step);
+                    }
                     for t in 0..T {
                         let x = group(x[t], step);
-                        narrow[t] = in_order(_mm512_add_epi16(narrow[t], _mm512_maddubs_epi16(w, x)));
+                        for n in 0..N {
+                            let pairs = _mm512_maddubs_epi16(w[n], x);
+                            narrow[n][t] = in_order(_mm512_add_epi16(narrow[n][t], pairs));
+                        }
                     }
                 }
-                for t in 0..T {
-                    sums[t] = _mm512_add_epi32(sums[t], _mm512_madd_epi16(narrow[t], ones));
+                for (sum, narrow) in dots.as_flattened_mut().iter_mut().zip(narrow.as_flattened()) {
+                    *sum = _mm512_add_epi32(*sum, _mm512_madd_epi16(*narrow, ones));
                 }
             }
-            sums
+            dots
         }
     }
 
     #[inline(always)]
-    fn dot_bytes<const T: usize>(
+    fn dot_bytes<const T: usize, const N: usize>(
         self,
-        codes: impl Fn(usize) -> Self::Codes,
+        codes: impl Fn(usize, usize) -> Self::Codes,
         x: [&[i8; GROUP]; T],
-        sums: [i32; T],
-    ) -> [Self::I; T] {
+        minus: [i32; T],
+    ) -> [[Self::I; T]; N] {
         // SAFETY: `self` proves AVX-512 F and BW, and VNNI where that is used.
-        unsafe { if VNNI { dot_bytes_vnni(codes, x, sums) } else { dot_bytes(codes, x) } }
+        unsafe { if VNNI { dot_bytes_vnni(codes, x, minus) } else { dot_bytes(codes, x) } }
     }
 
     #[inline(always)]
-    fn sub_int(self, a: Self::I, b: i32) -> Self::I {
+    fn splat_int(self, x: i32) -> Self::I {
         // SAFETY: `self` proves AVX-512 F.
-        unsafe { _mm512_sub_epi32(a, _mm512_set1_epi32(b)) }
+        unsafe { _mm512_set1_epi32(x) }
     }
 
     #[inline(always)]
@@ -300,22 +302,27 @@ impl<const VNNI: bool> Simd for Wide<VNNI> {
 /// # Safety
 /// The CPU must have AVX-512 F and BW.
 #[inline(always)]
-unsafe fn dot_bytes<const T: usize>(codes: impl Fn(usize) -> __m512i, x: [&[i8; GROUP]; T]) -> [__m512i; T] {
+unsafe fn dot_bytes<const T: usize, const N: usize>(
+    codes: impl Fn(usize, usize) -> __m512i,
+    x: [&[i8; GROUP]; T],
+) -> [[__m512i; T]; N] {
     // SAFETY: the caller's duty. |code| is at most 128 and |x| at most 127: two products are at most 32512,
     // so no `maddubs` saturates.
     unsafe {
         let (zero, ones) = (_mm512_setzero_si512(), _mm512_set1_epi16(1));
-        let mut sums = [zero; T];
-        for step in 0..GROUP / 4 {
-            let w = codes(step);
-            let (magnitude, negative) = (_mm512_abs_epi8(w), _mm512_movepi8_mask(w));
-            for t in 0..T {
-                let x = group(x[t], step);
-                let pairs = _mm512_maddubs_epi16(magnitude, _mm512_mask_sub_epi8(x, negative, zero, x));
-                sums[t] = in_order(_mm512_add_epi32(sums[t], _mm512_madd_epi16(pairs, ones)));
+        let mut dots = [[zero; T]; N];
+        for (n, sums) in dots.iter_mut().enumerate() {
+            for step in 0..GROUP / 4 {
+                let w = codes(n, step);
+                let (magnitude, negative) = (_mm512_abs_epi8(w), _mm512_movepi8_mask(w));
+                for t in 0..T {
+                    let x = group(x[t], step);
+                    let pairs = _mm512_maddubs_epi16(magnitude, _mm512_mask_sub_epi8(x, negative, zero, x));
+                    sums[t] = in_order(_mm512_add_epi32(sums[t], _mm512_madd_epi16(pairs, ones)));
+                }
             }
         }
-        sums
+        dots
     }
 }
 
@@ -324,25 +331,53 @@ unsafe fn dot_bytes<const T: usize>(codes: impl Fn(usize) -> __m512i, x: [&[i8; 
 /// # Safety
 /// The CPU must have AVX-512 F and VNNI.
 #[inline(always)]
-unsafe fn dot_bytes_vnni<const T: usize>(
-    codes: impl Fn(usize) -> __m512i,
+unsafe fn dot_bytes_vnni<const T: usize, const N: usize>(
+    codes: impl Fn(usize, usize) -> __m512i,
     x: [&[i8; GROUP]; T],
-    sums: [i32; T],
-) -> [__m512i; T] {
+    minus: [i32; T],
+) -> [[__m512i; T]; N] {
     // SAFETY: the caller's duty. 16 products of at most 255 * 127 fit in 32 bits.
     unsafe {
-        let mut dots = [_mm512_setzero_si512(); T];
+        let mut start = [_mm512_setzero_si512(); T];
         for t in 0..T {
-            dots[t] = _mm512_set1_epi32(-128 * sums[t]);
+            start[t] = _mm512_set1_epi32(128 * minus[t]);
         }
-        for step in 0..GROUP / 4 {
+        let mut dots = [start; N];
+        add_products(
+            &mut dots,
             // As a change of bits, what adds 128 to a signed byte.
-            let w = _mm512_xor_si512(codes(step), _mm512_set1_epi8(-128));
+            #[inline(always)]
+            |n, step| _mm512_xor_si512(codes(n, step), _mm512_set1_epi8(-128)),
+            x,
+        );
+        dots
+    }
+}
+
+/// `dots[n][t] += sum_k codes[n,row,k] x[t][k]` for unsigned codes.
+///
+/// # Safety
+/// The CPU must have AVX-512 F and VNNI.
+#[inline(always)]
+unsafe fn add_products<const T: usize, const N: usize>(
+    dots: &mut [[__m512i; T]; N],
+    codes: impl Fn(usize, usize) -> __m512i,
+    x: [&[i8; GROUP]; T],
+) {
+    // SAFETY: the caller's duty.
+    unsafe {
+        for step in 0..GROUP / 4 {
+            let mut w = [_mm512_setzero_si512(); N];
+            for n in 0..N {
+                w[n] = codes(n, step);
+            }
             for t in 0..T {
-                dots[t] = _mm512_dpbusd_epi32(dots[t], w, group(x[t], step));
+                let x = group(x[t], step);
+                for n in 0..N {
+                    dots[n][t] = _mm512_dpbusd_epi32(dots[n][t], w[n], x);
+                }
             }
         }
-        dots
     }
 }
 
