@@ -1,6 +1,6 @@
 //! Does this adapter fit that base?
 
-use crate::{Adapter, Change, Error, Site};
+use crate::{Adapter, Change, Error, Factor, Site};
 use graftwork_kernels::Tensor;
 
 /// The shape of a linear layer of the base, `[outputs, inputs]`.
@@ -37,6 +37,40 @@ fn edits_fit(adapter: &Adapter, shape: impl Fn(Site) -> Option<Shape>) -> Result
                 bias.as_ref().map_or(Ok(()), |bias| part(site, "bias of B", bias, [1, outputs]))?;
             }
             Change::Bias { values } => part(site, "bias", values, [1, outputs])?,
+            Change::Shared { a, b, inner, outer } => {
+                if a.cols() < inputs || b.rows() < outputs {
+                    let expected = format!("at least [_, {inputs}] and [{outputs}, _]");
+                    let found = format!("[{}, {}] and [{}, {}]", a.rows(), a.cols(), b.rows(), b.cols());
+                    return Err(Error::Misfit { site, part: "shared A and B", expected, found });
+                }
+                part(site, "inner scale", inner, [1, a.rows()])?;
+                part(site, "outer scale", outer, [1, outputs])?;
+            }
+            Change::Hadamard { first, second, .. } => {
+                for (a, b) in [first, second] {
+                    part(site, "W1a or W2a", a, [outputs, a.cols()])?;
+                    part(site, "W1b or W2b", b, [b.rows(), inputs])?;
+                }
+            }
+            Change::Kronecker { left, right, .. } => {
+                let found = [left.rows().checked_mul(right.rows()), left.cols().checked_mul(right.cols())];
+                if found != [Some(outputs), Some(inputs)] {
+                    let product = |f: fn(&Factor) -> usize| format!("{} * {}", f(left), f(right));
+                    let found = format!("[{}, {}]", product(Factor::rows), product(Factor::cols));
+                    let expected = format!("[{outputs}, {inputs}]");
+                    return Err(Error::Misfit { site, part: "Kronecker product", expected, found });
+                }
+            }
+            Change::Sparse { rows, columns, .. } => {
+                for (what, places, limit) in
+                    [("row of an entry", rows, outputs), ("column of an entry", columns, inputs)]
+                {
+                    if let Some(place) = places.iter().find(|&&place| place as usize >= limit) {
+                        let (expected, found) = (format!("below {limit}"), place.to_string());
+                        return Err(Error::Misfit { site, part: what, expected, found });
+                    }
+                }
+            }
         }
     }
     Ok(())

@@ -99,6 +99,28 @@ pub enum Error {
         /// The shape it has.
         found: String,
     },
+    /// A tensor has elements of another type than it must.
+    #[error("adapter tensor {tensor}: expected {expected}, found {found}")]
+    Type {
+        /// Its name.
+        tensor: String,
+        /// What its elements must be.
+        expected: &'static str,
+        /// What they are.
+        found: String,
+    },
+    /// An index points outside of what it counts.
+    #[error("adapter tensor {tensor}: expected {what} below {limit}, found {found}")]
+    Index {
+        /// Its name.
+        tensor: String,
+        /// What it counts.
+        what: &'static str,
+        /// The first that is too many.
+        limit: u64,
+        /// The value.
+        found: i64,
+    },
     /// A value is infinite or not a number.
     #[error("adapter tensor {tensor}: expected finite values, found {found} in row {row}, column {col}")]
     NotFinite {

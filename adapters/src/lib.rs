@@ -20,50 +20,77 @@
 // The mmap wrapper is the one exception.
 #![deny(unsafe_code)]
 
+mod adalora;
 pub mod check;
 mod error;
+pub mod expand;
 pub mod file;
 pub mod finite;
-pub mod lora;
+mod loha;
+mod lokr;
+mod lora;
 pub mod lora_gguf;
 mod names;
 mod open;
+mod parts;
 mod pattern;
 mod peft;
 pub mod rows;
+mod shira;
 mod site;
+mod vera;
 
 pub use error::Error;
 pub use file::{Source, TensorFile};
 pub use rows::RowOrder;
 pub use site::{Module, Site};
 
-use graftwork_kernels::Tensor;
+use std::sync::Arc;
 
-/// What kind of adapter a file holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// Low-rank updates of linear layers: `y += s * B A x`.
-    Lora,
+use graftwork_kernels::{Bytes, Tensor};
+
+macro_rules! kinds {
+    ($($(#[doc = $doc:literal])* $variant:ident = $name:literal, $peft:literal, $module:ident;)*) => {
+        /// What kind of adapter a file holds.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum Kind { $($(#[doc = $doc])* $variant,)* }
+
+        impl Kind {
+            /// Every kind, in the order of the table.
+            pub const ALL: &[Kind] = &[$(Kind::$variant,)*];
+
+            /// The name shown to people, such as `lora`.
+            pub fn name(self) -> &'static str {
+                match self { $(Kind::$variant => $name,)* }
+            }
+
+            /// The `peft_type` that says this kind in `adapter_config.json`.
+            pub fn peft_type(self) -> &'static str {
+                match self { $(Kind::$variant => $peft,)* }
+            }
+
+            /// Reads the tensors of a PEFT file of this kind.
+            fn read(self, config: &peft::Config, reader: &parts::Reader) -> Result<Vec<Edit>, Error> {
+                match self { $(Kind::$variant => $module::read(config, reader),)* }
+            }
+        }
+    };
 }
 
-impl Kind {
-    /// Every kind, in the order of the table.
-    pub const ALL: &[Kind] = &[Kind::Lora];
-
-    /// The name shown to people, such as `lora`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Kind::Lora => "lora",
-        }
-    }
-
-    /// The `peft_type` that says this kind in `adapter_config.json`.
-    pub fn peft_type(self) -> &'static str {
-        match self {
-            Kind::Lora => "LORA",
-        }
-    }
+kinds! {
+    /// Low-rank updates of linear layers: `y += s B A x`.
+    Lora = "lora", "LORA", lora;
+    /// Low-rank updates with singular values: `y += s B E A x`.
+    AdaLora = "adalora", "ADALORA", adalora;
+    /// Low-rank updates that share their matrices: `y += b (B (d (A x)))`.
+    Vera = "vera", "VERA", vera;
+    /// Products of low-rank matrices element by element: `y += s (W1 * W2) x`.
+    LoHa = "loha", "LOHA", loha;
+    /// Kronecker products: `y += s (W1 (x) W2) x`.
+    LoKr = "lokr", "LOKR", lokr;
+    /// Sparse updates: `y += S x`.
+    Shira = "shira", "SHIRA", shira;
 }
 
 /// A loaded adapter: changes at named sites of a model, checked for everything that can be checked
@@ -111,6 +138,97 @@ pub enum Change {
         /// The new bias.
         values: Tensor,
     },
+    /// `y += outer * (B[:outputs] (inner * (A[:, :inputs] x)))`, products with the vectors element by element.
+    Shared {
+        /// `A`, shape `[rank, inputs or more]`, the same in many edits.
+        a: Tensor,
+        /// `B`, shape `[outputs or more, rank]`, likewise.
+        b: Tensor,
+        /// Shape `[1, rank]`.
+        inner: Tensor,
+        /// Shape `[1, outputs]`.
+        outer: Tensor,
+    },
+    /// `y += scale * ((W1a W1b) * (W2a W2b)) x`, the two products multiplied element by element.
+    Hadamard {
+        /// `W1a [outputs, r1]` and `W1b [r1, inputs]`.
+        first: (Tensor, Tensor),
+        /// `W2a [outputs, r2]` and `W2b [r2, inputs]`.
+        second: (Tensor, Tensor),
+        /// `alpha / rank`.
+        scale: f32,
+    },
+    /// `y += scale * (L (x) R) x`, the Kronecker product: `y[i b + j] += scale * sum_kl L[i,k] R[j,l] x[k d + l]`.
+    Kronecker {
+        /// `L [a, c]`.
+        left: Factor,
+        /// `R [b, d]`; `a b` outputs and `c d` inputs.
+        right: Factor,
+        /// `alpha / rank`.
+        scale: f32,
+    },
+    /// `y[rows[e]] += values[e] x[columns[e]]` for every entry `e`.
+    Sparse {
+        /// The output of each entry.
+        rows: Arc<[u32]>,
+        /// Its input.
+        columns: Arc<[u32]>,
+        /// Shape `[1, entries]`.
+        values: Tensor,
+    },
+}
+
+/// A matrix, whole or as a product.
+#[derive(Clone, Debug)]
+pub enum Factor {
+    /// The matrix.
+    Whole(Tensor),
+    /// The left factor and the right one.
+    Product(Tensor, Tensor),
+}
+
+impl Factor {
+    /// Its rows.
+    pub fn rows(&self) -> usize {
+        match self {
+            Self::Whole(tensor) | Self::Product(tensor, _) => tensor.rows(),
+        }
+    }
+
+    /// Its columns.
+    pub fn cols(&self) -> usize {
+        match self {
+            Self::Whole(tensor) | Self::Product(_, tensor) => tensor.cols(),
+        }
+    }
+
+    /// The matrix.
+    ///
+    /// # Errors
+    /// No memory for a product.
+    pub fn whole(&self) -> Result<Tensor, graftwork_kernels::Error> {
+        match self {
+            Self::Whole(tensor) => Ok(tensor.clone()),
+            Self::Product(left, right) => expand::product(left, right),
+        }
+    }
+}
+
+impl Change {
+    /// The tensors that it holds, as in the file.
+    pub fn tensors<'a>(&'a self) -> Vec<&'a Tensor> {
+        let factor = |factor: &'a Factor| match factor {
+            Factor::Whole(tensor) => vec![tensor],
+            Factor::Product(left, right) => vec![left, right],
+        };
+        match self {
+            Self::LowRank { a, b, bias, .. } => [a, b].into_iter().chain(bias).collect(),
+            Self::Bias { values } | Self::Sparse { values, .. } => vec![values],
+            Self::Shared { a, b, inner, outer } => vec![a, b, inner, outer],
+            Self::Hadamard { first, second, .. } => vec![&first.0, &first.1, &second.0, &second.1],
+            Self::Kronecker { left, right, .. } => [factor(left), factor(right)].concat(),
+        }
+    }
 }
 
 impl Adapter {
@@ -125,5 +243,13 @@ impl Adapter {
     /// Whatever is malformed or not understood, naming the file, tensor or field: an adapter is never applied in part.
     pub fn open(source: impl Into<Source>) -> Result<Self, Error> {
         open::open(source.into())
+    }
+
+    /// Reads a PEFT adapter from the bytes of `adapter_config.json` and `adapter_model.safetensors`.
+    ///
+    /// # Errors
+    /// As [`Adapter::open`].
+    pub fn from_peft(config: &[u8], weights: Bytes) -> Result<Self, Error> {
+        open::by_kind(&peft::Config::parse(config)?, weights)
     }
 }

@@ -4,8 +4,9 @@ use graftwork_kernels::Bytes;
 use std::path::Path;
 
 use crate::file::{self, SMALL, gguf, open_bytes};
+use crate::parts::Reader;
 use crate::peft::{self, Config};
-use crate::{Adapter, Error, Kind, Source, lora, lora_gguf};
+use crate::{Adapter, Error, Kind, RowOrder, Source, lora_gguf};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
@@ -65,13 +66,16 @@ fn directory(source: &Source) -> Result<Adapter, Error> {
     by_kind(&config, weights.ok_or_else(|| missing(WEIGHTS))?)
 }
 
-fn by_kind(config: &Config, weights: Bytes) -> Result<Adapter, Error> {
+/// A PEFT adapter of whichever kind its configuration says.
+pub(crate) fn by_kind(config: &Config, weights: Bytes) -> Result<Adapter, Error> {
     let name = config.str("peft_type")?.unwrap_or_default();
-    match Kind::ALL.iter().find(|kind| kind.peft_type() == name) {
-        Some(Kind::Lora) => lora::from_config(config, weights),
-        None => Err(Error::Unsupported {
+    let Some(&kind) = Kind::ALL.iter().find(|kind| kind.peft_type() == name) else {
+        return Err(Error::Unsupported {
             what: format!("adapter field peft_type = \"{}\"", name.chars().take(80).collect::<String>()),
-            reason: "this version applies LORA",
-        }),
-    }
+            reason: "docs/adapters.md lists the kinds that this version applies",
+        });
+    };
+    let edits = kind.read(config, &Reader::new(weights)?)?;
+    let base_model = config.str("base_model_name_or_path")?.map(str::to_owned);
+    Ok(Adapter { kind, edits, row_order: RowOrder::HuggingFace, architecture: None, base_model })
 }

@@ -6,7 +6,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::{Error, file};
+use crate::{Error, file, pattern};
 
 /// Bytes of `adapter_config.json`: real ones have one or two thousand.
 pub(crate) const MAX_CONFIG: usize = 1 << 20;
@@ -37,7 +37,64 @@ const NO_EFFECT: &[&str] = &[
     "qalora_group_size",
     // Concerns trained or adapted embeddings only, whose tensors are refused by name.
     "ensure_weight_tying",
+    // Says which kind this is.
+    "peft_type",
 ];
+
+/// Fields that say plainly what an adapter needs, and that it cannot be had with its kind.
+pub(crate) const UNSUPPORTED: &[(&str, &str)] = &[
+    ("layer_replication", "the base would need its layers replicated"),
+    ("modules_to_save", "replaced modules are not applied with this kind of adapter"),
+    ("trainable_token_indices", "trained tokens are not applied with this kind of adapter"),
+];
+
+/// What the configurations of LoHa and LoKr share.
+pub(crate) struct Lycoris {
+    rank: usize,
+    alpha: f64,
+    rank_pattern: Vec<(String, usize)>,
+    alpha_pattern: Vec<(String, f64)>,
+}
+
+impl Lycoris {
+    /// Fields of both.
+    const UNDERSTOOD: &[&str] = &[
+        "alpha",
+        "alpha_pattern",
+        "init_weights",
+        "r",
+        "rank_pattern",
+        // Training.
+        "module_dropout",
+        "rank_dropout",
+        "rank_dropout_scale",
+        // Of convolutions.
+        "use_effective_conv2d",
+    ];
+
+    /// Refuses every field that is neither one of both nor one of `own`.
+    pub fn new(config: &Config, own: &[&str], unsupported: &[(&str, &'static str)]) -> Result<Self, Error> {
+        config.check(&[Self::UNDERSTOOD, own].concat(), unsupported)?;
+        Ok(Self {
+            // PEFT's defaults where a file leaves them out.
+            rank: config.rank("r")?.unwrap_or(8),
+            alpha: config.number("alpha")?.unwrap_or(8.0),
+            rank_pattern: config.patterns("rank_pattern", rank)?,
+            alpha_pattern: config.patterns("alpha_pattern", number)?,
+        })
+    }
+
+    /// Rank and `alpha / rank` of each module.
+    pub fn ranks_and_scales(&self, paths: &[&str]) -> Result<Vec<(usize, f32)>, Error> {
+        let ranks = pattern::first_matches("rank_pattern", &self.rank_pattern, paths)?;
+        let alphas = pattern::first_matches("alpha_pattern", &self.alpha_pattern, paths)?;
+        let of = |(rank, alpha): (Option<usize>, Option<f64>)| {
+            let rank = rank.unwrap_or(self.rank);
+            (rank, (alpha.unwrap_or(self.alpha) / rank as f64) as f32)
+        };
+        Ok(ranks.into_iter().zip(alphas).map(of).collect())
+    }
+}
 
 /// The fields of `adapter_config.json`.
 pub(crate) struct Config(Map<String, Value>);
@@ -70,6 +127,16 @@ impl Config {
             return Err(Error::UnknownField { field: name.clone(), value: short(value) });
         }
         Ok(())
+    }
+
+    /// Refuses a value other than `expected` of a field that would change the arithmetic.
+    pub fn only(&self, name: &str, expected: &[Value], reason: &'static str) -> Result<(), Error> {
+        match self.get(name) {
+            Some(value) if !is_empty(value) && !expected.contains(value) => {
+                Err(Error::Unsupported { what: format!("adapter field {name} = {}", short(value)), reason })
+            }
+            _ => Ok(()),
+        }
     }
 
     pub fn get(&self, name: &str) -> Option<&Value> {

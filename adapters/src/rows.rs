@@ -34,7 +34,7 @@ pub fn hf_row(row: usize, head_dim: usize) -> usize {
 
 impl RowOrder {
     /// The row of a file in this order that belongs in row `row` of a file in `target` order.
-    fn source_row(self, target: RowOrder, row: usize, head_dim: usize) -> usize {
+    pub fn source_row(self, target: RowOrder, row: usize, head_dim: usize) -> usize {
         match (self, target) {
             (RowOrder::HuggingFace, RowOrder::Gguf) => hf_row(row, head_dim),
             (RowOrder::Gguf, RowOrder::HuggingFace) => gguf_row(row, head_dim),

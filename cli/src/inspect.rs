@@ -7,7 +7,7 @@ use graftwork::EngineOptions;
 use graftwork_adapters::file::gguf::{self, Gguf};
 use graftwork_adapters::file::hf::HfModel;
 use graftwork_adapters::file::{Named, Safetensors, TensorInfo};
-use graftwork_adapters::{Adapter, Change, Site, Source};
+use graftwork_adapters::{Adapter, Change, Factor, Site, Source};
 use serde_json::{Value, json};
 
 use crate::arguments::Inspect;
@@ -180,21 +180,10 @@ fn adapter_report(adapter: &Adapter) -> Vec<Item> {
             Site::Linear { module, .. } => module.name().to_owned(),
             site => site.to_string(),
         };
-        let (line, value) = match &edit.change {
-            Change::LowRank { a, b, scale, bias } => {
-                bytes += a.bytes().len() + b.bytes().len() + bias.as_ref().map_or(0, |b| b.bytes().len());
-                let (rank, format) = (a.rows(), a.format());
-                let with = if bias.is_some() { ", bias" } else { "" };
-                let value = json!({"site": place, "change": "low_rank", "rank": rank, "scale": scale,
-                    "format": format.name(), "bias": bias.is_some()});
-                (format!("{place}: rank {rank}, scale {scale}, {format}{with}"), value)
-            }
-            Change::Bias { values } => {
-                bytes += values.bytes().len();
-                let value = json!({"site": place, "change": "bias", "format": values.format().name()});
-                (format!("{place}: bias, {}", values.format()), value)
-            }
-        };
+        bytes += edit.change.tensors().iter().map(|tensor| tensor.bytes().len()).sum::<usize>();
+        let (line, mut value) = describe(&edit.change);
+        let line = format!("{place}: {line}");
+        value["site"] = json!(place);
         edits.entry(line).or_insert((value, 0)).1 += 1;
     }
     let edits = edits.into_iter().map(|(line, (mut value, count))| {
@@ -208,6 +197,45 @@ fn adapter_report(adapter: &Adapter) -> Vec<Item> {
     report.push(Item::bytes("bytes", bytes));
     report.push(Item::list("edits", edits));
     report
+}
+
+/// A change in a few words, and as JSON.
+fn describe(change: &Change) -> (String, Value) {
+    match change {
+        Change::LowRank { a, b: _, scale, bias } => {
+            let (rank, format) = (a.rows(), a.format());
+            let with = if bias.is_some() { ", bias" } else { "" };
+            let value = json!({"change": "low_rank", "rank": rank, "scale": scale,
+                "format": format.name(), "bias": bias.is_some()});
+            (format!("rank {rank}, scale {scale}, {format}{with}"), value)
+        }
+        Change::Bias { values } => {
+            let format = values.format();
+            (format!("bias, {format}"), json!({"change": "bias", "format": format.name()}))
+        }
+        Change::Shared { a, .. } => {
+            let (rank, format) = (a.rows(), a.format());
+            let value = json!({"change": "shared_low_rank", "rank": rank, "format": format.name()});
+            (format!("rank {rank} of shared matrices, {format}"), value)
+        }
+        Change::Hadamard { first, second, scale } => {
+            let (ranks, format) = ([first.1.rows(), second.1.rows()], first.0.format());
+            let value =
+                json!({"change": "hadamard", "ranks": ranks, "scale": scale, "format": format.name()});
+            (format!("product of ranks {} and {}, scale {scale}, {format}", ranks[0], ranks[1]), value)
+        }
+        Change::Kronecker { left, right, scale } => {
+            let shape = |factor: &Factor| [factor.rows(), factor.cols()];
+            let (left, right) = (shape(left), shape(right));
+            let value = json!({"change": "kronecker", "left": left, "right": right, "scale": scale});
+            (format!("Kronecker product of {left:?} and {right:?}, scale {scale}"), value)
+        }
+        Change::Sparse { values, .. } => {
+            let (entries, format) = (values.cols(), values.format());
+            let value = json!({"change": "sparse", "entries": entries, "format": format.name()});
+            (format!("{entries} entries, {format}"), value)
+        }
+    }
 }
 
 fn layer(site: Site) -> Option<usize> {

@@ -23,6 +23,8 @@ pub trait Device: Send + Sync + 'static {
     type Vector: Send + Sync + 'static;
     /// A table of rows prepared for [`Backend::embed`].
     type Table: Send + Sync + 'static;
+    /// A list of row or column numbers.
+    type Index: Send + Sync + 'static;
 
     /// Prepares a weight matrix `[outputs, inputs]`.
     fn matrix(&self, weight: &Tensor) -> Result<Self::Matrix, Error>;
@@ -30,6 +32,11 @@ pub trait Device: Send + Sync + 'static {
     fn vector(&self, values: &[f32]) -> Result<Self::Vector, Error>;
     /// Prepares an embedding table `[entries, width]`.
     fn table(&self, rows: &Tensor) -> Result<Self::Table, Error>;
+    /// Prepares a list of numbers.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where the changes that need one are not there.
+    fn index(&self, numbers: &[u32]) -> Result<Self::Index, Error>;
     /// Bytes that a prepared matrix keeps in memory.
     fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize;
     /// What [`Device::matrix_bytes`] will say of a matrix `[rows, cols]` in this format, which is not there yet.
@@ -108,6 +115,9 @@ pub type Vector<B> = <<B as Backend>::Device as Device>::Vector;
 /// The prepared table type of a backend.
 pub type Table<B> = <<B as Backend>::Device as Device>::Table;
 
+/// The prepared index type of a backend.
+pub type Index<B> = <<B as Backend>::Device as Device>::Index;
+
 /// What an adapter changes in one linear layer, for some rows of the batch.
 pub struct Graft<'a, B: Backend> {
     /// The rows whose request uses the adapter.
@@ -131,6 +141,26 @@ pub enum Change<'a, B: Backend> {
     },
     /// `y[t,o] += scale * v[o]`.
     Bias(&'a Vector<B>),
+    /// `y[t,o] += scale * sum_i D[o,i] x[t,i]`, with `D [outputs, inputs]`.
+    Delta(&'a Matrix<B>),
+    /// `y[t,o] += scale * sum_e values[e] x[t,columns[e]]` over the entries `starts[o] <= e < starts[o + 1]`, in order.
+    Sparse {
+        /// Where the entries of each output begin, and their number: `[outputs + 1]`.
+        starts: &'a Index<B>,
+        /// The input of each entry.
+        columns: &'a Index<B>,
+        /// Its value.
+        values: &'a Vector<B>,
+    },
+    /// `y[t,o] += scale * z[t,order[o]]`, with `z = (L (x) R) x`: `z[t, i b + j] = sum_k L[i,k] sum_l R[j,l] x[t, k d + l]`.
+    Kronecker {
+        /// `L [a, c]`, in a floating-point format.
+        left: &'a Matrix<B>,
+        /// `R [b, d]`, likewise; `a b` outputs and `c d` inputs.
+        right: &'a Matrix<B>,
+        /// A permutation of the outputs.
+        order: &'a Index<B>,
+    },
 }
 
 /// One output of [`Backend::linear`].
@@ -154,7 +184,8 @@ pub struct StepShape {
     pub rows: usize,
     /// Most inputs of a linear layer.
     pub inputs: usize,
-    /// Most values of `A x` in one call of [`Backend::linear`]: over its low-rank grafts, the sum of rows times rank.
+    /// Most intermediate values in one call of [`Backend::linear`]: over its grafts, the sum of rows times the rank of a
+    /// low-rank change, or `b c + a b` of a Kronecker product.
     pub low: usize,
     /// Query heads that share a key-value head.
     pub group: usize,

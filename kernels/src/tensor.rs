@@ -51,6 +51,12 @@ pub enum Error {
         /// Bytes asked for.
         bytes: usize,
     },
+    /// The device has no such operation.
+    #[error("{what} are not supported on this device")]
+    Unsupported {
+        /// What it does not have.
+        what: &'static str,
+    },
 }
 
 /// A slice of bytes that keeps its owner (a mapping, a vector) alive. Cloning copies no bytes.

@@ -332,3 +332,109 @@ fn grafts_change_their_rows_alone_and_equal_the_formula() {
     }
     assert!(!base.is_empty());
 }
+
+/// A delta, sparse changes and Kronecker products of odd sizes, on some rows: the formula, the same bits on every
+/// instruction set and alone as in company, and nothing on the other rows.
+#[test]
+fn changes_of_other_forms_equal_the_formula() {
+    let mut random = Random(11);
+    let (inputs, outputs, count) = (96, 40, 70);
+    let values = |random: &mut Random, n: usize| (0..n).map(|_| random.normal()).collect::<Vec<f32>>();
+    let matrix = |random: &mut Random, r: usize, c: usize| {
+        Tensor::encode(Format::F32, r, c, &values(random, r * c)).unwrap()
+    };
+    let weight = matrix(&mut random, outputs, inputs);
+    let x = values(&mut random, count * inputs);
+    let delta = matrix(&mut random, outputs, inputs);
+    let order: Vec<u32> = (0..outputs as u32).map(|o| (o * 7 + 3) % outputs as u32).collect();
+    // Outputs without entries, at both ends too, and one with all.
+    let lengths: Vec<usize> = (0..outputs).map(|o| [0, 3, 1, 0, inputs][o % 5]).collect();
+    let starts: Vec<u32> = (0..=outputs).map(|o| lengths[..o].iter().sum::<usize>() as u32).collect();
+    let columns: Vec<u32> = (0..starts[outputs]).map(|e| (e * 5) % inputs as u32).collect();
+    let entries = values(&mut random, columns.len());
+    let sizes = [(5, 8, 6, 16), (20, 2, 32, 3), (1, 40, 1, 96), (40, 1, 96, 1)];
+    let factors = sizes.map(|(a, b, c, d)| (matrix(&mut random, a, c), matrix(&mut random, b, d)));
+
+    // Every change as a matrix, with its scale and rows.
+    let mut exact = vec![(delta.decode().unwrap(), 0.5, 3..count)];
+    let mut dense = vec![0.0; outputs * inputs];
+    for o in 0..outputs {
+        for e in starts[o] as usize..starts[o + 1] as usize {
+            dense[o * inputs + columns[e] as usize] += entries[e];
+        }
+    }
+    exact.push((dense, -1.5, 0..66));
+    for (i, (&(_, b, c, d), (left, right))) in sizes.iter().zip(&factors).enumerate() {
+        let (left, right) = (left.decode().unwrap(), right.decode().unwrap());
+        let value = |at: usize| {
+            let (row, col) = (order[at / inputs] as usize, at % inputs);
+            left[row / b * c + col / d] * right[row % b * d + col % d]
+        };
+        exact.push(((0..outputs * inputs).map(value).collect(), 0.25, i..count - i));
+    }
+    let mut reference: Option<Vec<u32>> = None;
+    for isa in Isa::all() {
+        for threads in [1, 2] {
+            let mut cpu = Cpu::new(threads, isa).unwrap();
+            let device = cpu.device().clone();
+            let matrix = |tensor: &Tensor| device.matrix(tensor).unwrap();
+            let (weight, delta) = (matrix(&weight), matrix(&delta));
+            let index = |numbers: &[u32]| device.index(numbers).unwrap();
+            let (starts, columns, order) = (index(&starts), index(&columns), index(&order));
+            let factors: Vec<_> = factors.iter().map(|(left, right)| (matrix(left), matrix(right))).collect();
+            let values = device.vector(&entries).unwrap();
+            let mut changes = vec![
+                Change::Delta(&delta),
+                Change::Sparse { starts: &starts, columns: &columns, values: &values },
+            ];
+            changes.extend(factors.iter().map(|(left, right)| Change::Kronecker {
+                left,
+                right,
+                order: &order,
+            }));
+            let mut grafts: Vec<Graft<'_, Cpu>> = changes
+                .into_iter()
+                .zip(&exact)
+                .map(|(change, (_, scale, rows))| Graft { rows: rows.clone(), scale: *scale, change })
+                .collect();
+            let mut run = |grafts: &[Graft<'_, Cpu>], range: Range<usize>| {
+                let low = sizes.iter().map(|(_, b, c, _)| range.len() * (b * c + outputs)).sum();
+                let shape = StepShape { rows: range.len(), inputs, low, ..StepShape::default() };
+                cpu.reserve(&shape).unwrap();
+                let input = rows(&mut cpu, &x[range.start * inputs..range.end * inputs], inputs);
+                let mut y = rows(&mut cpu, &vec![0.0; range.len() * outputs], outputs);
+                let output = Output { y: &mut y, weight: &weight, bias: None, accumulate: false, grafts };
+                cpu.linear(&input, &mut [output]);
+                cpu.read(&y).to_vec()
+            };
+            let (base, found) = (run(&[], 0..count), run(&grafts, 0..count));
+            let bits: Vec<u32> = found.iter().map(|x| x.to_bits()).collect();
+            assert!(reference.get_or_insert(bits.clone()) == &bits, "{} differs", isa.name());
+            for t in 0..count {
+                let x = &x[t * inputs..][..inputs];
+                for o in 0..outputs {
+                    let mut sum = f64::from(base[t * outputs + o]);
+                    let mut magnitude = sum.abs();
+                    for (change, scale, _) in exact.iter().filter(|(_, _, rows)| rows.contains(&t)) {
+                        let products = change[o * inputs..].iter().zip(x);
+                        for product in
+                            products.map(|(w, x)| f64::from(*scale) * f64::from(*w) * f64::from(*x))
+                        {
+                            (sum, magnitude) = (sum + product, magnitude + product.abs());
+                        }
+                    }
+                    // Each product is rounded twice, and summed with at most `inputs` others.
+                    let error = (f64::from(found[t * outputs + o]) - sum).abs();
+                    let bound = magnitude * (inputs + 8) as f64 * f64::from(f32::EPSILON);
+                    assert!(error <= bound, "row {t} output {o}: off by {error}");
+                }
+            }
+            // A row alone.
+            let alone = 5;
+            for graft in &mut grafts {
+                graft.rows = 0..1;
+            }
+            assert_eq!(run(&grafts, alone..alone + 1), found[alone * outputs..(alone + 1) * outputs]);
+        }
+    }
+}

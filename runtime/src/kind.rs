@@ -101,6 +101,7 @@ fn of_tensor(error: &TensorError) -> ErrorKind {
         TensorError::RaggedRow { .. } | TensorError::Length { .. } | TensorError::TooLarge { .. } => {
             ErrorKind::Format
         }
+        TensorError::Unsupported { .. } => ErrorKind::Unsupported,
     }
 }
 
@@ -142,9 +143,11 @@ fn of_adapter(error: &AdapterError) -> Meaning<'_> {
         E::Unsupported { what, .. } => (ErrorKind::Unsupported, what),
         E::UnknownTensor { tensor, .. } => (ErrorKind::Unsupported, tensor),
         E::Empty => (ErrorKind::Format, ""),
-        E::Unpaired { tensor, .. } | E::Shape { tensor, .. } | E::NotFinite { tensor, .. } => {
-            (ErrorKind::Format, tensor)
-        }
+        E::Unpaired { tensor, .. }
+        | E::Shape { tensor, .. }
+        | E::Type { tensor, .. }
+        | E::Index { tensor, .. }
+        | E::NotFinite { tensor, .. } => (ErrorKind::Format, tensor),
         E::Conflict { second, .. } => (ErrorKind::Format, second),
         E::NoSite { .. } | E::Misfit { .. } | E::Architecture { .. } => (ErrorKind::IncompatibleAdapter, ""),
         E::OtherBase { base_model, .. } => (ErrorKind::IncompatibleAdapter, base_model),

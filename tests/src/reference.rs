@@ -10,6 +10,20 @@ pub fn golden(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden").join(path)
 }
 
+/// The adapters in `golden/adapters`, each with the logits that peft gives.
+pub const ADAPTERS: &[&str] = &[
+    "lora",
+    "lora_all",
+    "lora_rslora",
+    "lora_patterns",
+    "lora_bias",
+    "adalora",
+    "vera",
+    "loha",
+    "lokr",
+    "shira",
+];
+
 /// Sequences of tokens, and the logits of their last positions under a model.
 pub struct Expected {
     /// One sequence of tokens per row.

@@ -1,10 +1,10 @@
 //! An answer never depends on who shares the batch: logits are compared bit by bit.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use graftwork::{Engine, EngineOptions, Event, Request, RequestId};
-use graftwork_tests::reference::{example, golden, smollm2};
+use graftwork_tests::reference::{ADAPTERS, example, golden, smollm2};
 
 /// The threads and prefill chunks that must not matter.
 const SETTINGS: [(usize, usize); 6] = [(1, 7), (1, 64), (1, 512), (2, 7), (2, 64), (2, 512)];
@@ -36,7 +36,7 @@ fn drain(engine: &Engine, answers: &mut HashMap<RequestId, Answer>) {
     }
 }
 
-/// Sixteen prompts of 1 to about 150 tokens, by turns with each of the stacks.
+/// Sixteen prompts of 1 to about 150 tokens or one for each of the stacks, by turns with these.
 fn requests(vocab: usize, stacks: &[Vec<(String, f32)>]) -> Vec<Request> {
     let mut state = 0x5eed_u64;
     let mut next = |bound: usize| {
@@ -51,11 +51,17 @@ fn requests(vocab: usize, stacks: &[Vec<(String, f32)>]) -> Vec<Request> {
         logits: true,
         ..Request::new((0..length).map(|_| next(vocab) as u32).collect::<Vec<_>>())
     };
-    lengths.into_iter().enumerate().map(request).collect()
+    (0..stacks.len().max(lengths.len())).zip(lengths.into_iter().cycle()).map(request).collect()
+}
+
+/// The base, one adapter, and two at once.
+fn three_stacks(adapters: &[(&str, PathBuf)]) -> Vec<Vec<(String, f32)>> {
+    let one = |index: usize, weight| (adapters[index].0.to_owned(), weight);
+    vec![vec![], vec![one(0, 1.0)], vec![one(0, 0.5), one(1, -0.75)]]
 }
 
 /// Runs the requests alone and together, some of them joining while others run, under every setting.
-fn mixed_equals_alone(model: &Path, adapters: &[(&str, &Path)]) {
+fn mixed_equals_alone(model: &Path, adapters: &[(&str, PathBuf)], stacks: &[Vec<(String, f32)>]) {
     let mut reference: Option<Vec<Answer>> = None;
     for (threads, prefill_chunk) in SETTINGS {
         // Under the first setting, all were just run alone: with prefixes kept, little would be left to run.
@@ -63,11 +69,9 @@ fn mixed_equals_alone(model: &Path, adapters: &[(&str, &Path)]) {
         let options = EngineOptions { threads, prefill_chunk, keep_prefixes, ..EngineOptions::default() };
         let engine = Engine::open(model, options).unwrap_or_else(|error| panic!("{error}"));
         for (name, path) in adapters {
-            engine.load_adapter(name, *path).unwrap_or_else(|error| panic!("{error}"));
+            engine.load_adapter(name, path.as_path()).unwrap_or_else(|error| panic!("{error}"));
         }
-        let one = |index: usize, weight| (adapters[index].0.to_owned(), weight);
-        let stacks = [vec![], vec![one(0, 1.0)], vec![one(0, 0.5), one(1, -0.75)]];
-        let requests = requests(engine.config().vocab, &stacks);
+        let requests = requests(engine.config().vocab, stacks);
         if reference.is_none() {
             let alone = |request: &Request| {
                 let id = submit(&engine, request);
@@ -111,12 +115,22 @@ fn mixed_equals_alone(model: &Path, adapters: &[(&str, &Path)]) {
 
 #[test]
 fn mixed_equals_alone_on_the_tiny_base() {
-    let adapters = [golden("adapters/lora_all"), golden("adapters/lora_bias")];
-    mixed_equals_alone(&golden("adapters/base"), &[("all", &adapters[0]), ("bias", &adapters[1])]);
+    let adapters = [("all", golden("adapters/lora_all")), ("bias", golden("adapters/lora_bias"))];
+    mixed_equals_alone(&golden("adapters/base"), &adapters, &three_stacks(&adapters));
 }
 
 #[test]
 fn mixed_equals_alone_on_smollm2() {
-    let adapters = [example("tools-lora"), example("sentiment-lora")];
-    mixed_equals_alone(&smollm2(), &[("tools", &adapters[0]), ("sentiment", &adapters[1])]);
+    let adapters = [("tools", example("tools-lora")), ("sentiment", example("sentiment-lora"))];
+    mixed_equals_alone(&smollm2(), &adapters, &three_stacks(&adapters));
+}
+
+/// Every kind in one batch with the base and with a stack of two kinds.
+#[test]
+fn mixed_equals_alone_for_every_kind() {
+    let adapters: Vec<_> = ADAPTERS.iter().map(|&name| (name, golden(&format!("adapters/{name}")))).collect();
+    let stack = |names: &[&str]| names.iter().map(|&name| (name.to_owned(), 1.0)).collect::<Vec<_>>();
+    let mut stacks = vec![vec![], stack(&["lokr", "shira"])];
+    stacks.extend(ADAPTERS.iter().map(|&name| stack(&[name])));
+    mixed_equals_alone(&golden("adapters/base"), &adapters, &stacks);
 }

@@ -5,7 +5,7 @@ use graftwork::{Bytes, Engine, EngineOptions, Format, Prompt, Request};
 use graftwork_adapters::TensorFile;
 use graftwork_adapters::file::{Gguf, GgufWriter};
 use graftwork_kernels::Tensor;
-use graftwork_tests::reference::{Expected, example, golden, smollm2};
+use graftwork_tests::reference::{ADAPTERS, Expected, example, golden, smollm2};
 
 fn open(path: &str) -> Engine {
     let options = EngineOptions { threads: 2, ..EngineOptions::default() };
@@ -17,7 +17,7 @@ fn open(path: &str) -> Engine {
 #[test]
 fn adapters_agree_with_peft() {
     let engine = open("adapters/base");
-    for name in ["base", "lora", "lora_all", "lora_rslora", "lora_patterns", "lora_bias"] {
+    for &name in ["base"].iter().chain(ADAPTERS) {
         let mut stack = Vec::new();
         if name != "base" {
             engine.load_adapter(name, golden(&format!("adapters/{name}"))).unwrap();

@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 
+use super::change::Piece;
 use super::isa::{BLOCK, Isa, LANES};
 use super::linear::{Inputs, Lane, Matrix, Quantize};
 use super::scratch::{Need, Scratch};
@@ -47,11 +48,12 @@ impl Cpu {
             return;
         }
         let integer = outputs.iter().any(|o| {
-            let low = |g: &Graft<'_, Self>| matches!(&g.change, Change::LowRank { a, .. } if a.integer());
-            o.weight.integer() || o.grafts.iter().any(low)
+            let graft = |g: &Graft<'_, Self>| matches!(&g.change, Change::LowRank { a, .. } | Change::Delta(a) if a.integer());
+            o.weight.integer() || o.grafts.iter().any(graft)
         });
         let x8 = if integer { self.quantize(x) } else { 0 };
-        let (places, low) = self.project(x, x8, outputs);
+        let (mut places, low) = self.project(x, x8, outputs);
+        let low = self.kronecker(x, outputs, &mut places, low);
         let strips: usize = outputs.iter().map(|o| o.weight.rows().div_ceil(LANES)).sum();
         let width = (strips / (self.team.threads() * CHUNKS)).max(1) * LANES;
         let mut layers = Vec::with_capacity(outputs.len());
@@ -164,21 +166,27 @@ impl Layer<'_> {
                 let part = Part { strips: strips.clone(), rows: top..rows.end.min(top + height) };
                 let lanes = &mut lanes[..strips.len() * part.rows.len()];
                 self.weight.multiply(isa, strips.clone(), x, part.rows.clone(), top == rows.start, lanes);
-                self.finish(isa, low, &part, (lanes, change));
+                self.finish(isa, (x, low), &part, (lanes, change));
                 part.write(&mut tile, lanes, self.accumulate);
             }
         }
     }
 
     /// Adds the bias and the grafts to the outputs `lanes`; `change` is room for as many.
-    fn finish(&self, isa: Isa, low: &[f32], part: &Part, (lanes, change): (&mut [Lane], &mut [Lane])) {
+    fn finish(
+        &self,
+        isa: Isa,
+        (x, low): (&Inputs<'_>, &[f32]),
+        part: &Part,
+        (lanes, change): (&mut [Lane], &mut [Lane]),
+    ) {
         if let Some(bias) = self.bias {
             for (strip, lanes) in part.strips.clone().zip(lanes.chunks_exact_mut(part.rows.len())) {
                 lanes.iter_mut().for_each(|lane| add(lane, slice(bias, strip), 1.0));
             }
         }
         for (graft, &place) in self.grafts.iter().zip(&self.places) {
-            add_graft(isa, graft, &low[place..], part, (lanes, change));
+            add_graft(isa, graft, (x, &low[place..]), part, (lanes, change));
         }
     }
 }
@@ -210,7 +218,7 @@ impl Part {
 fn add_graft(
     isa: Isa,
     graft: &Graft<'_, Cpu>,
-    low: &[f32],
+    (x, low): (&Inputs<'_>, &[f32]),
     part: &Part,
     (lanes, change): (&mut [Lane], &mut [Lane]),
 ) {
@@ -219,11 +227,18 @@ fn add_graft(
         return;
     }
     let change = &mut change[..part.strips.len() * rows.len()];
-    if let Change::LowRank { b, .. } = &graft.change {
-        let rank = b.cols();
-        let x = Inputs { x: low, stride: rank, cols: rank, x8: &[] };
-        let own = rows.start - graft.rows.start..rows.end - graft.rows.start;
-        b.multiply(isa, part.strips.clone(), &x, own, false, change);
+    match &graft.change {
+        Change::LowRank { b, .. } => {
+            let rank = b.cols();
+            let x = Inputs { x: low, stride: rank, cols: rank, x8: &[] };
+            let own = rows.start - graft.rows.start..rows.end - graft.rows.start;
+            b.multiply(isa, part.strips.clone(), &x, own, false, change);
+        }
+        Change::Bias(_) => {}
+        Change::Delta(_) | Change::Sparse { .. } | Change::Kronecker { .. } => {
+            let (strips, rows) = (part.strips.clone(), rows.clone());
+            Piece { isa, graft, x, low, strips, rows }.compute(change);
+        }
     }
     let changes = change.chunks_exact(rows.len());
     let all = lanes.chunks_exact_mut(part.rows.len());
@@ -238,6 +253,7 @@ fn add_graft(
                         add(lane, slice(bias, strip), graft.scale);
                     }
                 }
+                Change::Delta(_) | Change::Sparse { .. } | Change::Kronecker { .. } => add(lane, change, 1.0),
             }
         }
     }

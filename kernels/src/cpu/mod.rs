@@ -9,6 +9,7 @@ pub mod attention;
 pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
+mod change;
 pub mod isa;
 mod layer;
 pub mod limits;
@@ -49,6 +50,7 @@ impl Device for CpuDevice {
     type Matrix = Matrix;
     type Vector = Vec<f32>;
     type Table = Tensor;
+    type Index = Vec<u32>;
 
     fn matrix(&self, weight: &Tensor) -> Result<Matrix, Error> {
         Matrix::pack(weight)
@@ -62,6 +64,12 @@ impl Device for CpuDevice {
 
     fn table(&self, rows: &Tensor) -> Result<Tensor, Error> {
         Ok(rows.clone())
+    }
+
+    fn index(&self, numbers: &[u32]) -> Result<Vec<u32>, Error> {
+        let mut index = reserved(numbers.len())?;
+        index.extend_from_slice(numbers);
+        Ok(index)
     }
 
     fn matrix_bytes(&self, matrix: &Matrix) -> usize {
@@ -109,7 +117,7 @@ pub struct Cpu {
     team: Team,
     /// The input of the linear layer in progress, in 8 bits: [`Activations`].
     x8: Buffer,
-    /// `scale A x` of the grafts of the linear layer in progress: f32.
+    /// `scale A x` and other intermediate values of the grafts of the linear layer in progress: f32.
     low: Buffer,
 }
 

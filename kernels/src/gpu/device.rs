@@ -121,6 +121,8 @@ impl Device for GpuDevice {
     type Matrix = Matrix;
     type Vector = Vector;
     type Table = Matrix;
+    /// There is none: nothing that needs one can be computed yet.
+    type Index = std::convert::Infallible;
 
     fn matrix(&self, weight: &Tensor) -> Result<Matrix, Error> {
         let (rows, cols, codes) = (weight.rows(), weight.cols(), Codes::of(weight.format()));
@@ -144,6 +146,10 @@ impl Device for GpuDevice {
 
     fn table(&self, rows: &Tensor) -> Result<Matrix, Error> {
         self.matrix(rows)
+    }
+
+    fn index(&self, _: &[u32]) -> Result<Self::Index, Error> {
+        Err(Error::Unsupported { what: "sparse changes and Kronecker products" })
     }
 
     fn matrix_bytes(&self, matrix: &Matrix) -> usize {

@@ -78,6 +78,14 @@ impl Gpu {
             }
             // No column of any matrix is read.
             Change::Bias(v) => return self.add(y, (None, Some(v)), (first, rows, 0), (start, scale)),
+            Change::Delta(delta) => {
+                assert!(delta.cols == x.cols && delta.rows == outputs, "shapes of a delta");
+                let args = [rows, first, outputs, x.chunks(), y.stride(), first * y.stride()];
+                let args = [&args.map(|n| n as u32)[..], &[scale, 0, 1]].concat();
+                self.product(delta, &args, (x, y.buffer(), None));
+                return start;
+            }
+            Change::Sparse { starts: index, .. } | Change::Kronecker { order: index, .. } => match *index {},
         };
         let end = start + rows * rank;
         let low = self.low.clone().filter(|low| low.size() as usize >= end * size_of::<f32>());

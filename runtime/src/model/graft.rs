@@ -3,9 +3,10 @@
 use std::ops::Range;
 
 use graftwork_adapters::check::{self, Shape};
+use graftwork_adapters::expand::{self, Expanded};
 use graftwork_adapters::{Adapter, Change as Edit, Module, RowOrder, Site};
 use graftwork_kernels::backend::{Backend, Change, Device, Graft, RopeLayout};
-use graftwork_kernels::{Format, Tensor};
+use graftwork_kernels::{Format, Tensor, tensor};
 
 use super::config::Config;
 use super::weights::{Model, shape_of};
@@ -17,13 +18,18 @@ use crate::registry::Prepared;
 enum Bound<D: Device> {
     LowRank { a: D::Matrix, b: D::Matrix, bias: Option<D::Vector>, scale: f32, rank: usize },
     Bias(D::Vector),
+    Delta { delta: D::Matrix, scale: f32 },
+    Sparse { starts: D::Index, columns: D::Index, values: D::Vector },
+    Kronecker { left: D::Matrix, right: D::Matrix, order: D::Index, scale: f32, low: usize },
 }
 
 impl<D: Device> Bound<D> {
-    fn rank(&self) -> usize {
+    /// Intermediate values of a row.
+    fn low(&self) -> usize {
         match self {
             Self::LowRank { rank, .. } => *rank,
-            Self::Bias(_) => 0,
+            Self::Kronecker { low, .. } => *low,
+            Self::Bias(_) | Self::Delta { .. } | Self::Sparse { .. } => 0,
         }
     }
 }
@@ -33,7 +39,7 @@ struct BoundAdapter<D: Device> {
     /// By layer, then by [`Module`].
     layers: Vec<[Vec<Bound<D>>; Module::ALL.len()]>,
     head: Vec<Bound<D>>,
-    /// The largest sum of ranks of one call of [`Backend::linear`].
+    /// Most intermediate values of a row in one call of [`Backend::linear`].
     widest: usize,
 }
 
@@ -42,13 +48,13 @@ const CALLS: [&[Module]; 4] =
     [&[Module::Q, Module::K, Module::V], &[Module::O], &[Module::Gate, Module::Up], &[Module::Down]];
 
 impl<D: Device> BoundAdapter<D> {
-    /// The largest sum of ranks of one call.
-    fn most_ranks(&self) -> usize {
-        let ranks = |changes: &[Bound<D>]| changes.iter().map(Bound::rank).sum::<usize>();
+    /// Most intermediate values of a row in one call.
+    fn most_values(&self) -> usize {
+        let low = |changes: &[Bound<D>]| changes.iter().map(Bound::low).sum::<usize>();
         let calls = self.layers.iter().flat_map(|layer| {
-            CALLS.iter().map(move |call| call.iter().map(|&module| ranks(&layer[module as usize])).sum())
+            CALLS.iter().map(move |call| call.iter().map(|&module| low(&layer[module as usize])).sum())
         });
-        calls.chain([ranks(&self.head)]).max().unwrap_or(0)
+        calls.chain([low(&self.head)]).max().unwrap_or(0)
     }
 }
 
@@ -56,7 +62,11 @@ impl<D: Device> BoundAdapter<D> {
 ///
 /// # Errors
 /// The adapter does not fit, changes what cannot be changed yet, or the device refuses a matrix.
-pub fn prepare<D: Device>(model: &Model<D>, device: &D, adapter: &Adapter) -> Result<Prepared, Error> {
+pub fn prepare<D: Device>(
+    model: &Model<D>,
+    device: &D,
+    adapter: &Adapter,
+) -> std::result::Result<Prepared, Error> {
     let config = &model.config;
     check::architecture(adapter, config.architecture)?;
     check::fits(adapter, |site| shape_at(config, site))?;
@@ -76,15 +86,16 @@ pub fn prepare<D: Device>(model: &Model<D>, device: &D, adapter: &Adapter) -> Re
             Site::Head => (&mut bound.head, &model.head, false),
             Site::Embedding => return Err(Error::UnsupportedSite { site }),
         };
+        let shape = shape_at(config, site).ok_or(graftwork_adapters::Error::NoSite { site })?;
         let orders = rotated.then(|| (adapter.row_order, order_of(config)));
-        let binder = Binder { device, orders, head_dim: config.head_dim };
+        let binder = Binder { device, shape, orders, head_dim: config.head_dim };
         let (change, size) = binder
             .bind(&edit.change, linear.bias_values.as_deref())
             .map_err(|source| Error::AdapterWeight { site, source })?;
         place.push(change);
         bytes += size;
     }
-    bound.widest = bound.most_ranks();
+    bound.widest = bound.most_values();
     Ok(Prepared { bound: Box::new(bound), edits: adapter.edits.len(), bytes })
 }
 
@@ -106,9 +117,12 @@ fn order_of(config: &Config) -> RowOrder {
     }
 }
 
+type Result<T> = std::result::Result<T, graftwork_kernels::Error>;
+
 /// Prepares the changes at one site.
 struct Binder<'a, D: Device> {
     device: &'a D,
+    shape: Shape,
     /// The rows' order in the adapter and in the model, where outputs are rotated.
     orders: Option<(RowOrder, RowOrder)>,
     head_dim: usize,
@@ -116,25 +130,9 @@ struct Binder<'a, D: Device> {
 
 impl<D: Device> Binder<'_, D> {
     /// The change and the bytes it keeps. `bias` is the base's.
-    fn bind(
-        &self,
-        change: &Edit,
-        bias: Option<&[f32]>,
-    ) -> Result<(Bound<D>, usize), graftwork_kernels::Error> {
+    fn bind(&self, change: &Edit, bias: Option<&[f32]>) -> Result<(Bound<D>, usize)> {
         match change {
-            Edit::LowRank { a, b, scale, bias } => {
-                let b = match self.orders {
-                    Some((from, to)) => from.reorder(to, b, self.head_dim)?,
-                    None => b.clone(),
-                };
-                let (rank, a, b) = (a.rows(), self.device.matrix(a)?, self.device.matrix(&in_floats(b)?)?);
-                let values = bias.as_ref().map(|bias| self.vector(bias)).transpose()?;
-                let bytes = self.device.matrix_bytes(&a)
-                    + self.device.matrix_bytes(&b)
-                    + values.as_deref().map_or(0, size_of_val);
-                let bias = values.map(|values| self.device.vector(&values)).transpose()?;
-                Ok((Bound::LowRank { a, b, bias, scale: *scale, rank }, bytes))
-            }
+            Edit::LowRank { a, b, scale, bias } => self.low_rank(a, b, *scale, bias.as_ref()),
             Edit::Bias { values } => {
                 let mut values = self.vector(values)?;
                 for (value, base) in values.iter_mut().zip(bias.unwrap_or_default()) {
@@ -142,21 +140,92 @@ impl<D: Device> Binder<'_, D> {
                 }
                 Ok((Bound::Bias(self.device.vector(&values)?), size_of_val(&values[..])))
             }
+            Edit::Shared { a, b, inner, outer } => {
+                let (a, b) = expand::shared((a, b), (inner, outer), self.shape)?;
+                self.low_rank(&a, &b, 1.0, None)
+            }
+            Edit::Hadamard { first, second, scale } => {
+                match expand::hadamard((&first.0, &first.1), (&second.0, &second.1))? {
+                    Expanded::LowRank(a, b) => self.low_rank(&a, &b, *scale, None),
+                    Expanded::Whole(delta) => {
+                        let delta = self.device.matrix(&self.reordered(&delta)?)?;
+                        let bytes = self.device.matrix_bytes(&delta);
+                        Ok((Bound::Delta { delta, scale: *scale }, bytes))
+                    }
+                }
+            }
+            Edit::Kronecker { left, right, scale } => {
+                let low = right.rows() * left.cols() + self.shape.outputs;
+                let (left, right) =
+                    (self.device.matrix(&left.whole()?)?, self.device.matrix(&right.whole()?)?);
+                let order = self.order()?;
+                let bytes = self.device.matrix_bytes(&left)
+                    + self.device.matrix_bytes(&right)
+                    + size_of_val(&order[..]);
+                let order = self.device.index(&order)?;
+                Ok((Bound::Kronecker { left, right, order, scale: *scale, low }, bytes))
+            }
+            Edit::Sparse { rows, columns, values } => {
+                let sparse = expand::by_output((rows, columns, values), &self.order()?)?;
+                let bytes = size_of_val(&sparse.starts[..])
+                    + size_of_val(&sparse.columns[..])
+                    + size_of_val(&sparse.values[..]);
+                let (starts, columns) =
+                    (self.device.index(&sparse.starts)?, self.device.index(&sparse.columns)?);
+                let values = self.device.vector(&sparse.values)?;
+                Ok((Bound::Sparse { starts, columns, values }, bytes))
+            }
+        }
+    }
+
+    fn low_rank(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        scale: f32,
+        bias: Option<&Tensor>,
+    ) -> Result<(Bound<D>, usize)> {
+        let b = in_floats(self.reordered(b)?)?;
+        let (rank, a, b) = (a.rows(), self.device.matrix(a)?, self.device.matrix(&b)?);
+        let values = bias.map(|bias| self.vector(bias)).transpose()?;
+        let bytes = self.device.matrix_bytes(&a)
+            + self.device.matrix_bytes(&b)
+            + values.as_deref().map_or(0, size_of_val);
+        let bias = values.map(|values| self.device.vector(&values)).transpose()?;
+        Ok((Bound::LowRank { a, b, bias, scale, rank }, bytes))
+    }
+
+    /// A matrix whose rows are outputs, in the model's order.
+    fn reordered(&self, tensor: &Tensor) -> Result<Tensor> {
+        match self.orders {
+            Some((from, to)) => from.reorder(to, tensor, self.head_dim),
+            None => Ok(tensor.clone()),
         }
     }
 
     /// The values of a vector over the outputs, in the model's order.
-    fn vector(&self, vector: &Tensor) -> Result<Vec<f32>, graftwork_kernels::Error> {
+    fn vector(&self, vector: &Tensor) -> Result<Vec<f32>> {
         match self.orders {
             Some((from, to)) => from.reorder_vector(to, vector, self.head_dim)?.decode(),
             None => vector.decode(),
         }
     }
+
+    /// For each output of the model, which output of the adapter it is.
+    fn order(&self) -> Result<Vec<u32>> {
+        let outputs = self.shape.outputs;
+        let mut order = tensor::reserved(outputs)?;
+        order.extend((0..outputs).map(|row| match self.orders {
+            Some((from, to)) => from.source_row(to, row, self.head_dim) as u32,
+            None => row as u32,
+        }));
+        Ok(order)
+    }
 }
 
 /// A tensor whose values stand by themselves, the same values: what multiplies the few numbers of a low-rank
 /// activation gains nothing from blocks, and backends need not round such activations to 8 bits.
-fn in_floats(tensor: Tensor) -> Result<Tensor, graftwork_kernels::Error> {
+fn in_floats(tensor: Tensor) -> Result<Tensor> {
     match tensor.format().block_len() {
         1 => Ok(tensor),
         _ => Tensor::encode(Format::F32, tensor.rows(), tensor.cols(), &tensor.decode()?),
@@ -201,7 +270,7 @@ impl<'a, B: Backend> Grafts<'a, B> {
         self
     }
 
-    /// Most values of `A x` of one call of [`Backend::linear`].
+    /// Most intermediate values of one call of [`Backend::linear`].
     pub fn low(&self) -> usize {
         self.applied.iter().map(|applied| applied.rows.len() * applied.adapter.widest).sum()
     }
@@ -231,10 +300,13 @@ impl<'a, B: Backend> Grafts<'a, B> {
 
 fn graft<'a, B: Backend>(bound: &'a Bound<B::Device>, weight: f32, rows: &Range<usize>) -> Graft<'a, B> {
     let (scale, change) = match bound {
-        Bound::LowRank { a, b, bias, scale, .. } => {
-            (weight * scale, Change::LowRank { a, b, bias: bias.as_ref() })
+        Bound::LowRank { a, b, bias, scale, .. } => (*scale, Change::LowRank { a, b, bias: bias.as_ref() }),
+        Bound::Bias(values) => (1.0, Change::Bias(values)),
+        Bound::Delta { delta, scale } => (*scale, Change::Delta(delta)),
+        Bound::Sparse { starts, columns, values } => (1.0, Change::Sparse { starts, columns, values }),
+        Bound::Kronecker { left, right, order, scale, .. } => {
+            (*scale, Change::Kronecker { left, right, order })
         }
-        Bound::Bias(values) => (weight, Change::Bias(values)),
     };
-    Graft { rows: rows.clone(), scale, change }
+    Graft { rows: rows.clone(), scale: weight * scale, change }
 }

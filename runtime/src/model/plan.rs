@@ -23,6 +23,7 @@ impl<D: Device> Device for Counting<D> {
     type Matrix = usize;
     type Vector = ();
     type Table = ();
+    type Index = ();
 
     fn matrix(&self, weight: &Tensor) -> Result<usize, Error> {
         Ok(self.device.packed_bytes(weight.format(), weight.rows(), weight.cols()))
@@ -33,6 +34,10 @@ impl<D: Device> Device for Counting<D> {
     }
 
     fn table(&self, _: &Tensor) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn index(&self, _: &[u32]) -> Result<(), Error> {
         Ok(())
     }
 

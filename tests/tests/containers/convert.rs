@@ -136,12 +136,22 @@ pub fn model_tensors(path: &str, config: &Json) -> Vec<(String, Tensor)> {
 
 /// A model in Hugging Face layout as a GGUF file.
 pub fn model_as_gguf(path: &str) -> Bytes {
+    model_in(Format::F32, path)
+}
+
+/// The same with its linear layers in another format, where their rows are whole blocks.
+pub fn model_in(format: Format, path: &str) -> Bytes {
     let config = json(golden(path).join("config.json"));
     let mut file = GgufWriter::new();
     for (key, value) in keys(&config) {
         file.key(key, value);
     }
     for (name, tensor) in model_tensors(path, &config) {
+        let is_linear = tensor.rows() > 1 && name != "token_embd.weight";
+        let tensor = match is_linear && tensor.cols().is_multiple_of(format.block_len()) {
+            true => Tensor::encode(format, tensor.rows(), tensor.cols(), &tensor.decode().unwrap()).unwrap(),
+            false => tensor,
+        };
         file.tensor(name, tensor);
     }
     bytes(&file)

@@ -4,6 +4,7 @@
 //! `GRAFTWORK_MUTATIONS=1000000 cargo test --release --test hostile_files` runs more than the usual 10,000 per parser.
 
 mod allocation;
+mod kinds;
 mod mutation;
 mod parsers;
 

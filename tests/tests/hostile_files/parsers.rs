@@ -40,13 +40,28 @@ fn read_all(file: &dyn TensorFile) {
 
 fn read_adapter(adapter: &Adapter) {
     for edit in &adapter.edits {
+        for tensor in edit.change.tensors() {
+            assert!(tensor.decode().unwrap().iter().all(|x| x.is_finite()));
+        }
         match &edit.change {
             Change::LowRank { a, b, scale, bias } => {
                 assert!(scale.is_finite() && a.rows() == b.cols() && a.rows() > 0);
                 assert!(bias.as_ref().is_none_or(|bias| bias.cols() == b.rows()));
-                assert!(a.decode().unwrap().iter().chain(&b.decode().unwrap()).all(|x| x.is_finite()));
             }
-            Change::Bias { values } => assert!(values.decode().unwrap().iter().all(|x| x.is_finite())),
+            Change::Bias { values } => assert_eq!(values.rows(), 1),
+            Change::Shared { a, b, inner, .. } => {
+                assert!(a.rows() == b.cols() && inner.cols() == a.rows());
+            }
+            Change::Hadamard { first, second, scale } => {
+                assert!(scale.is_finite() && first.0.cols() == first.1.rows());
+                assert!(second.0.rows() == first.0.rows() && second.1.cols() == first.1.cols());
+            }
+            Change::Kronecker { left, right, scale } => {
+                assert!(scale.is_finite() && left.rows() * right.rows() > 0);
+            }
+            Change::Sparse { rows, columns, values } => {
+                assert!(rows.len() == values.cols() && columns.len() == values.cols());
+            }
         }
     }
 }

@@ -1,0 +1,199 @@
+//! Changes in the forms that are multiplied: what files hold as products of small things, multiplied out once.
+
+use graftwork_kernels::{Format, Tensor, tensor};
+
+use crate::check::Shape;
+use crate::{Error, file};
+
+/// A change as a pair of factors `B A`, or as a whole.
+pub enum Expanded {
+    /// `A [rank, inputs]` and `B [outputs, rank]`.
+    LowRank(Tensor, Tensor),
+    /// `[outputs, inputs]`.
+    Whole(Tensor),
+}
+
+/// A sparse matrix, its entries by output.
+pub struct Sparse {
+    /// Where the entries of each output begin, and their number: `[outputs + 1]`.
+    pub starts: Vec<u32>,
+    /// The input of each entry.
+    pub columns: Vec<u32>,
+    /// Its value.
+    pub values: Vec<f32>,
+}
+
+/// The failure to expand the tensor `name`.
+pub(crate) fn failed(name: &str, source: tensor::Error) -> Error {
+    file::Error::Matrix { tensor: name.to_owned(), source }.into()
+}
+
+/// `out[i,j] = by[i] m[i,j]`.
+///
+/// # Errors
+/// [`tensor::Error::OutOfMemory`].
+pub(crate) fn scaled_rows(m: &Tensor, by: &Tensor) -> Result<Vec<f32>, tensor::Error> {
+    let (mut values, by) = (m.decode()?, by.decode()?);
+    for (row, by) in values.chunks_exact_mut(m.cols()).zip(by) {
+        row.iter_mut().for_each(|value| *value *= by);
+    }
+    Ok(values)
+}
+
+/// `out[i,j] = sum_r a[i,r] b[r,j]`.
+///
+/// # Errors
+/// [`tensor::Error::OutOfMemory`].
+pub fn product(a: &Tensor, b: &Tensor) -> Result<Tensor, tensor::Error> {
+    let (left, right) = (a.decode()?, b.decode()?);
+    let cols = b.cols();
+    let mut out = tensor::reserved(a.rows().saturating_mul(cols))?;
+    let mut sums = vec![0.0f64; cols];
+    for left in left.chunks_exact(a.cols()) {
+        sums.fill(0.0);
+        for (&x, right) in left.iter().zip(right.chunks_exact(cols)) {
+            sums.iter_mut().zip(right).for_each(|(sum, &y)| *sum += f64::from(x) * f64::from(y));
+        }
+        out.extend(sums.iter().map(|&sum| sum as f32));
+    }
+    Tensor::encode(Format::F32, a.rows(), cols, &out)
+}
+
+/// The factors of `b (B[:outputs] (d (A[:, :inputs])))`, with `inner` d and `outer` b: `A' = d A`, `B' = b B`.
+///
+/// # Errors
+/// [`tensor::Error::OutOfMemory`].
+pub fn shared(
+    (a, b): (&Tensor, &Tensor),
+    (inner, outer): (&Tensor, &Tensor),
+    shape: Shape,
+) -> Result<(Tensor, Tensor), tensor::Error> {
+    let rank = a.rows();
+    let mut left = tensor::reserved(rank.saturating_mul(shape.inputs))?;
+    let mut row = vec![0.0; a.cols()];
+    for (r, d) in inner.decode()?.into_iter().enumerate() {
+        a.decode_row(r, &mut row);
+        left.extend(row[..shape.inputs].iter().map(|x| d * x));
+    }
+    let mut right = tensor::reserved(shape.outputs.saturating_mul(rank))?;
+    let mut row = vec![0.0; rank];
+    for (o, by) in outer.decode()?.into_iter().enumerate() {
+        b.decode_row(o, &mut row);
+        right.extend(row.iter().map(|x| by * x));
+    }
+    let a = Tensor::encode(Format::F32, rank, shape.inputs, &left)?;
+    Ok((a, Tensor::encode(Format::F32, shape.outputs, rank, &right)?))
+}
+
+/// `(W1a W1b) * (W2a W2b)` element by element. As factors it has rank `r1 r2`: `B[o,(i,j)] = W1a[o,i] W2a[o,j]` and
+/// `A[(i,j),:] = W1b[i,:] * W2b[j,:]` (the Khatri-Rao products); where these would be larger than the whole, the whole.
+///
+/// # Errors
+/// [`tensor::Error::OutOfMemory`].
+pub fn hadamard(
+    (w1a, w1b): (&Tensor, &Tensor),
+    (w2a, w2b): (&Tensor, &Tensor),
+) -> Result<Expanded, tensor::Error> {
+    let (r1, r2) = (w1b.rows(), w2b.rows());
+    let (outputs, inputs) = (w1a.rows(), w1b.cols());
+    let rank = r1.saturating_mul(r2);
+    if rank.saturating_mul(outputs + inputs) >= outputs.saturating_mul(inputs) {
+        let (first, second) = (product(w1a, w1b)?.decode()?, product(w2a, w2b)?.decode()?);
+        let whole: Vec<f32> = first.iter().zip(second).map(|(x, y)| x * y).collect();
+        return Ok(Expanded::Whole(Tensor::encode(Format::F32, outputs, inputs, &whole)?));
+    }
+    let (tall, wide) = ((w1a.decode()?, w2a.decode()?), (w1b.decode()?, w2b.decode()?));
+    let mut b = tensor::reserved(outputs.saturating_mul(rank))?;
+    for (first, second) in tall.0.chunks_exact(r1).zip(tall.1.chunks_exact(r2)) {
+        b.extend(first.iter().flat_map(|x| second.iter().map(move |y| x * y)));
+    }
+    let mut a = tensor::reserved(rank.saturating_mul(inputs))?;
+    for first in wide.0.chunks_exact(inputs) {
+        for second in wide.1.chunks_exact(inputs) {
+            a.extend(first.iter().zip(second).map(|(x, y)| x * y));
+        }
+    }
+    let a = Tensor::encode(Format::F32, rank, inputs, &a)?;
+    Ok(Expanded::LowRank(a, Tensor::encode(Format::F32, outputs, rank, &b)?))
+}
+
+/// The entries `(rows, columns, values)` of a sparse matrix, those of one output together, by column; output `o` of the
+/// result is row `order[o]`.
+///
+/// # Errors
+/// [`tensor::Error::OutOfMemory`].
+pub fn by_output(
+    (rows, columns, values): (&[u32], &[u32], &Tensor),
+    order: &[u32],
+) -> Result<Sparse, tensor::Error> {
+    let mut place = tensor::reserved(order.len())?;
+    place.resize(order.len(), 0u32);
+    for (output, &row) in order.iter().enumerate() {
+        place[row as usize] = output as u32;
+    }
+    let all = values.decode()?;
+    let mut entries = tensor::reserved(all.len())?;
+    entries.extend(rows.iter().zip(columns).zip(all).map(|((&r, &c), v)| (place[r as usize], c, v)));
+    // Stable: values at one place keep their order.
+    entries.sort_by_key(|&(output, column, _)| (output, column));
+    let mut starts = tensor::reserved(order.len() + 1)?;
+    starts.push(0);
+    for output in 0..order.len() as u32 {
+        starts.push(entries.partition_point(|entry| entry.0 <= output) as u32);
+    }
+    let mut sparse = Sparse {
+        starts,
+        columns: tensor::reserved(entries.len())?,
+        values: tensor::reserved(entries.len())?,
+    };
+    for (_, column, value) in entries {
+        sparse.columns.push(column);
+        sparse.values.push(value);
+    }
+    Ok(sparse)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn matrix(seed: usize, rows: usize, cols: usize) -> Tensor {
+        let values: Vec<f32> = (0..rows * cols).map(|i| ((i * 7 + seed * 13) as f32).sin()).collect();
+        Tensor::encode(Format::F32, rows, cols, &values).unwrap()
+    }
+
+    #[test]
+    fn factors_and_whole_of_a_hadamard_product_are_equal() {
+        // Rank 2 * 3 of [40, 50] is smaller as factors, rank 6 * 5 of [7, 6] as a whole.
+        for (outputs, inputs, r1, r2) in [(40, 50, 2, 3), (7, 6, 6, 5), (9, 9, 1, 1)] {
+            let (w1a, w1b) = (matrix(1, outputs, r1), matrix(2, r1, inputs));
+            let (w2a, w2b) = (matrix(3, outputs, r2), matrix(4, r2, inputs));
+            let whole = match hadamard((&w1a, &w1b), (&w2a, &w2b)).unwrap() {
+                Expanded::Whole(whole) => {
+                    assert!(r1 * r2 * (outputs + inputs) >= outputs * inputs);
+                    whole
+                }
+                Expanded::LowRank(a, b) => {
+                    assert_eq!((a.rows(), b.cols()), (r1 * r2, r1 * r2));
+                    product(&b, &a).unwrap()
+                }
+            };
+            let (first, second) = (product(&w1a, &w1b).unwrap(), product(&w2a, &w2b).unwrap());
+            let (first, second) = (first.decode().unwrap(), second.decode().unwrap());
+            for ((found, x), y) in whole.decode().unwrap().iter().zip(first).zip(second) {
+                // At most 30 products below 1 in magnitude.
+                assert!((found - x * y).abs() <= 40.0 * f32::EPSILON, "{found} against {}", x * y);
+            }
+        }
+    }
+
+    #[test]
+    fn entries_go_to_their_output_in_order_of_columns() {
+        let values = Tensor::encode(Format::F32, 1, 5, &[1.0, 2.0, 3.0, 4.0, 5.0]).unwrap();
+        // Row 2 becomes output 0, row 0 output 1, row 1 output 2; output 1 has none.
+        let sparse = by_output((&[2, 1, 2, 1, 2], &[7, 3, 1, 0, 7], &values), &[2, 0, 1]).unwrap();
+        assert_eq!(sparse.starts, [0, 3, 3, 5]);
+        assert_eq!(sparse.columns, [1, 7, 7, 0, 3]);
+        assert_eq!(sparse.values, [3.0, 1.0, 5.0, 4.0, 2.0]);
+    }
+}

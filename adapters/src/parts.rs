@@ -1,0 +1,148 @@
+//! The tensors of a PEFT file, by the module of the model that they belong to.
+
+use std::collections::BTreeMap;
+
+use graftwork_kernels::{Bytes, Tensor};
+
+use crate::file::{SMALL, Safetensors};
+use crate::{Error, Site, TensorFile, finite, names};
+
+/// What PEFT puts before every module path.
+pub(crate) const PREFIX: &str = "base_model.model.";
+
+/// What the tensors of one kind are called.
+pub(crate) struct Suffixes<P: 'static> {
+    /// Suffix of the name, the part it is, what messages call that.
+    pub rows: &'static [(&'static str, P, &'static str)],
+    /// What names are understood.
+    pub expected: &'static str,
+}
+
+/// The tensors of one module.
+pub(crate) struct Module<'a, P: 'static> {
+    pub path: &'a str,
+    suffixes: &'static Suffixes<P>,
+    names: BTreeMap<P, &'a str>,
+}
+
+impl<'a, P: Copy + Ord> Module<'a, P> {
+    /// The name of a part.
+    pub fn get(&self, part: P) -> Option<&'a str> {
+        self.names.get(&part).copied()
+    }
+
+    /// The name of a part that the others need.
+    pub fn need(&self, part: P) -> Result<&'a str, Error> {
+        self.get(part).ok_or_else(|| {
+            let tensor = self.names.values().next().copied().unwrap_or_default().to_owned();
+            let row = self.suffixes.rows.iter().find(|row| row.1 == part);
+            Error::Unpaired {
+                tensor,
+                missing: format!("{PREFIX}{}{}", self.path, row.map_or("", |row| row.0)),
+            }
+        })
+    }
+
+    /// The error for a part that is not understood here.
+    pub fn unknown(&self, part: P) -> Error {
+        let tensor = self.get(part).unwrap_or_default().to_owned();
+        Error::UnknownTensor { tensor, expected: self.suffixes.expected }
+    }
+}
+
+/// A PEFT file, with shapes and values checked as they are read.
+pub(crate) struct Reader {
+    file: Safetensors,
+    check_values: bool,
+}
+
+impl Reader {
+    pub fn new(weights: Bytes) -> Result<Self, Error> {
+        let check_values = weights.len() as u64 <= SMALL;
+        let file = Safetensors::parse(weights)?;
+        if file.tensors().is_empty() {
+            return Err(Error::Empty);
+        }
+        Ok(Self { file, check_values })
+    }
+
+    /// The tensors by site, but for those called as one of `shared`; refuses every name that is not understood.
+    pub fn modules<P: Copy + Ord>(
+        &self,
+        suffixes: &'static Suffixes<P>,
+        shared: &[&str],
+    ) -> Result<BTreeMap<Site, Module<'_, P>>, Error> {
+        let mut modules: BTreeMap<Site, Module<'_, P>> = BTreeMap::new();
+        for name in self.file.tensors().names().filter(|name| !shared.contains(name)) {
+            let unknown = || Error::UnknownTensor { tensor: name.to_owned(), expected: suffixes.expected };
+            let path = name.strip_prefix(PREFIX).ok_or_else(unknown)?;
+            let split = suffixes.rows.iter().find_map(|row| path.strip_suffix(row.0).zip(Some(row)));
+            let (path, &(_, part, what)) = split.ok_or_else(unknown)?;
+            let site = names::hf_site(path).ok_or_else(unknown)?;
+            if !matches!(site, Site::Linear { .. }) {
+                let reason = "changes of embedding and head are not applied yet";
+                return Err(Error::Unsupported { what: format!("adapter tensor {name}"), reason });
+            }
+            let module =
+                modules.entry(site).or_insert_with(|| Module { path, suffixes, names: BTreeMap::new() });
+            if let Some(first) = module.names.insert(part, name) {
+                return Err(Error::Conflict { first: first.to_owned(), second: name.to_owned(), what, site });
+            }
+        }
+        Ok(modules)
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.file.tensors().get(name).is_some()
+    }
+
+    /// The file's shape of a tensor.
+    pub fn shape(&self, name: &str) -> Vec<u64> {
+        self.file.shape(name).unwrap_or_default()
+    }
+
+    /// A matrix with these dimensions where they are known, and at least one row and column.
+    pub fn matrix(&self, name: &str, dims: [Option<usize>; 2]) -> Result<Tensor, Error> {
+        self.check_shape(name, &dims)?;
+        self.tensor(name)
+    }
+
+    /// A vector of this length, if it is known, as `[1, length]`.
+    pub fn vector(&self, name: &str, len: Option<usize>) -> Result<Tensor, Error> {
+        self.check_shape(name, &[len])?;
+        self.tensor(name)
+    }
+
+    /// A matrix of integers with these dimensions, row after row.
+    pub fn integers(&self, name: &str, dims: [usize; 2]) -> Result<Vec<i64>, Error> {
+        self.check_shape(name, &dims.map(Some))?;
+        let info = self.file.tensors().get(name);
+        let values = info.and_then(|info| info.integers());
+        values.ok_or_else(|| Error::Type {
+            tensor: name.to_owned(),
+            expected: "integers",
+            found: info.map_or(String::new(), |info| info.dtype.to_string()),
+        })
+    }
+
+    fn check_shape(&self, name: &str, dims: &[Option<usize>]) -> Result<(), Error> {
+        let found = self.shape(name);
+        let fits =
+            |(&found, dim): (&u64, &Option<usize>)| found > 0 && dim.is_none_or(|dim| found == dim as u64);
+        if found.len() == dims.len() && found.iter().zip(dims).all(fits) {
+            return Ok(());
+        }
+        let dims: Vec<_> = dims.iter().map(|dim| dim.map_or("_".to_owned(), |dim| dim.to_string())).collect();
+        let expected = format!("[{}]", dims.join(", "));
+        Err(Error::Shape { tensor: name.to_owned(), expected, found: format!("{found:?}") })
+    }
+
+    fn tensor(&self, name: &str) -> Result<Tensor, Error> {
+        let tensor = self.file.require(name)?;
+        if self.check_values {
+            finite::check(name, &tensor)?;
+        }
+        Ok(tensor)
+    }
+}

@@ -1,0 +1,188 @@
+//! Changes of a linear layer that are neither low-rank nor a bias.
+
+use std::ops::Range;
+
+use super::isa::{Isa, LANES};
+use super::linear::{Inputs, Lane, Matrix};
+use super::team::Grid;
+use super::{Cpu, Rows};
+use crate::backend::{Change, Graft, Output};
+
+/// Most rows that are multiplied at a time.
+const ROWS: usize = 64;
+
+/// A Kronecker product on some rows.
+struct Product<'a> {
+    left: &'a Matrix,
+    right: &'a Matrix,
+    rows: Range<usize>,
+    scale: f32,
+}
+
+impl Cpu {
+    /// Computes `scale z` of all Kronecker products into `low`, behind its first `end` values, and puts where each begins
+    /// into `places`; gives how many values there are then. With `x` as `X [c, d]`: first `T = R X^T [b, c]`, then
+    /// `Z = L T^T [a, b]`, every sum in the order of [`Matrix::multiply`].
+    pub(super) fn kronecker(
+        &mut self,
+        x: &Rows,
+        outputs: &[Output<'_, Self>],
+        places: &mut [Vec<usize>],
+        end: usize,
+    ) -> usize {
+        let (mut products, mut inner, mut outer) = (Vec::new(), 0, 0);
+        for (output, places) in outputs.iter().zip(places.iter_mut()) {
+            for (graft, place) in output.grafts.iter().zip(places) {
+                let Change::Kronecker { left, right, order } = &graft.change else { continue };
+                let outputs = left.rows() * right.rows();
+                assert!(
+                    left.cols() * right.cols() == x.cols
+                        && outputs == output.weight.rows()
+                        && outputs == order.len()
+                        && !left.integer()
+                        && !right.integer(),
+                    "shapes and formats of a Kronecker product"
+                );
+                *place = outer;
+                let rows = graft.rows.clone();
+                inner += rows.len() * right.rows() * left.cols();
+                outer += rows.len() * outputs;
+                products.push(Product { left, right, rows, scale: graft.scale });
+            }
+        }
+        if products.is_empty() {
+            return end;
+        }
+        for (output, places) in outputs.iter().zip(places.iter_mut()) {
+            for (graft, place) in output.grafts.iter().zip(places) {
+                if matches!(graft.change, Change::Kronecker { .. }) {
+                    *place += end + inner;
+                }
+            }
+        }
+        let isa = self.isa;
+        let low = self.low.slice::<f32>(end + inner + outer);
+        let (t_all, z_all) = low[end..].split_at_mut(inner);
+        let cuts = |p: &Product<'_>| (0..p.rows.len()).step_by(ROWS).chain([p.rows.len()]).collect();
+
+        let (mut grids, mut rest) = (Vec::with_capacity(products.len()), &mut *t_all);
+        for p in &products {
+            let (b, c) = (p.right.rows(), p.left.cols());
+            let (part, others) = rest.split_at_mut(p.rows.len() * b * c);
+            rest = others;
+            // The outputs of a strip of `R` lie together.
+            grids.push(Grid::new(part, b * c, cuts(p), LANES * c));
+        }
+        self.team.tiles(&mut grids, |g, mut tile, scratch| {
+            let p = &products[g];
+            let (c, d) = (p.left.cols(), p.right.cols());
+            let lanes = scratch.lanes.slice::<Lane>(ROWS);
+            let strip = tile.cols.start / (LANES * c);
+            let inputs = Inputs { x: x.values(), stride: d, cols: d, x8: &[] };
+            for t in tile.rows.clone() {
+                for k in (0..c).step_by(ROWS) {
+                    let lanes = &mut lanes[..ROWS.min(c - k)];
+                    let first = (p.rows.start + t) * c + k;
+                    p.right.multiply(
+                        isa,
+                        strip..strip + 1,
+                        &inputs,
+                        first..first + lanes.len(),
+                        false,
+                        lanes,
+                    );
+                    for (j, row) in tile.row(t).chunks_exact_mut(c).enumerate() {
+                        for (t, lane) in row[k..].iter_mut().zip(&*lanes) {
+                            *t = lane[j];
+                        }
+                    }
+                }
+            }
+        });
+
+        let (mut grids, mut sources) =
+            (Vec::with_capacity(products.len()), Vec::with_capacity(products.len()));
+        let (mut rest, mut t_rest) = (z_all, &*t_all);
+        for p in &products {
+            let (a, b, c) = (p.left.rows(), p.right.rows(), p.left.cols());
+            let (part, others) = rest.split_at_mut(p.rows.len() * a * b);
+            rest = others;
+            let (source, others) = t_rest.split_at(p.rows.len() * b * c);
+            t_rest = others;
+            sources.push(source);
+            grids.push(Grid::new(part, a * b, cuts(p), LANES * b));
+        }
+        self.team.tiles(&mut grids, |g, mut tile, scratch| {
+            let p = &products[g];
+            let (b, c) = (p.right.rows(), p.left.cols());
+            let lanes = scratch.lanes.slice::<Lane>(ROWS);
+            let strip = tile.cols.start / (LANES * b);
+            let inputs = Inputs { x: sources[g], stride: c, cols: c, x8: &[] };
+            for t in tile.rows.clone() {
+                for j in (0..b).step_by(ROWS) {
+                    let lanes = &mut lanes[..ROWS.min(b - j)];
+                    let first = t * b + j;
+                    p.left.multiply(isa, strip..strip + 1, &inputs, first..first + lanes.len(), false, lanes);
+                    for (i, row) in tile.row(t).chunks_exact_mut(b).enumerate() {
+                        for (z, lane) in row[j..].iter_mut().zip(&*lanes) {
+                            *z = lane[i] * p.scale;
+                        }
+                    }
+                }
+            }
+        });
+        end + inner + outer
+    }
+}
+
+/// A delta, sparse change or Kronecker product on some rows and strips of outputs.
+pub(super) struct Piece<'a> {
+    pub isa: Isa,
+    pub graft: &'a Graft<'a, Cpu>,
+    /// The layer's input.
+    pub x: &'a Inputs<'a>,
+    /// `scale z` of a Kronecker product, from the graft's first row on.
+    pub low: &'a [f32],
+    pub strips: Range<usize>,
+    /// Of the batch; all of them the graft's.
+    pub rows: Range<usize>,
+}
+
+impl Piece<'_> {
+    /// The change `[strips][rows]`, to be added as it is.
+    pub fn compute(&self, change: &mut [Lane]) {
+        let (scale, count) = (self.graft.scale, self.rows.len());
+        match &self.graft.change {
+            Change::Bias(_) | Change::LowRank { .. } => unreachable!("computed in layer.rs"),
+            Change::Delta(delta) => {
+                delta.multiply(self.isa, self.strips.clone(), self.x, self.rows.clone(), false, change);
+                change.iter_mut().flatten().for_each(|y| *y *= scale);
+            }
+            Change::Sparse { starts, columns, values } => {
+                for (strip, lanes) in self.strips.clone().zip(change.chunks_exact_mut(count)) {
+                    for (t, lane) in self.rows.clone().zip(lanes) {
+                        let x = &self.x.x[t * self.x.stride..][..self.x.cols];
+                        for (y, ends) in lane.iter_mut().zip(starts[strip * LANES..].windows(2)) {
+                            let entries = ends[0] as usize..ends[1] as usize;
+                            let entries = columns[entries.clone()].iter().zip(&values[entries]);
+                            let sum = entries.fold(0.0, |sum, (&column, v)| sum + v * x[column as usize]);
+                            *y = scale * sum;
+                        }
+                    }
+                }
+            }
+            Change::Kronecker { order, .. } => {
+                let outputs = order.len();
+                for (strip, lanes) in self.strips.clone().zip(change.chunks_exact_mut(count)) {
+                    let order = &order[strip * LANES..order.len().min((strip + 1) * LANES)];
+                    for (t, lane) in self.rows.clone().zip(lanes) {
+                        let z = &self.low[(t - self.graft.rows.start) * outputs..];
+                        for (y, &o) in lane.iter_mut().zip(order) {
+                            *y = z[o as usize];
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
