@@ -5,8 +5,6 @@
 //! by it plus 1e-5, and takes an alpha of 0 or less for the rank. `E` is folded into `A`. (Zhang et al., arXiv
 //! 2303.10512; peft's `adalora/layer.py`.)
 
-use graftwork_kernels::{Format, Tensor};
-
 use crate::parts::{Reader, Suffixes};
 use crate::peft::{self, Config};
 use crate::{Change, Edit, Error, expand};
@@ -65,12 +63,11 @@ pub(crate) fn read(config: &Config, reader: &Reader) -> Result<Vec<Edit>, Error>
         let rank = a.rows();
         let b = reader.matrix(module.need(Part::B)?, [None, Some(rank)])?;
         let e = reader.matrix(module.need(Part::E)?, [Some(rank), Some(1)])?;
-        let values = expand::scaled_rows(&a, &e).map_err(|source| expand::failed(a_name, source))?;
-        let a = Tensor::encode(Format::F32, rank, a.cols(), &values)
-            .map_err(|source| expand::failed(a_name, source))?;
+        let folded = e.decode().and_then(|e| expand::scaled_rows(&a, &e));
+        let a = folded.map_err(|source| expand::failed(a_name, source))?;
         let alpha = if alpha > 0.0 { alpha } else { rank as f64 };
         let scale = (alpha / (rank as f64 + 1e-5)) as f32;
-        edits.push(Edit { site, change: Change::LowRank { a, b, scale, bias: None } });
+        edits.push(Edit { site, change: Change::LowRank { a, b, scale, bias: None, magnitude: None } });
     }
     Ok(edits)
 }

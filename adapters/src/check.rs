@@ -31,12 +31,16 @@ fn edits_fit(adapter: &Adapter, shape: impl Fn(Site) -> Option<Shape>) -> Result
         let site = edit.site;
         let Shape { outputs, inputs } = shape(site).ok_or(Error::NoSite { site })?;
         match &edit.change {
-            Change::LowRank { a, b, bias, .. } => {
+            Change::LowRank { a, b, bias, magnitude, .. } => {
                 part(site, "A", a, [a.rows(), inputs])?;
                 part(site, "B", b, [outputs, a.rows()])?;
-                bias.as_ref().map_or(Ok(()), |bias| part(site, "bias of B", bias, [1, outputs]))?;
+                for (name, vector) in [("bias of B", bias), ("magnitude", magnitude)] {
+                    vector.as_ref().map_or(Ok(()), |vector| part(site, name, vector, [1, outputs]))?;
+                }
             }
             Change::Bias { values } => part(site, "bias", values, [1, outputs])?,
+            Change::OutputScale { values } => part(site, "output scale", values, [1, outputs])?,
+            Change::InputScale { values } => part(site, "input scale", values, [1, inputs])?,
             Change::Shared { a, b, inner, outer } => {
                 if a.cols() < inputs || b.rows() < outputs {
                     let expected = format!("at least [_, {inputs}] and [{outputs}, _]");

@@ -32,12 +32,12 @@ pub(crate) fn failed(name: &str, source: tensor::Error) -> Error {
 ///
 /// # Errors
 /// [`tensor::Error::OutOfMemory`].
-pub(crate) fn scaled_rows(m: &Tensor, by: &Tensor) -> Result<Vec<f32>, tensor::Error> {
-    let (mut values, by) = (m.decode()?, by.decode()?);
+pub fn scaled_rows(m: &Tensor, by: &[f32]) -> Result<Tensor, tensor::Error> {
+    let mut values = m.decode()?;
     for (row, by) in values.chunks_exact_mut(m.cols()).zip(by) {
         row.iter_mut().for_each(|value| *value *= by);
     }
-    Ok(values)
+    Tensor::encode(Format::F32, m.rows(), m.cols(), &values)
 }
 
 /// `out[i,j] = sum_r a[i,r] b[r,j]`.
@@ -57,6 +57,30 @@ pub fn product(a: &Tensor, b: &Tensor) -> Result<Tensor, tensor::Error> {
         out.extend(sums.iter().map(|&sum| sum as f32));
     }
     Tensor::encode(Format::F32, a.rows(), cols, &out)
+}
+
+/// `c[o] = m[o] / |W[o,:] + scale (B A)[o,:]|`, the norm over inputs (DoRA). `weight` gives the rows of `W`.
+///
+/// # Errors
+/// [`tensor::Error::OutOfMemory`].
+pub fn dora_factors(
+    weight: &Tensor,
+    (a, b, scale): (&Tensor, &Tensor, f32),
+    magnitude: &[f32],
+) -> Result<Vec<f32>, tensor::Error> {
+    let (a_values, b_values) = (a.decode()?, b.decode()?);
+    let mut row = tensor::reserved(weight.cols())?;
+    row.resize(weight.cols(), 0.0f32);
+    let mut factors = tensor::reserved(magnitude.len())?;
+    for (o, (m, b)) in magnitude.iter().zip(b_values.chunks_exact(b.cols())).enumerate() {
+        weight.decode_row(o, &mut row);
+        for (b, a) in b.iter().zip(a_values.chunks_exact(a.cols())) {
+            row.iter_mut().zip(a).for_each(|(w, a)| *w += scale * b * a);
+        }
+        let square = row.iter().map(|&w| f64::from(w) * f64::from(w)).sum::<f64>();
+        factors.push((f64::from(*m) / square.sqrt()) as f32);
+    }
+    Ok(factors)
 }
 
 /// The factors of `b (B[:outputs] (d (A[:, :inputs])))`, with `inner` d and `outer` b: `A' = d A`, `B' = b B`.

@@ -26,6 +26,7 @@ mod error;
 pub mod expand;
 pub mod file;
 pub mod finite;
+mod ia3;
 mod loha;
 mod lokr;
 mod lora;
@@ -91,6 +92,8 @@ kinds! {
     LoKr = "lokr", "LOKR", lokr;
     /// Sparse updates: `y += S x`.
     Shira = "shira", "SHIRA", shira;
+    /// Factors of outputs and inputs: `y = l * (W x)`, `y = W (l * x)`.
+    Ia3 = "ia3", "IA3", ia3;
 }
 
 /// A loaded adapter: changes at named sites of a model, checked for everything that can be checked
@@ -121,7 +124,8 @@ pub struct Edit {
 /// What an edit does at its site. `x` is the input of the site's linear layer, `y` its output.
 #[derive(Clone, Debug)]
 pub enum Change {
-    /// `y += scale * (B (A x) + bias)`.
+    /// `y += scale * (B (A x) + bias)`; with a magnitude `y += (c - 1) * (W x) + c * scale * (B (A x))`, where
+    /// `c[o] = magnitude[o] / |W[o,:] + scale (B A)[o,:]|` and `W x` is what the layer gives so far, without its bias.
     LowRank {
         /// `A`, shape `[rank, inputs]`.
         a: Tensor,
@@ -131,6 +135,8 @@ pub enum Change {
         scale: f32,
         /// PEFT's `lora_B.bias`, shape `[1, outputs]`: scaled with the update; same row order as `b`.
         bias: Option<Tensor>,
+        /// DoRA's magnitude of each output, shape `[1, outputs]`; same row order as `b`.
+        magnitude: Option<Tensor>,
     },
     /// The bias of the layer *becomes* `values`, shape `[1, outputs]` (PEFT's `bias: lora_only` and `all`);
     /// row order as in [`Adapter::row_order`]. Where the base has no bias, its bias counts as zero.
@@ -174,6 +180,16 @@ pub enum Change {
         /// Its input.
         columns: Arc<[u32]>,
         /// Shape `[1, entries]`.
+        values: Tensor,
+    },
+    /// `y = values * y`, bias included.
+    OutputScale {
+        /// Shape `[1, outputs]`, row order as in [`Adapter::row_order`].
+        values: Tensor,
+    },
+    /// `y = W (values * x)`.
+    InputScale {
+        /// Shape `[1, inputs]`.
         values: Tensor,
     },
 }
@@ -222,8 +238,13 @@ impl Change {
             Factor::Product(left, right) => vec![left, right],
         };
         match self {
-            Self::LowRank { a, b, bias, .. } => [a, b].into_iter().chain(bias).collect(),
-            Self::Bias { values } | Self::Sparse { values, .. } => vec![values],
+            Self::LowRank { a, b, bias, magnitude, .. } => {
+                [a, b].into_iter().chain(bias).chain(magnitude).collect()
+            }
+            Self::Bias { values }
+            | Self::Sparse { values, .. }
+            | Self::OutputScale { values }
+            | Self::InputScale { values } => vec![values],
             Self::Shared { a, b, inner, outer } => vec![a, b, inner, outer],
             Self::Hadamard { first, second, .. } => vec![&first.0, &first.1, &second.0, &second.1],
             Self::Kronecker { left, right, .. } => [factor(left), factor(right)].concat(),

@@ -2,9 +2,10 @@
 //!
 //! Tensors are `base_model.model.<module path>.lora_A.weight` `[r, in]` and `.lora_B.weight` `[out, r]`, with
 //! `lora_bias` also `.lora_B.bias` `[out]`, and with `bias` of `lora_only` or `all` the trained bias of the layer itself.
+//! With `use_dora` also `.lora_magnitude_vector` `[out]`: `y = m / |W + s B A| * (W x + s B A x) + bias`, norms over inputs.
 //! Rank and alpha of a module come from the first matching pattern of `rank_pattern` and `alpha_pattern`.
 //! `fan_in_fan_out` says how the base stores `W`; A and B are the same either way. (Hu et al., arXiv 2106.09685;
-//! Kalajdzievski, arXiv 2312.03732.)
+//! Kalajdzievski, arXiv 2312.03732; DoRA: Liu et al., arXiv 2402.09353.)
 
 use serde_json::Value;
 
@@ -23,6 +24,7 @@ const UNDERSTOOD: &[&str] = &[
     "peft_type",
     "r",
     "rank_pattern",
+    "use_dora",
     "use_rslora",
 ];
 
@@ -33,7 +35,6 @@ const UNSUPPORTED: &[(&str, &str)] = &[
     ("modules_to_save", "replaced modules are not applied yet"),
     ("target_parameters", "LoRA on parameters of expert layers is not applied yet"),
     ("trainable_token_indices", "trained tokens are not applied yet"),
-    ("use_dora", "DoRA is not applied yet"),
 ];
 
 /// What LoRA's tensors are called.
@@ -45,9 +46,12 @@ const SUFFIXES: &Suffixes<Part> = &Suffixes {
         // The wrapped layer's own bias, as PEFT names it today and as it once did.
         (".base_layer.bias", Part::Bias, "the bias"),
         (".bias", Part::Bias, "the bias"),
+        // As peft saves it, and as the layer calls it.
+        (".lora_magnitude_vector", Part::Magnitude, "the magnitude"),
+        (".lora_magnitude_vector.weight", Part::Magnitude, "the magnitude"),
     ],
     expected: "LoRA tensors are base_model.model.<linear layer of a block>.lora_A.weight, .lora_B.weight, \
-               with lora_bias .lora_B.bias, with a trained bias .base_layer.bias",
+               with lora_bias .lora_B.bias, with a trained bias .base_layer.bias, with use_dora .lora_magnitude_vector",
 };
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,6 +60,7 @@ enum Part {
     B,
     BBias,
     Bias,
+    Magnitude,
 }
 
 pub(crate) fn read(config: &Config, reader: &Reader) -> Result<Vec<Edit>, Error> {
@@ -66,7 +71,11 @@ pub(crate) fn read(config: &Config, reader: &Reader) -> Result<Vec<Edit>, Error>
     let alphas = pattern::first_matches("alpha_pattern", &settings.alpha_pattern, &paths)?;
     let mut edits = Vec::new();
     for ((&site, module), (rank, alpha)) in modules.iter().zip(ranks.into_iter().zip(alphas)) {
-        for (part, allowed) in [(Part::BBias, settings.lora_bias), (Part::Bias, settings.trained_bias)] {
+        for (part, allowed) in [
+            (Part::BBias, settings.lora_bias),
+            (Part::Bias, settings.trained_bias),
+            (Part::Magnitude, settings.dora),
+        ] {
             if module.get(part).is_some() && !allowed {
                 return Err(module.unknown(part));
             }
@@ -94,6 +103,8 @@ struct Settings {
     lora_bias: bool,
     /// The layers' own biases were trained.
     trained_bias: bool,
+    /// Every layer has a magnitude: DoRA.
+    dora: bool,
 }
 
 impl Settings {
@@ -108,6 +119,10 @@ impl Settings {
                 return Err(peft::field("bias", "\"none\", \"lora_only\" or \"all\"", &other.into()));
             }
         };
+        let dora = config.bool("use_dora")?;
+        if dora {
+            config.only("lora_bias", &[], "peft has no DoRA with biases of B")?;
+        }
         Ok(Self {
             // PEFT's defaults where a file leaves them out.
             rank: config.rank("r")?.unwrap_or(8),
@@ -117,6 +132,7 @@ impl Settings {
             rank_stabilized: config.bool("use_rslora")?,
             lora_bias: config.bool("lora_bias")?,
             trained_bias,
+            dora,
         })
     }
 
@@ -145,7 +161,7 @@ fn low_rank(
     rank: usize,
     alpha: f64,
 ) -> Result<Option<Change>, Error> {
-    if [Part::A, Part::B, Part::BBias].iter().all(|&part| module.get(part).is_none()) {
+    if [Part::A, Part::B, Part::BBias, Part::Magnitude].iter().all(|&part| module.get(part).is_none()) {
         return Ok(None);
     }
     let a = reader.matrix(module.need(Part::A)?, [Some(rank), None])?;
@@ -154,5 +170,9 @@ fn low_rank(
         true => Some(reader.vector(module.need(Part::BBias)?, Some(b.rows()))?),
         false => None,
     };
-    Ok(Some(Change::LowRank { a, b, scale: settings.scale(rank, alpha), bias }))
+    let magnitude = match settings.dora {
+        true => Some(reader.vector(module.need(Part::Magnitude)?, Some(b.rows()))?),
+        false => None,
+    };
+    Ok(Some(Change::LowRank { a, b, scale: settings.scale(rank, alpha), bias, magnitude }))
 }

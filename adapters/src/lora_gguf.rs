@@ -49,7 +49,7 @@ pub fn from_gguf(bytes: Bytes) -> Result<Adapter, Error> {
             return Err(Error::Shape { tensor: b_name, expected, found });
         }
         let scale = if alpha == 0.0 { 1.0 } else { alpha / a.rows() as f32 };
-        edits.push(Edit { site, change: Change::LowRank { a, b, scale, bias: None } });
+        edits.push(Edit { site, change: Change::LowRank { a, b, scale, bias: None, magnitude: None } });
     }
     let architecture = file.metadata().require::<&str>("general.architecture")?.to_owned();
     let base_model = file.metadata().get::<&str>("general.base_model.0.name")?.map(str::to_owned);

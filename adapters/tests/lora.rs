@@ -23,7 +23,7 @@ fn example(name: &str) -> PathBuf {
 fn low_rank(adapter: &Adapter, layer: usize, module: Module) -> (&Tensor, &Tensor, f32, Option<&Tensor>) {
     let edit = adapter.edits.iter().find(|edit| edit.site == Site::Linear { layer, module }).unwrap();
     match &edit.change {
-        Change::LowRank { a, b, scale, bias } => (a, b, *scale, bias.as_ref()),
+        Change::LowRank { a, b, scale, bias, .. } => (a, b, *scale, bias.as_ref()),
         other => panic!("{other:?} at {}", edit.site),
     }
 }
@@ -203,7 +203,6 @@ fn fields_that_are_not_understood_are_refused_by_name() {
     assert_eq!(message("use_magic", json!(true)), "adapter field use_magic = true is not understood");
     assert_eq!(message("magic", json!({"a": 1})), "adapter field magic = an object of 1 is not understood");
     for (field, value) in [
-        ("use_dora", json!(true)),
         ("layer_replication", json!([[0, 2]])),
         ("target_parameters", json!(["experts.gate_up_proj"])),
         ("modules_to_save", json!(["lm_head"])),

@@ -202,16 +202,28 @@ fn adapter_report(adapter: &Adapter) -> Vec<Item> {
 /// A change in a few words, and as JSON.
 fn describe(change: &Change) -> (String, Value) {
     match change {
-        Change::LowRank { a, b: _, scale, bias } => {
+        Change::LowRank { a, b: _, scale, bias, magnitude } => {
             let (rank, format) = (a.rows(), a.format());
-            let with = if bias.is_some() { ", bias" } else { "" };
+            let with = match (bias, magnitude) {
+                (_, Some(_)) => ", magnitude (DoRA)",
+                (Some(_), None) => ", bias",
+                (None, None) => "",
+            };
             let value = json!({"change": "low_rank", "rank": rank, "scale": scale,
-                "format": format.name(), "bias": bias.is_some()});
+                "format": format.name(), "bias": bias.is_some(), "magnitude": magnitude.is_some()});
             (format!("rank {rank}, scale {scale}, {format}{with}"), value)
         }
         Change::Bias { values } => {
             let format = values.format();
             (format!("bias, {format}"), json!({"change": "bias", "format": format.name()}))
+        }
+        Change::OutputScale { values } => {
+            let format = values.format();
+            (format!("output scale, {format}"), json!({"change": "output_scale", "format": format.name()}))
+        }
+        Change::InputScale { values } => {
+            let format = values.format();
+            (format!("input scale, {format}"), json!({"change": "input_scale", "format": format.name()}))
         }
         Change::Shared { a, .. } => {
             let (rank, format) = (a.rows(), a.format());

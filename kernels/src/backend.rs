@@ -25,6 +25,8 @@ pub trait Device: Send + Sync + 'static {
     type Table: Send + Sync + 'static;
     /// A list of row or column numbers.
     type Index: Send + Sync + 'static;
+    /// Factors of the outputs or inputs of a linear layer.
+    type Scale: Send + Sync + 'static;
 
     /// Prepares a weight matrix `[outputs, inputs]`.
     fn matrix(&self, weight: &Tensor) -> Result<Self::Matrix, Error>;
@@ -37,6 +39,11 @@ pub trait Device: Send + Sync + 'static {
     /// # Errors
     /// [`Error::Unsupported`] where the changes that need one are not there.
     fn index(&self, numbers: &[u32]) -> Result<Self::Index, Error>;
+    /// Prepares factors `by`, of values from which `shift` is taken before.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where there are no changes by factors.
+    fn scale(&self, by: &[f32], shift: Option<&[f32]>) -> Result<Self::Scale, Error>;
     /// Bytes that a prepared matrix keeps in memory.
     fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize;
     /// What [`Device::matrix_bytes`] will say of a matrix `[rows, cols]` in this format, which is not there yet.
@@ -118,6 +125,9 @@ pub type Table<B> = <<B as Backend>::Device as Device>::Table;
 /// The prepared index type of a backend.
 pub type Index<B> = <<B as Backend>::Device as Device>::Index;
 
+/// The prepared factors of a backend.
+pub type Scale<B> = <<B as Backend>::Device as Device>::Scale;
+
 /// What an adapter changes in one linear layer, for some rows of the batch.
 pub struct Graft<'a, B: Backend> {
     /// The rows whose request uses the adapter.
@@ -161,6 +171,25 @@ pub enum Change<'a, B: Backend> {
         /// A permutation of the outputs.
         order: &'a Index<B>,
     },
+    /// `y[t,o] += scale * by[o] (y[t,o] - shift[o])`, with `y` as bias and the grafts before have left it; what an
+    /// accumulating output held before is no part of it.
+    Scale(&'a Scale<B>),
+}
+
+/// What an adapter changes in the input of a linear layer, for some rows of the batch.
+pub struct InputGraft<'a, B: Backend> {
+    /// The rows whose request uses the adapter.
+    pub rows: Range<usize>,
+    /// Weight of the change.
+    pub scale: f32,
+    /// The change.
+    pub change: InputChange<'a, B>,
+}
+
+/// A change of the input of a linear layer.
+pub enum InputChange<'a, B: Backend> {
+    /// `x[t,i] += scale * by[i] x[t,i]`, without a shift.
+    Scale(&'a Scale<B>),
 }
 
 /// One output of [`Backend::linear`].
@@ -247,6 +276,9 @@ pub trait Backend: Send + Sized + 'static {
     /// For weights in a block format with integer codes, `x` is first rounded to 8 bits in groups of 16.
     fn linear(&mut self, x: &Self::Rows, outputs: &mut [Output<'_, Self>]);
 
+    /// Changes rows of `x` by each of the grafts in order.
+    fn adapt(&mut self, x: &mut Self::Rows, grafts: &[InputGraft<'_, Self>]);
+
     /// Rotates each pair `(a, b)` of each head to `(a cos - b sin, a sin + b cos)` (Su et al., 2021).
     fn rotate(&mut self, x: &mut Self::Rows, heads: usize, angles: &Angles<'_>);
 
@@ -272,6 +304,9 @@ pub trait Backend: Send + Sized + 'static {
 
     /// `y[t,i] = act(y[t,i]) x[t,i]` (Shazeer, 2020).
     fn gate(&mut self, y: &mut Self::Rows, x: &Self::Rows, act: Activation);
+
+    /// `y = x`, whatever number of rows `y` has before.
+    fn copy(&mut self, y: &mut Self::Rows, x: &Self::Rows) -> Result<(), Error>;
 
     /// `y[j,:] = x[rows[j],:]`.
     fn select(&mut self, y: &mut Self::Rows, x: &Self::Rows, rows: &[usize]);

@@ -84,6 +84,11 @@ impl Bytes {
         Some(Self { owner: self.owner.clone(), range: start..start + range.len(), owned: self.owned })
     }
 
+    /// Whether these lie in a vector of our own, not in a mapping or in memory that is lent.
+    pub fn is_owned(&self) -> bool {
+        self.owned
+    }
+
     /// Whether these are a part of a vector that they keep in memory as a whole. Known of those made [from] a vector.
     ///
     /// [from]: Self::from

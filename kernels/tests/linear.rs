@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use graftwork_kernels::backend::{Backend, Change, Device, Graft, Output, StepShape};
+use graftwork_kernels::backend::{
+    Backend, Change, Device, Graft, InputChange, InputGraft, Output, StepShape,
+};
 use graftwork_kernels::cpu::isa::Isa;
 use graftwork_kernels::cpu::{Cpu, Rows};
 use graftwork_kernels::{Format, Tensor};
@@ -435,6 +437,66 @@ fn changes_of_other_forms_equal_the_formula() {
                 graft.rows = 0..1;
             }
             assert_eq!(run(&grafts, alone..alone + 1), found[alone * outputs..(alone + 1) * outputs]);
+        }
+    }
+}
+
+/// Factors of outputs take the bias off first where they are told to, work on what the grafts before left, and leave what an
+/// accumulating output held before alone; factors of inputs change rows in place.
+#[test]
+fn factors_scale_outputs_and_inputs() {
+    let mut random = Random(12);
+    let (inputs, outputs, count) = (33, 35, 6);
+    let values = |random: &mut Random, n: usize| (0..n).map(|_| random.normal()).collect::<Vec<f32>>();
+    let weight = values(&mut random, outputs * inputs);
+    let x = values(&mut random, count * inputs);
+    let old = values(&mut random, count * outputs);
+    let [bias, by, other] = [0; 3].map(|_| values(&mut random, outputs));
+    let of_inputs = values(&mut random, inputs);
+    for isa in Isa::all() {
+        let mut cpu = Cpu::new(2, isa).unwrap();
+        cpu.reserve(&StepShape { rows: count, inputs, ..StepShape::default() }).unwrap();
+        let device = cpu.device().clone();
+        let matrix = device.matrix(&Tensor::encode(Format::F32, outputs, inputs, &weight).unwrap()).unwrap();
+        let (bias_vector, other_vector) = (device.vector(&bias).unwrap(), device.vector(&other).unwrap());
+        let (own, all) = (device.scale(&by, Some(&bias)).unwrap(), device.scale(&by, None).unwrap());
+        let graft = |rows: Range<usize>, scale, change| Graft::<Cpu> { rows, scale, change };
+        let grafts = [
+            graft(1..4, 0.5, Change::Bias(&other_vector)),
+            graft(0..5, 0.75, Change::Scale(&own)),
+            graft(2..6, -0.25, Change::Scale(&all)),
+        ];
+        let input_scale = device.scale(&of_inputs, None).unwrap();
+        let mut input = rows(&mut cpu, &x, inputs);
+        let change = InputChange::Scale(&input_scale);
+        cpu.adapt(&mut input, &[InputGraft { rows: 3..5, scale: 0.5, change }]);
+        let mut y = rows(&mut cpu, &old, outputs);
+        let bias_vector = Some(&bias_vector);
+        let output =
+            Output { y: &mut y, weight: &matrix, bias: bias_vector, accumulate: true, grafts: &grafts };
+        cpu.linear(&input, &mut [output]);
+        let found = cpu.read(&y).to_vec();
+        for t in 0..count {
+            for o in 0..outputs {
+                let products = (0..inputs).map(|i| {
+                    let by = if (3..5).contains(&t) { 1.0 + 0.5 * f64::from(of_inputs[i]) } else { 1.0 };
+                    f64::from(weight[o * inputs + i]) * by * f64::from(x[t * inputs + i])
+                });
+                let mut y = products.sum::<f64>() + f64::from(bias[o]);
+                if (1..4).contains(&t) {
+                    y += 0.5 * f64::from(other[o]);
+                }
+                if t < 5 {
+                    y += 0.75 * f64::from(by[o]) * (y - f64::from(bias[o]));
+                }
+                if t >= 2 {
+                    y -= 0.25 * f64::from(by[o]) * y;
+                }
+                y += f64::from(old[t * outputs + o]);
+                let error = (f64::from(found[t * outputs + o]) - y).abs();
+                // Sums of 33 products of the order of 10 at most, scaled by less than 10.
+                assert!(error < 1e-3, "row {t} output {o}: off by {error}");
+            }
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::kv::pages_for;
 use crate::log::{Level, say};
 use crate::mail::{Mail, Route, lock};
 use crate::model::arch::Names;
+use crate::model::base::Base;
 use crate::model::config::Config;
 use crate::model::container::Container;
 use crate::model::plan::Counting;
@@ -81,8 +82,8 @@ impl Engine {
             let text = text.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             Ok::<_, Error>((text?, model?))
         })?;
-        let (model, runner) = erase(backend, model, options.kv_format);
         let mut end_tokens = container.end_tokens()?;
+        let (model, runner) = erase(backend, model, Base::new(container, names), options.kv_format);
         end_tokens.extend(text.iter().flat_map(|text| text.tokenizer().ends_of_generation()));
         end_tokens.sort_unstable();
         end_tokens.dedup();

@@ -58,6 +58,15 @@ pub enum Error {
         /// Where in the model.
         site: Site,
     },
+    /// An adapter depends on the base's own weights, whose files are no longer there.
+    #[error(
+        "adapter at {site}: it depends on the base's weights, but these were copied when the base was opened; \
+         open it mapped or from memory that stays"
+    )]
+    NoBase {
+        /// Where in the model.
+        site: Site,
+    },
     /// The threads that compute could not be started.
     #[error("the threads could not be started: {0}")]
     Threads(std::io::Error),

@@ -61,7 +61,7 @@ impl Error {
             Self::UnknownTensor { tensor, .. } => (K::Unsupported, tensor),
             Self::Weight { tensor, source } => (of_tensor(source), tensor),
             Self::AdapterWeight { source, .. } => (of_tensor(source), ""),
-            Self::UnsupportedSite { .. } => (K::Unsupported, ""),
+            Self::UnsupportedSite { .. } | Self::NoBase { .. } => (K::Unsupported, ""),
             Self::Threads(e) => (of_io(e), "threads"),
             Self::Memory(e) => (of_tensor(e), ""),
             Self::NoAdapter { name } => (K::NotFound, name),

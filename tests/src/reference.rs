@@ -22,6 +22,8 @@ pub const ADAPTERS: &[&str] = &[
     "loha",
     "lokr",
     "shira",
+    "ia3",
+    "dora",
 ];
 
 /// Sequences of tokens, and the logits of their last positions under a model.

@@ -1,12 +1,36 @@
-//! Changes of a linear layer that are neither low-rank nor a bias.
+//! Changes of a linear layer that are neither low-rank nor a bias, and changes of its input.
 
 use std::ops::Range;
 
 use super::isa::{Isa, LANES};
 use super::linear::{Inputs, Lane, Matrix};
+use super::rows::Rescale;
 use super::team::Grid;
 use super::{Cpu, Rows};
-use crate::backend::{Change, Graft, Output};
+use crate::backend::{Change, Graft, InputChange, InputGraft, Output};
+
+/// Factors of outputs or inputs.
+pub struct Scale {
+    /// The factors.
+    pub by: Vec<f32>,
+    /// Taken from the values before.
+    pub shift: Option<Vec<f32>>,
+}
+
+impl Scale {
+    /// `y[o] += scale by[o] (y[o] - shift[o])` for the outputs of a strip.
+    pub(super) fn apply(&self, lane: &mut Lane, strip: usize, scale: f32) {
+        let part = strip * LANES..self.by.len().min((strip + 1) * LANES);
+        match &self.shift {
+            None => lane.iter_mut().zip(&self.by[part]).for_each(|(y, by)| *y += scale * by * *y),
+            Some(shift) => {
+                for ((y, by), shift) in lane.iter_mut().zip(&self.by[part.clone()]).zip(&shift[part]) {
+                    *y += scale * by * (*y - shift);
+                }
+            }
+        }
+    }
+}
 
 /// Most rows that are multiplied at a time.
 const ROWS: usize = 64;
@@ -20,6 +44,22 @@ struct Product<'a> {
 }
 
 impl Cpu {
+    /// One graft of [`Backend::adapt`](crate::backend::Backend::adapt).
+    pub(super) fn change_input(&mut self, x: &mut Rows, graft: &InputGraft<'_, Self>) {
+        let (isa, share, cols) = (self.isa, self.share(graft.rows.len()), x.cols);
+        let rows = &mut x.data[graft.rows.start * cols..graft.rows.end * cols];
+        match &graft.change {
+            InputChange::Scale(scale) => {
+                assert!(scale.by.len() == cols && scale.shift.is_none(), "factors of an input");
+                self.team.tiles(&mut [Grid::by_rows(rows, cols, share)], |_, mut tile, _| {
+                    for t in tile.rows.clone() {
+                        isa.run(Rescale { x: tile.row(t), by: &scale.by, scale: graft.scale });
+                    }
+                });
+            }
+        }
+    }
+
     /// Computes `scale z` of all Kronecker products into `low`, behind its first `end` values, and puts where each begins
     /// into `places`; gives how many values there are then. With `x` as `X [c, d]`: first `T = R X^T [b, c]`, then
     /// `Z = L T^T [a, b]`, every sum in the order of [`Matrix::multiply`].
@@ -153,7 +193,9 @@ impl Piece<'_> {
     pub fn compute(&self, change: &mut [Lane]) {
         let (scale, count) = (self.graft.scale, self.rows.len());
         match &self.graft.change {
-            Change::Bias(_) | Change::LowRank { .. } => unreachable!("computed in layer.rs"),
+            Change::Bias(_) | Change::LowRank { .. } | Change::Scale(_) => {
+                unreachable!("computed in layer.rs")
+            }
             Change::Delta(delta) => {
                 delta.multiply(self.isa, self.strips.clone(), self.x, self.rows.clone(), false, change);
                 change.iter_mut().flatten().for_each(|y| *y *= scale);

@@ -234,7 +234,7 @@ fn add_graft(
             let own = rows.start - graft.rows.start..rows.end - graft.rows.start;
             b.multiply(isa, part.strips.clone(), &x, own, false, change);
         }
-        Change::Bias(_) => {}
+        Change::Bias(_) | Change::Scale(_) => {}
         Change::Delta(_) | Change::Sparse { .. } | Change::Kronecker { .. } => {
             let (strips, rows) = (part.strips.clone(), rows.clone());
             Piece { isa, graft, x, low, strips, rows }.compute(change);
@@ -247,6 +247,7 @@ fn add_graft(
         for (lane, change) in lanes.iter_mut().zip(change) {
             match graft.change {
                 Change::Bias(v) => add(lane, slice(v, strip), graft.scale),
+                Change::Scale(by) => by.apply(lane, strip, graft.scale),
                 Change::LowRank { bias, .. } => {
                     add(lane, change, 1.0);
                     if let Some(bias) = bias {

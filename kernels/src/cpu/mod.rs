@@ -9,7 +9,7 @@ pub mod attention;
 pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
-mod change;
+pub mod change;
 pub mod isa;
 mod layer;
 pub mod limits;
@@ -25,6 +25,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use attention::{Attend, Element, Pages};
+use change::Scale;
 use isa::Isa;
 use linear::Matrix;
 use rows::{Gate, RmsNorm, Rotate};
@@ -32,7 +33,9 @@ use scratch::{Buffer, Need};
 use strip::Activations;
 use team::{Grid, Team};
 
-use crate::backend::{Activation, Angles, Backend, CacheShape, Device, Output, PAGE, Span, StepShape};
+use crate::backend::{
+    Activation, Angles, Backend, CacheShape, Device, InputGraft, Output, PAGE, Span, StepShape,
+};
 use crate::format::Format;
 use crate::tensor::{Error, Tensor, reserved};
 
@@ -51,6 +54,7 @@ impl Device for CpuDevice {
     type Vector = Vec<f32>;
     type Table = Tensor;
     type Index = Vec<u32>;
+    type Scale = Scale;
 
     fn matrix(&self, weight: &Tensor) -> Result<Matrix, Error> {
         Matrix::pack(weight)
@@ -70,6 +74,11 @@ impl Device for CpuDevice {
         let mut index = reserved(numbers.len())?;
         index.extend_from_slice(numbers);
         Ok(index)
+    }
+
+    fn scale(&self, by: &[f32], shift: Option<&[f32]>) -> Result<Scale, Error> {
+        let shift = shift.map(|shift| self.vector(shift)).transpose()?;
+        Ok(Scale { by: self.vector(by)?, shift })
     }
 
     fn matrix_bytes(&self, matrix: &Matrix) -> usize {
@@ -296,6 +305,12 @@ impl Backend for Cpu {
         self.multiply(x, outputs);
     }
 
+    fn adapt(&mut self, x: &mut Rows, grafts: &[InputGraft<'_, Self>]) {
+        for graft in grafts {
+            self.change_input(x, graft);
+        }
+    }
+
     fn rotate(&mut self, x: &mut Rows, heads: usize, angles: &Angles<'_>) {
         let (half, head_dim, layout) = (angles.rotary / 2, x.cols / heads, angles.layout);
         let (isa, share) = (self.isa, self.share(x.rows));
@@ -343,6 +358,12 @@ impl Backend for Cpu {
                 isa.run(Gate { y: tile.row(t), x: x.row(t), act });
             }
         });
+    }
+
+    fn copy(&mut self, y: &mut Rows, x: &Rows) -> Result<(), Error> {
+        self.resize(y, x.rows)?;
+        y.data[..x.values().len()].copy_from_slice(x.values());
+        Ok(())
     }
 
     fn select(&mut self, y: &mut Rows, x: &Rows, rows: &[usize]) {

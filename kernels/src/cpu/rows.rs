@@ -75,6 +75,29 @@ impl Kernel for Rotate<'_> {
     }
 }
 
+/// `x[i] += scale by[i] x[i]`.
+pub struct Rescale<'a> {
+    /// The row.
+    pub x: &'a mut [f32],
+    /// Factors.
+    pub by: &'a [f32],
+    /// Their weight.
+    pub scale: f32,
+}
+
+impl Kernel for Rescale<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let scale = s.splat(self.scale);
+        for (x, by) in self.x.chunks_mut(LANES).zip(self.by.chunks(LANES)) {
+            let old = load_part(s, x);
+            store_part(s, s.fma(s.mul(scale, load_part(s, by)), old, old), x);
+        }
+    }
+}
+
 /// `y[i] = act(y[i]) x[i]`.
 pub struct Gate<'a> {
     /// Goes through the activation; overwritten.

@@ -123,6 +123,8 @@ impl Device for GpuDevice {
     type Table = Matrix;
     /// There is none: nothing that needs one can be computed yet.
     type Index = std::convert::Infallible;
+    /// Likewise.
+    type Scale = std::convert::Infallible;
 
     fn matrix(&self, weight: &Tensor) -> Result<Matrix, Error> {
         let (rows, cols, codes) = (weight.rows(), weight.cols(), Codes::of(weight.format()));
@@ -150,6 +152,10 @@ impl Device for GpuDevice {
 
     fn index(&self, _: &[u32]) -> Result<Self::Index, Error> {
         Err(Error::Unsupported { what: "sparse changes and Kronecker products" })
+    }
+
+    fn scale(&self, _: &[f32], _: Option<&[f32]>) -> Result<Self::Scale, Error> {
+        Err(Error::Unsupported { what: "factors of inputs and outputs" })
     }
 
     fn matrix_bytes(&self, matrix: &Matrix) -> usize {

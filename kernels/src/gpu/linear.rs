@@ -86,6 +86,7 @@ impl Gpu {
                 return start;
             }
             Change::Sparse { starts: index, .. } | Change::Kronecker { order: index, .. } => match *index {},
+            Change::Scale(scale) => match *scale {},
         };
         let end = start + rows * rank;
         let low = self.low.clone().filter(|low| low.size() as usize >= end * size_of::<f32>());

@@ -8,7 +8,9 @@ use super::device::{GpuDevice, Matrix, Vector};
 use super::pages::Cache;
 use super::record::{Call, Recorder};
 use super::{Gpu, Rows};
-use crate::backend::{Activation, Angles, Backend, CacheShape, Output, RopeLayout, Span, StepShape};
+use crate::backend::{
+    Activation, Angles, Backend, CacheShape, InputChange, InputGraft, Output, RopeLayout, Span, StepShape,
+};
 use crate::tensor::Error;
 
 /// Words of the longest list of a step: the angles of all rows, or the tokens and places.
@@ -117,6 +119,14 @@ impl Backend for Gpu {
         self.multiply(x, outputs);
     }
 
+    fn adapt(&mut self, _: &mut Rows, grafts: &[InputGraft<'_, Self>]) {
+        if let Some(graft) = grafts.first() {
+            match graft.change {
+                InputChange::Scale(scale) => match *scale {},
+            }
+        }
+    }
+
     fn rotate(&mut self, x: &mut Rows, heads: usize, angles: &Angles<'_>) {
         let (half, dim) = (angles.rotary / 2, x.cols / heads);
         let pairs = x.rows * half;
@@ -156,6 +166,13 @@ impl Backend for Gpu {
                 groups: (chunks.div_ceil(LANES), 1),
             });
         }
+    }
+
+    fn copy(&mut self, y: &mut Rows, x: &Rows) -> Result<(), Error> {
+        self.resize(y, x.rows)?;
+        let rows: Vec<usize> = (0..x.rows).collect();
+        self.select(y, x, &rows);
+        Ok(())
     }
 
     fn select(&mut self, y: &mut Rows, x: &Rows, rows: &[usize]) {

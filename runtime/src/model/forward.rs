@@ -5,7 +5,7 @@ use graftwork_kernels::backend::{Angles, Backend, Output, Span, StepShape};
 use graftwork_kernels::tensor;
 
 use super::config::Config;
-use super::graft::Grafts;
+use super::graft::{Grafts, LinearGrafts};
 use super::weights::{Linear, Model};
 use crate::batch::Batch;
 
@@ -24,6 +24,8 @@ pub struct Scratch<B: Backend> {
     /// The two inner activations of the feed-forward block, `[rows, ffn]`.
     gate: B::Rows,
     up: B::Rows,
+    /// A copy of `n` for a layer whose input adapters change; no rows where none do.
+    changed: B::Rows,
     /// The rows of `x` and `a` whose logits are wanted.
     x_out: B::Rows,
     a_out: B::Rows,
@@ -45,6 +47,7 @@ impl<B: Backend> Scratch<B> {
             a: backend.rows(q),
             gate: backend.rows(c.ffn),
             up: backend.rows(c.ffn),
+            changed: backend.rows(c.hidden),
             x_out: backend.rows(c.hidden),
             a_out: backend.rows(q),
             logits: backend.rows(c.vocab),
@@ -53,9 +56,9 @@ impl<B: Backend> Scratch<B> {
 
     /// Bytes that these keep in memory, and what the backend keeps for its operations on them.
     pub fn bytes(&self, backend: &B) -> usize {
-        let Self { x, n, q, k, v, a, gate, up, x_out, a_out, logits } = self;
+        let Self { x, n, q, k, v, a, gate, up, changed, x_out, a_out, logits } = self;
         let held = |rows: &B::Rows| backend.held_bytes(rows);
-        [x, n, q, k, v, a, gate, up, x_out, a_out, logits].map(held).iter().sum::<usize>()
+        [x, n, q, k, v, a, gate, up, changed, x_out, a_out, logits].map(held).iter().sum::<usize>()
             + backend.reserved_bytes()
     }
 
@@ -72,7 +75,7 @@ impl<B: Backend> Scratch<B> {
     }
 
     fn resize(&mut self, backend: &mut B, rows: usize, outputs: usize) -> Result<(), tensor::Error> {
-        let Self { x, n, q, k, v, a, gate, up, x_out, a_out, logits } = self;
+        let Self { x, n, q, k, v, a, gate, up, changed: _, x_out, a_out, logits } = self;
         for buffer in [x, n, q, k, v, a, gate, up] {
             backend.resize(buffer, rows)?;
         }
@@ -110,6 +113,9 @@ pub fn forward<B: Backend>(
     let c = &model.config;
     s.resize(backend, batch.tokens.len(), batch.outputs.len())?;
     let mut grafts = Grafts::<B>::of(batch);
+    if grafts.change_shared_inputs() {
+        backend.resize(&mut s.changed, batch.tokens.len())?;
+    }
     backend.reserve(&step_shape(c, batch.tokens.len(), grafts.low()))?;
     let pairs = batch.tokens.len().saturating_mul(c.rope.rotary / 2);
     let (mut cos, mut sin) = (tensor::reserved(pairs)?, tensor::reserved(pairs)?);
@@ -126,14 +132,16 @@ pub fn forward<B: Backend>(
                 return Ok(false);
             }
             b.rms_norm(&mut s.n, &s.x, &layer.attention_norm, c.norm_eps);
-            b.linear(
-                &s.n,
-                &mut [
-                    output(&mut s.q, &layer[Module::Q], &grafts.at(l, Module::Q)),
-                    output(&mut s.k, &layer[Module::K], &grafts.at(l, Module::K)),
-                    output(&mut s.v, &layer[Module::V], &grafts.at(l, Module::V)),
+            let [q, k, v] = [Module::Q, Module::K, Module::V].map(|module| grafts.at(l, module));
+            shared(
+                b,
+                (&s.n, &mut s.changed),
+                vec![
+                    (output(&mut s.q, &layer[Module::Q], &q), &q),
+                    (output(&mut s.k, &layer[Module::K], &k), &k),
+                    (output(&mut s.v, &layer[Module::V], &v), &v),
                 ],
-            );
+            )?;
             b.rotate(&mut s.q, c.heads, &angles);
             b.rotate(&mut s.k, c.kv_heads, &angles);
             b.store(cache, l, (&s.k, &s.v), &batch.spans);
@@ -148,21 +156,27 @@ pub fn forward<B: Backend>(
                 s.narrow(b, &batch.outputs)?;
                 grafts = grafts.of_outputs();
             }
-            b.linear(&s.a, &mut [added(&mut s.x, &layer[Module::O], &grafts.at(l, Module::O))]);
+            let o = grafts.at(l, Module::O);
+            b.adapt(&mut s.a, &o.inputs);
+            b.linear(&s.a, &mut [added(&mut s.x, &layer[Module::O], &o)]);
 
             if !go_on() {
                 return Ok(false);
             }
             b.rms_norm(&mut s.n, &s.x, &layer.ffn_norm, c.norm_eps);
-            b.linear(
-                &s.n,
-                &mut [
-                    output(&mut s.gate, &layer[Module::Gate], &grafts.at(l, Module::Gate)),
-                    output(&mut s.up, &layer[Module::Up], &grafts.at(l, Module::Up)),
+            let [gate, up] = [Module::Gate, Module::Up].map(|module| grafts.at(l, module));
+            shared(
+                b,
+                (&s.n, &mut s.changed),
+                vec![
+                    (output(&mut s.gate, &layer[Module::Gate], &gate), &gate),
+                    (output(&mut s.up, &layer[Module::Up], &up), &up),
                 ],
-            );
+            )?;
             b.gate(&mut s.gate, &s.up, c.activation);
-            b.linear(&s.gate, &mut [added(&mut s.x, &layer[Module::Down], &grafts.at(l, Module::Down))]);
+            let down = grafts.at(l, Module::Down);
+            b.adapt(&mut s.gate, &down.inputs);
+            b.linear(&s.gate, &mut [added(&mut s.x, &layer[Module::Down], &down)]);
         }
         b.rms_norm(&mut s.n, &s.x, &model.norm, c.norm_eps);
         b.linear(&s.n, &mut [output(&mut s.logits, &model.head, &grafts.head())]);
@@ -208,14 +222,40 @@ fn attention_parts<'a>(spans: &[Span<'a>]) -> Vec<Vec<Span<'a>>> {
     parts
 }
 
-type Applied<'a, B> = [graftwork_kernels::backend::Graft<'a, B>];
+/// An output of a linear layer and what changes that.
+type Adapted<'a, B> = (Output<'a, B>, &'a LinearGrafts<'a, B>);
+
+/// [`Backend::linear`] of layers with the input `x`; those whose input adapters change have a copy each.
+fn shared<B: Backend>(
+    b: &mut B,
+    (x, copy): (&B::Rows, &mut B::Rows),
+    outputs: Vec<Adapted<'_, B>>,
+) -> Result<(), tensor::Error> {
+    let (mut same, mut own) = (Vec::with_capacity(outputs.len()), Vec::new());
+    for (output, grafts) in outputs {
+        match grafts.inputs.last() {
+            None => same.push(output),
+            Some(_) => own.push((output, grafts)),
+        }
+    }
+    if !same.is_empty() {
+        b.linear(x, &mut same);
+    }
+    for (output, grafts) in own {
+        b.copy(copy, x)?;
+        b.adapt(copy, &grafts.inputs);
+        b.linear(copy, &mut [output]);
+    }
+    Ok(())
+}
 
 /// `y = W x + bias`, grafted.
 fn output<'a, B: Backend>(
     y: &'a mut B::Rows,
     linear: &'a Linear<B::Device>,
-    grafts: &'a Applied<'a, B>,
+    grafts: &'a LinearGrafts<'a, B>,
 ) -> Output<'a, B> {
+    let grafts = &grafts.outputs[..];
     Output { y, weight: &linear.weight, bias: linear.bias.as_ref(), accumulate: false, grafts }
 }
 
@@ -223,7 +263,7 @@ fn output<'a, B: Backend>(
 fn added<'a, B: Backend>(
     y: &'a mut B::Rows,
     linear: &'a Linear<B::Device>,
-    grafts: &'a Applied<'a, B>,
+    grafts: &'a LinearGrafts<'a, B>,
 ) -> Output<'a, B> {
     Output { accumulate: true, ..output(y, linear, grafts) }
 }

@@ -5,9 +5,10 @@ use std::ops::Range;
 use graftwork_adapters::check::{self, Shape};
 use graftwork_adapters::expand::{self, Expanded};
 use graftwork_adapters::{Adapter, Change as Edit, Module, RowOrder, Site};
-use graftwork_kernels::backend::{Backend, Change, Device, Graft, RopeLayout};
+use graftwork_kernels::backend::{Backend, Change, Device, Graft, InputChange, InputGraft, RopeLayout};
 use graftwork_kernels::{Format, Tensor, tensor};
 
+use super::base::Base;
 use super::config::Config;
 use super::weights::{Model, shape_of};
 use crate::Error;
@@ -21,6 +22,24 @@ enum Bound<D: Device> {
     Delta { delta: D::Matrix, scale: f32 },
     Sparse { starts: D::Index, columns: D::Index, values: D::Vector },
     Kronecker { left: D::Matrix, right: D::Matrix, order: D::Index, scale: f32, low: usize },
+    Scale(D::Scale),
+}
+
+/// One change of the input of a linear layer, prepared for the device.
+enum BoundInput<D: Device> {
+    Scale(D::Scale),
+}
+
+/// The changes of one linear layer, in order.
+struct Changes<D: Device> {
+    inputs: Vec<BoundInput<D>>,
+    outputs: Vec<Bound<D>>,
+}
+
+impl<D: Device> Default for Changes<D> {
+    fn default() -> Self {
+        Self { inputs: Vec::new(), outputs: Vec::new() }
+    }
 }
 
 impl<D: Device> Bound<D> {
@@ -29,7 +48,7 @@ impl<D: Device> Bound<D> {
         match self {
             Self::LowRank { rank, .. } => *rank,
             Self::Kronecker { low, .. } => *low,
-            Self::Bias(_) | Self::Delta { .. } | Self::Sparse { .. } => 0,
+            Self::Bias(_) | Self::Delta { .. } | Self::Sparse { .. } | Self::Scale(_) => 0,
         }
     }
 }
@@ -37,8 +56,8 @@ impl<D: Device> Bound<D> {
 /// The changes of a model's linear layers.
 struct BoundAdapter<D: Device> {
     /// By layer, then by [`Module`].
-    layers: Vec<[Vec<Bound<D>>; Module::ALL.len()]>,
-    head: Vec<Bound<D>>,
+    layers: Vec<[Changes<D>; Module::ALL.len()]>,
+    head: Changes<D>,
     /// Most intermediate values of a row in one call of [`Backend::linear`].
     widest: usize,
 }
@@ -50,20 +69,27 @@ const CALLS: [&[Module]; 4] =
 impl<D: Device> BoundAdapter<D> {
     /// Most intermediate values of a row in one call.
     fn most_values(&self) -> usize {
-        let low = |changes: &[Bound<D>]| changes.iter().map(Bound::low).sum::<usize>();
+        let low = |changes: &Changes<D>| changes.outputs.iter().map(Bound::low).sum::<usize>();
         let calls = self.layers.iter().flat_map(|layer| {
             CALLS.iter().map(move |call| call.iter().map(|&module| low(&layer[module as usize])).sum())
         });
         calls.chain([low(&self.head)]).max().unwrap_or(0)
     }
+
+    /// Whether the inputs of layers that share theirs with others change.
+    fn changes_shared_inputs(&self) -> bool {
+        let shared = CALLS.iter().filter(|call| call.len() > 1).flat_map(|call| call.iter());
+        shared.into_iter().any(|&m| self.layers.iter().any(|layer| !layer[m as usize].inputs.is_empty()))
+    }
 }
 
-/// Checks that `adapter` fits `model` and prepares it, rows of queries and keys in the model's order.
+/// Checks that `adapter` fits `model`, loaded from `base`, and prepares it, rows of queries and keys in the model's order.
 ///
 /// # Errors
 /// The adapter does not fit, changes what cannot be changed yet, or the device refuses a matrix.
 pub fn prepare<D: Device>(
     model: &Model<D>,
+    base: &Base,
     device: &D,
     adapter: &Adapter,
 ) -> std::result::Result<Prepared, Error> {
@@ -71,8 +97,8 @@ pub fn prepare<D: Device>(
     check::architecture(adapter, config.architecture)?;
     check::fits(adapter, |site| shape_at(config, site))?;
     let mut bound = BoundAdapter {
-        layers: model.layers.iter().map(|_| std::array::from_fn(|_| Vec::new())).collect(),
-        head: Vec::new(),
+        layers: model.layers.iter().map(|_| std::array::from_fn(|_| Changes::default())).collect(),
+        head: Changes::default(),
         widest: 0,
     };
     let mut bytes = 0;
@@ -87,13 +113,14 @@ pub fn prepare<D: Device>(
             Site::Embedding => return Err(Error::UnsupportedSite { site }),
         };
         let shape = shape_at(config, site).ok_or(graftwork_adapters::Error::NoSite { site })?;
+        let weight = match edit.change {
+            Edit::LowRank { magnitude: Some(_), .. } => Some(base.weight(site)?),
+            _ => None,
+        };
         let orders = rotated.then(|| (adapter.row_order, order_of(config)));
-        let binder = Binder { device, shape, orders, head_dim: config.head_dim };
-        let (change, size) = binder
-            .bind(&edit.change, linear.bias_values.as_deref())
-            .map_err(|source| Error::AdapterWeight { site, source })?;
-        place.push(change);
-        bytes += size;
+        let bias = linear.bias_values.as_deref();
+        let binder = Binder { device, shape, weight, bias, orders, head_dim: config.head_dim };
+        bytes += binder.bind(&edit.change, place).map_err(|source| Error::AdapterWeight { site, source })?;
     }
     bound.widest = bound.most_values();
     Ok(Prepared { bound: Box::new(bound), edits: adapter.edits.len(), bytes })
@@ -123,76 +150,104 @@ type Result<T> = std::result::Result<T, graftwork_kernels::Error>;
 struct Binder<'a, D: Device> {
     device: &'a D,
     shape: Shape,
+    /// The base's weight where a change depends on it, and its bias.
+    weight: Option<Tensor>,
+    bias: Option<&'a [f32]>,
     /// The rows' order in the adapter and in the model, where outputs are rotated.
     orders: Option<(RowOrder, RowOrder)>,
     head_dim: usize,
 }
 
 impl<D: Device> Binder<'_, D> {
-    /// The change and the bytes it keeps. `bias` is the base's.
-    fn bind(&self, change: &Edit, bias: Option<&[f32]>) -> Result<(Bound<D>, usize)> {
+    /// Adds the change to those of its place; gives the bytes it keeps.
+    fn bind(&self, change: &Edit, place: &mut Changes<D>) -> Result<usize> {
+        let outputs = &mut place.outputs;
         match change {
-            Edit::LowRank { a, b, scale, bias } => self.low_rank(a, b, *scale, bias.as_ref()),
+            Edit::LowRank { a, b, scale, bias, magnitude } => {
+                let b = self.reordered(b)?;
+                let Some((magnitude, weight)) = magnitude.as_ref().zip(self.weight.as_ref()) else {
+                    return self.low_rank((a, b), *scale, bias.as_ref(), outputs);
+                };
+                let mut factors = expand::dora_factors(weight, (a, &b, *scale), &self.vector(magnitude)?)?;
+                let b = expand::scaled_rows(&b, &factors)?;
+                factors.iter_mut().for_each(|c| *c -= 1.0);
+                outputs.push(Bound::Scale(self.device.scale(&factors, self.bias)?));
+                let bytes = size_of_val(&factors[..]) + self.bias.map_or(0, size_of_val);
+                Ok(bytes + self.low_rank((a, b), *scale, None, outputs)?)
+            }
             Edit::Bias { values } => {
                 let mut values = self.vector(values)?;
-                for (value, base) in values.iter_mut().zip(bias.unwrap_or_default()) {
+                for (value, base) in values.iter_mut().zip(self.bias.unwrap_or_default()) {
                     *value -= base;
                 }
-                Ok((Bound::Bias(self.device.vector(&values)?), size_of_val(&values[..])))
+                outputs.push(Bound::Bias(self.device.vector(&values)?));
+                Ok(size_of_val(&values[..]))
+            }
+            Edit::OutputScale { values } => {
+                let factors: Vec<f32> = self.vector(values)?.iter().map(|l| l - 1.0).collect();
+                outputs.push(Bound::Scale(self.device.scale(&factors, None)?));
+                Ok(size_of_val(&factors[..]))
+            }
+            Edit::InputScale { values } => {
+                let factors: Vec<f32> = values.decode()?.iter().map(|l| l - 1.0).collect();
+                place.inputs.push(BoundInput::Scale(self.device.scale(&factors, None)?));
+                Ok(size_of_val(&factors[..]))
             }
             Edit::Shared { a, b, inner, outer } => {
                 let (a, b) = expand::shared((a, b), (inner, outer), self.shape)?;
-                self.low_rank(&a, &b, 1.0, None)
+                self.low_rank((&a, self.reordered(&b)?), 1.0, None, outputs)
             }
             Edit::Hadamard { first, second, scale } => {
                 match expand::hadamard((&first.0, &first.1), (&second.0, &second.1))? {
-                    Expanded::LowRank(a, b) => self.low_rank(&a, &b, *scale, None),
+                    Expanded::LowRank(a, b) => {
+                        self.low_rank((&a, self.reordered(&b)?), *scale, None, outputs)
+                    }
                     Expanded::Whole(delta) => {
                         let delta = self.device.matrix(&self.reordered(&delta)?)?;
                         let bytes = self.device.matrix_bytes(&delta);
-                        Ok((Bound::Delta { delta, scale: *scale }, bytes))
+                        outputs.push(Bound::Delta { delta, scale: *scale });
+                        Ok(bytes)
                     }
                 }
             }
             Edit::Kronecker { left, right, scale } => {
                 let low = right.rows() * left.cols() + self.shape.outputs;
-                let (left, right) =
-                    (self.device.matrix(&left.whole()?)?, self.device.matrix(&right.whole()?)?);
-                let order = self.order()?;
+                let [left, right] = [left, right].map(|factor| self.device.matrix(&factor.whole()?));
+                let (left, right, order) = (left?, right?, self.order()?);
                 let bytes = self.device.matrix_bytes(&left)
                     + self.device.matrix_bytes(&right)
                     + size_of_val(&order[..]);
                 let order = self.device.index(&order)?;
-                Ok((Bound::Kronecker { left, right, order, scale: *scale, low }, bytes))
+                outputs.push(Bound::Kronecker { left, right, order, scale: *scale, low });
+                Ok(bytes)
             }
             Edit::Sparse { rows, columns, values } => {
                 let sparse = expand::by_output((rows, columns, values), &self.order()?)?;
-                let bytes = size_of_val(&sparse.starts[..])
-                    + size_of_val(&sparse.columns[..])
-                    + size_of_val(&sparse.values[..]);
-                let (starts, columns) =
-                    (self.device.index(&sparse.starts)?, self.device.index(&sparse.columns)?);
+                let starts = self.device.index(&sparse.starts)?;
+                let columns = self.device.index(&sparse.columns)?;
                 let values = self.device.vector(&sparse.values)?;
-                Ok((Bound::Sparse { starts, columns, values }, bytes))
+                outputs.push(Bound::Sparse { starts, columns, values });
+                Ok(size_of_val(&sparse.starts[..]) + 2 * size_of_val(&sparse.values[..]))
             }
         }
     }
 
+    /// `B A` with the rows of `B` in the model's order.
     fn low_rank(
         &self,
-        a: &Tensor,
-        b: &Tensor,
+        (a, b): (&Tensor, Tensor),
         scale: f32,
         bias: Option<&Tensor>,
-    ) -> Result<(Bound<D>, usize)> {
-        let b = in_floats(self.reordered(b)?)?;
-        let (rank, a, b) = (a.rows(), self.device.matrix(a)?, self.device.matrix(&b)?);
+        outputs: &mut Vec<Bound<D>>,
+    ) -> Result<usize> {
+        let (rank, a, b) = (a.rows(), self.device.matrix(a)?, self.device.matrix(&in_floats(b)?)?);
         let values = bias.map(|bias| self.vector(bias)).transpose()?;
         let bytes = self.device.matrix_bytes(&a)
             + self.device.matrix_bytes(&b)
             + values.as_deref().map_or(0, size_of_val);
         let bias = values.map(|values| self.device.vector(&values)).transpose()?;
-        Ok((Bound::LowRank { a, b, bias, scale, rank }, bytes))
+        outputs.push(Bound::LowRank { a, b, bias, scale, rank });
+        Ok(bytes)
     }
 
     /// A matrix whose rows are outputs, in the model's order.
@@ -275,33 +330,53 @@ impl<'a, B: Backend> Grafts<'a, B> {
         self.applied.iter().map(|applied| applied.rows.len() * applied.adapter.widest).sum()
     }
 
+    /// Whether the inputs of layers that share theirs with others change.
+    pub fn change_shared_inputs(&self) -> bool {
+        self.applied.iter().any(|applied| applied.adapter.changes_shared_inputs())
+    }
+
     /// What changes the linear layer `module` of `layer`.
-    pub fn at(&self, layer: usize, module: Module) -> Vec<Graft<'a, B>> {
+    pub fn at(&self, layer: usize, module: Module) -> LinearGrafts<'a, B> {
         self.collect(|adapter| &adapter.layers[layer][module as usize])
     }
 
     /// What changes the head.
-    pub fn head(&self) -> Vec<Graft<'a, B>> {
+    pub fn head(&self) -> LinearGrafts<'a, B> {
         self.collect(|adapter| &adapter.head)
     }
 
     fn collect(
         &self,
-        changes: impl Fn(&'a BoundAdapter<B::Device>) -> &'a [Bound<B::Device>],
-    ) -> Vec<Graft<'a, B>> {
-        let mut grafts = Vec::new();
+        changes: impl Fn(&'a BoundAdapter<B::Device>) -> &'a Changes<B::Device>,
+    ) -> LinearGrafts<'a, B> {
+        let mut grafts = LinearGrafts { inputs: Vec::new(), outputs: Vec::new() };
         for applied in &self.applied {
-            let graft = |change| graft(change, applied.weight, &applied.rows);
-            grafts.extend(changes(applied.adapter).iter().map(graft));
+            let Changes { inputs, outputs } = changes(applied.adapter);
+            let (scale, rows) = (applied.weight, &applied.rows);
+            grafts.inputs.extend(inputs.iter().map(|BoundInput::Scale(by)| InputGraft {
+                rows: rows.clone(),
+                scale,
+                change: InputChange::Scale(by),
+            }));
+            grafts.outputs.extend(outputs.iter().map(|change| graft(change, scale, rows)));
         }
         grafts
     }
+}
+
+/// What changes one linear layer, in order of rows, then of the stack.
+pub struct LinearGrafts<'a, B: Backend> {
+    /// Before its weight.
+    pub inputs: Vec<InputGraft<'a, B>>,
+    /// After it.
+    pub outputs: Vec<Graft<'a, B>>,
 }
 
 fn graft<'a, B: Backend>(bound: &'a Bound<B::Device>, weight: f32, rows: &Range<usize>) -> Graft<'a, B> {
     let (scale, change) = match bound {
         Bound::LowRank { a, b, bias, scale, .. } => (*scale, Change::LowRank { a, b, bias: bias.as_ref() }),
         Bound::Bias(values) => (1.0, Change::Bias(values)),
+        Bound::Scale(by) => (1.0, Change::Scale(by)),
         Bound::Delta { delta, scale } => (*scale, Change::Delta(delta)),
         Bound::Sparse { starts, columns, values } => (1.0, Change::Sparse { starts, columns, values }),
         Bound::Kronecker { left, right, order, scale, .. } => {

@@ -1,6 +1,7 @@
 //! Models: what they are ([`config`], [`arch`]), how they are read from files, and the one forward pass.
 
 pub mod arch;
+pub(crate) mod base;
 pub mod config;
 pub mod container;
 pub(crate) mod forward;

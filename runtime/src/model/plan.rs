@@ -24,6 +24,7 @@ impl<D: Device> Device for Counting<D> {
     type Vector = ();
     type Table = ();
     type Index = ();
+    type Scale = ();
 
     fn matrix(&self, weight: &Tensor) -> Result<usize, Error> {
         Ok(self.device.packed_bytes(weight.format(), weight.rows(), weight.cols()))
@@ -38,6 +39,10 @@ impl<D: Device> Device for Counting<D> {
     }
 
     fn index(&self, _: &[u32]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn scale(&self, _: &[f32], _: Option<&[f32]>) -> Result<(), Error> {
         Ok(())
     }
 

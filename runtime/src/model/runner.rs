@@ -8,6 +8,7 @@ use graftwork_kernels::Format;
 use graftwork_kernels::backend::{Backend, CacheShape};
 use graftwork_kernels::tensor;
 
+use super::base::Base;
 use super::config::Config;
 use super::forward::{Scratch, forward};
 use super::graft;
@@ -56,6 +57,7 @@ pub trait Run: Send {
 
 struct Preparer<B: Backend> {
     model: Arc<Model<B::Device>>,
+    base: Base,
     device: Arc<B::Device>,
 }
 
@@ -83,15 +85,16 @@ pub fn most_scratch<B: Backend>(backend: &B, config: &Config, chunk: usize, batc
     Scratch::<B>::most_bytes(backend, config, rows, batch.max(SCORED.min(chunk)))
 }
 
-/// The two sides of `model` on `backend`, with keys and values cached in the format `kv`.
+/// The two sides of `model`, loaded from `base`, on `backend`, with keys and values cached in the format `kv`.
 pub fn erase<B: Backend>(
     mut backend: B,
     model: Model<B::Device>,
+    base: Base,
     kv: Format,
 ) -> (Arc<dyn Prepare>, Box<dyn Run>) {
     let shape = cache_shape(&model.config, kv);
     let model = Arc::new(model);
-    let preparer = Preparer::<B> { model: model.clone(), device: backend.device().clone() };
+    let preparer = Preparer::<B> { model: model.clone(), base, device: backend.device().clone() };
     let cache = backend.cache(shape);
     let scratch = Scratch::new(&mut backend, &model);
     (Arc::new(preparer), Box::new(Runner { model, backend, cache, shape, scratch }))
@@ -99,7 +102,7 @@ pub fn erase<B: Backend>(
 
 impl<B: Backend> Prepare for Preparer<B> {
     fn prepare(&self, adapter: &Adapter) -> Result<Prepared, Error> {
-        graft::prepare(&self.model, &*self.device, adapter)
+        graft::prepare(&self.model, &self.base, &*self.device, adapter)
     }
 
     fn config(&self) -> &Config {

@@ -44,11 +44,13 @@ fn read_adapter(adapter: &Adapter) {
             assert!(tensor.decode().unwrap().iter().all(|x| x.is_finite()));
         }
         match &edit.change {
-            Change::LowRank { a, b, scale, bias } => {
+            Change::LowRank { a, b, scale, bias, magnitude } => {
                 assert!(scale.is_finite() && a.rows() == b.cols() && a.rows() > 0);
-                assert!(bias.as_ref().is_none_or(|bias| bias.cols() == b.rows()));
+                assert!(bias.iter().chain(magnitude).all(|vector| vector.cols() == b.rows()));
             }
-            Change::Bias { values } => assert_eq!(values.rows(), 1),
+            Change::Bias { values } | Change::OutputScale { values } | Change::InputScale { values } => {
+                assert_eq!(values.rows(), 1);
+            }
             Change::Shared { a, b, inner, .. } => {
                 assert!(a.rows() == b.cols() && inner.cols() == a.rows());
             }

@@ -1,0 +1,39 @@
+//! The base's weights as its files have them, for adapters whose arithmetic depends on them.
+
+use graftwork_adapters::{Site, TensorFile};
+use graftwork_kernels::Tensor;
+
+use super::arch::Names;
+use super::container::Container;
+use crate::Error;
+
+/// The files of the base, where they stay in memory or mapped anyway.
+pub struct Base {
+    container: Option<Container>,
+    names: &'static Names,
+}
+
+impl Base {
+    /// Keeps `container`, unless its bytes are copies of our own: then they would be in memory twice.
+    pub fn new(container: Container, names: &'static Names) -> Self {
+        let weights = container.weights();
+        let is_owned =
+            |name: &str| matches!(weights.tensor(name), Ok(Some(tensor)) if tensor.bytes().is_owned());
+        let owned = weights.names().into_iter().next().is_none_or(is_owned);
+        Self { container: (!owned).then_some(container), names }
+    }
+
+    /// The weight at `site`, rows in the file's order.
+    ///
+    /// # Errors
+    /// The files are gone, or no longer hold it.
+    pub fn weight(&self, site: Site) -> Result<Tensor, Error> {
+        let file: &dyn TensorFile = self.container.as_ref().ok_or(Error::NoBase { site })?.weights();
+        let name = match site {
+            Site::Linear { layer, module } => self.names.linear(layer, module),
+            Site::Embedding => self.names.embedding.to_owned(),
+            Site::Head => self.names.head.to_owned(),
+        };
+        Ok(file.require(&format!("{name}.weight"))?)
+    }
+}
