@@ -7,7 +7,7 @@
 
 use crate::parts::{Reader, Suffixes};
 use crate::peft::{self, Config};
-use crate::{Change, Edit, Error, expand};
+use crate::{Change, Edit, Error, Site, expand};
 
 const UNDERSTOOD: &[&str] = &[
     "bias",
@@ -53,7 +53,7 @@ pub(crate) fn read(config: &Config, reader: &Reader) -> Result<Vec<Edit>, Error>
     };
     let alpha = config.number("lora_alpha")?.unwrap_or(8.0);
     let mut edits = Vec::new();
-    for (&site, module) in &reader.modules(SUFFIXES, &[])? {
+    for (&site, module) in &reader.modules(SUFFIXES, &[], Site::is_linear)? {
         let a_name = module.need(Part::A)?;
         // Training may leave a module no rank at all.
         if rank.is_none() && reader.shape(a_name).first() == Some(&0) {

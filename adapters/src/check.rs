@@ -3,7 +3,7 @@
 use crate::{Adapter, Change, Error, Factor, Site};
 use graftwork_kernels::Tensor;
 
-/// The shape of a linear layer of the base, `[outputs, inputs]`.
+/// The shape of a site of the base, `[outputs, inputs]`: a linear layer's, `[vocabulary, width]`, `[1, width]` of a norm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// Rows of the weight.
@@ -32,6 +32,11 @@ fn edits_fit(adapter: &Adapter, shape: impl Fn(Site) -> Option<Shape>) -> Result
         let Shape { outputs, inputs } = shape(site).ok_or(Error::NoSite { site })?;
         match &edit.change {
             Change::LowRank { a, b, bias, magnitude, .. } => {
+                // The embedding's input is a token.
+                let (outputs, inputs) = match site {
+                    Site::Embedding => (inputs, outputs),
+                    _ => (outputs, inputs),
+                };
                 part(site, "A", a, [a.rows(), inputs])?;
                 part(site, "B", b, [outputs, a.rows()])?;
                 for (name, vector) in [("bias of B", bias), ("magnitude", magnitude)] {
@@ -39,6 +44,14 @@ fn edits_fit(adapter: &Adapter, shape: impl Fn(Site) -> Option<Shape>) -> Result
                 }
             }
             Change::Bias { values } => part(site, "bias", values, [1, outputs])?,
+            Change::Replace { weight } => part(site, "weight", weight, [outputs, inputs])?,
+            Change::Rows { tokens, rows } => {
+                part(site, "rows of tokens", rows, [tokens.len(), inputs])?;
+                if let Some(token) = tokens.last().filter(|&&token| token as usize >= outputs) {
+                    let (expected, found) = (format!("below {outputs}"), token.to_string());
+                    return Err(Error::Misfit { site, part: "a token", expected, found });
+                }
+            }
             Change::OutputScale { values } => part(site, "output scale", values, [1, outputs])?,
             Change::InputScale { values } => part(site, "input scale", values, [1, inputs])?,
             Change::Shared { a, b, inner, outer } => {

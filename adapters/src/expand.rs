@@ -28,6 +28,16 @@ pub(crate) fn failed(name: &str, source: tensor::Error) -> Error {
     file::Error::Matrix { tensor: name.to_owned(), source }.into()
 }
 
+/// `by m`.
+///
+/// # Errors
+/// [`tensor::Error::OutOfMemory`].
+pub fn scaled(m: &Tensor, by: f32) -> Result<Tensor, tensor::Error> {
+    let mut values = m.decode()?;
+    values.iter_mut().for_each(|value| *value *= by);
+    Tensor::encode(Format::F32, m.rows(), m.cols(), &values)
+}
+
 /// `out[i,j] = by[i] m[i,j]`.
 ///
 /// # Errors

@@ -7,7 +7,7 @@ use graftwork_kernels::Tensor;
 
 use crate::parts::{Reader, Suffixes};
 use crate::peft::{self, Config};
-use crate::{Change, Edit, Error, expand};
+use crate::{Change, Edit, Error, Site, expand};
 
 const UNDERSTOOD: &[&str] = &["fan_in_fan_out", "feedforward_modules", "init_ia3_weights"];
 
@@ -20,7 +20,7 @@ pub(crate) fn read(config: &Config, reader: &Reader) -> Result<Vec<Edit>, Error>
     config.check(UNDERSTOOD, peft::UNSUPPORTED)?;
     config.bool("fan_in_fan_out")?;
     let mut edits = Vec::new();
-    for (&site, module) in &reader.modules(SUFFIXES, &[])? {
+    for (&site, module) in &reader.modules(SUFFIXES, &[], Site::is_linear)? {
         let name = module.need(())?;
         let change = if reader.shape(name).first() == Some(&1) {
             Change::InputScale { values: reader.matrix(name, [Some(1), None])? }

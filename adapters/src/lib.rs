@@ -27,6 +27,7 @@ pub mod expand;
 pub mod file;
 pub mod finite;
 mod ia3;
+mod ln_tuning;
 mod loha;
 mod lokr;
 mod lora;
@@ -94,6 +95,8 @@ kinds! {
     Shira = "shira", "SHIRA", shira;
     /// Factors of outputs and inputs: `y = l * (W x)`, `y = W (l * x)`.
     Ia3 = "ia3", "IA3", ia3;
+    /// The weights of norms, replaced.
+    LnTuning = "ln_tuning", "LN_TUNING", ln_tuning;
 }
 
 /// A loaded adapter: changes at named sites of a model, checked for everything that can be checked
@@ -125,7 +128,8 @@ pub struct Edit {
 #[derive(Clone, Debug)]
 pub enum Change {
     /// `y += scale * (B (A x) + bias)`; with a magnitude `y += (c - 1) * (W x) + c * scale * (B (A x))`, where
-    /// `c[o] = magnitude[o] / |W[o,:] + scale (B A)[o,:]|` and `W x` is what the layer gives so far, without its bias.
+    /// `c[o] = magnitude[o] / |W[o,:] + scale (B A)[o,:]|` and `W x` is what the layer gives so far, without its bias. Of the
+    /// embedding, where `x` says which token it is, `A` is `[rank, vocabulary]` and `B` `[width, rank]`.
     LowRank {
         /// `A`, shape `[rank, inputs]`.
         a: Tensor,
@@ -192,6 +196,18 @@ pub enum Change {
         /// Shape `[1, inputs]`.
         values: Tensor,
     },
+    /// The weight of a norm, the embedding or the head *becomes* this one.
+    Replace {
+        /// The new weight, in the shape of the old one.
+        weight: Tensor,
+    },
+    /// Rows of the embedding or the head *become* these.
+    Rows {
+        /// Which, each once, in ascending order.
+        tokens: Arc<[u32]>,
+        /// The new rows, `[tokens, width]`.
+        rows: Tensor,
+    },
 }
 
 /// A matrix, whole or as a product.
@@ -231,6 +247,11 @@ impl Factor {
 }
 
 impl Change {
+    /// Whether it can only be there or not: then the weight of a request is 0 or 1.
+    pub fn is_whole(&self) -> bool {
+        matches!(self, Self::Replace { .. } | Self::Rows { .. })
+    }
+
     /// The tensors that it holds, as in the file.
     pub fn tensors<'a>(&'a self) -> Vec<&'a Tensor> {
         let factor = |factor: &'a Factor| match factor {
@@ -244,7 +265,9 @@ impl Change {
             Self::Bias { values }
             | Self::Sparse { values, .. }
             | Self::OutputScale { values }
-            | Self::InputScale { values } => vec![values],
+            | Self::InputScale { values }
+            | Self::Replace { weight: values }
+            | Self::Rows { rows: values, .. } => vec![values],
             Self::Shared { a, b, inner, outer } => vec![a, b, inner, outer],
             Self::Hadamard { first, second, .. } => vec![&first.0, &first.1, &second.0, &second.1],
             Self::Kronecker { left, right, .. } => [factor(left), factor(right)].concat(),

@@ -6,7 +6,7 @@
 
 use crate::parts::{Reader, Suffixes};
 use crate::peft::{self, Config, Lycoris};
-use crate::{Change, Edit, Error};
+use crate::{Change, Edit, Error, Site};
 
 const SUFFIXES: &Suffixes<Part> = &Suffixes {
     rows: &[
@@ -31,7 +31,7 @@ pub(crate) fn read(config: &Config, reader: &Reader) -> Result<Vec<Edit>, Error>
     let reason = "ABBA adapters have another scale and may have changed the base";
     config.only("init_weights", &[true.into()], reason)?;
     config.only("use_khatri_rao", &["auto".into()], reason)?;
-    let modules = reader.modules(SUFFIXES, &[])?;
+    let modules = reader.modules(SUFFIXES, &[], Site::is_linear)?;
     let paths: Vec<&str> = modules.values().map(|module| module.path).collect();
     let mut edits = Vec::new();
     for ((&site, module), (rank, scale)) in modules.iter().zip(settings.ranks_and_scales(&paths)?) {

@@ -7,7 +7,7 @@
 
 use crate::parts::{Module, Reader, Suffixes};
 use crate::peft::{self, Config, Lycoris};
-use crate::{Change, Edit, Error, Factor};
+use crate::{Change, Edit, Error, Factor, Site};
 
 const SUFFIXES: &Suffixes<Part> = &Suffixes {
     rows: &[
@@ -36,7 +36,7 @@ pub(crate) fn read(config: &Config, reader: &Reader) -> Result<Vec<Edit>, Error>
     // How the shapes came about: the tensors say it too.
     let settings = Lycoris::new(config, &["decompose_both", "decompose_factor"], peft::UNSUPPORTED)?;
     config.only("init_weights", &[true.into(), "lycoris".into()], "it may have changed the base")?;
-    let modules = reader.modules(SUFFIXES, &[])?;
+    let modules = reader.modules(SUFFIXES, &[], Site::is_linear)?;
     let paths: Vec<&str> = modules.values().map(|module| module.path).collect();
     let mut edits = Vec::new();
     for ((&site, module), (rank, scale)) in modules.iter().zip(settings.ranks_and_scales(&paths)?) {

@@ -3,15 +3,20 @@
 //! Tensors are `base_model.model.<module path>.lora_A.weight` `[r, in]` and `.lora_B.weight` `[out, r]`, with
 //! `lora_bias` also `.lora_B.bias` `[out]`, and with `bias` of `lora_only` or `all` the trained bias of the layer itself.
 //! With `use_dora` also `.lora_magnitude_vector` `[out]`: `y = m / |W + s B A| * (W x + s B A x) + bias`, norms over inputs.
+//! For the embedding `.lora_embedding_A` `[r, vocabulary]` and `.lora_embedding_B` `[width, r]`: `y += s B A[:,token]`. Tokens
+//! in `trainable_token_indices` have rows of their own, `.token_adapter.trainable_tokens_delta` `[tokens, width]`, which
+//! replace the embedding's and those of a tied head. The `.weight` of embedding, head or norm replaces it as a whole
+//! (`modules_to_save`, and `.base_layer.weight` under an adapter of embedding or head).
 //! Rank and alpha of a module come from the first matching pattern of `rank_pattern` and `alpha_pattern`.
 //! `fan_in_fan_out` says how the base stores `W`; A and B are the same either way. (Hu et al., arXiv 2106.09685;
 //! Kalajdzievski, arXiv 2312.03732; DoRA: Liu et al., arXiv 2402.09353.)
 
+use graftwork_kernels::Tensor;
 use serde_json::Value;
 
 use crate::parts::{Module, Reader, Suffixes};
 use crate::peft::{self, Config};
-use crate::{Change, Edit, Error, pattern};
+use crate::{Change, Edit, Error, Site, expand, pattern};
 
 /// The fields of the configuration that [`Settings`] reads.
 const UNDERSTOOD: &[&str] = &[
@@ -20,10 +25,14 @@ const UNDERSTOOD: &[&str] = &[
     "fan_in_fan_out",
     "init_lora_weights",
     "lora_alpha",
+    "ensure_weight_tying",
     "lora_bias",
+    // Which modules these are, the tensors say.
+    "modules_to_save",
     "peft_type",
     "r",
     "rank_pattern",
+    "trainable_token_indices",
     "use_dora",
     "use_rslora",
 ];
@@ -32,9 +41,7 @@ const UNDERSTOOD: &[&str] = &[
 const UNSUPPORTED: &[(&str, &str)] = &[
     ("alora_invocation_tokens", "adapters that start at an invocation sequence are not applied yet"),
     ("layer_replication", "the base would need its layers replicated"),
-    ("modules_to_save", "replaced modules are not applied yet"),
     ("target_parameters", "LoRA on parameters of expert layers is not applied yet"),
-    ("trainable_token_indices", "trained tokens are not applied yet"),
 ];
 
 /// What LoRA's tensors are called.
@@ -49,9 +56,17 @@ const SUFFIXES: &Suffixes<Part> = &Suffixes {
         // As peft saves it, and as the layer calls it.
         (".lora_magnitude_vector", Part::Magnitude, "the magnitude"),
         (".lora_magnitude_vector.weight", Part::Magnitude, "the magnitude"),
+        (".lora_embedding_A", Part::EmbeddingA, "A"),
+        (".lora_embedding_B", Part::EmbeddingB, "B"),
+        (".token_adapter.trainable_tokens_delta", Part::Tokens, "the rows of tokens"),
+        // Under an adapter of the module, and of a module that was replaced as a whole.
+        (".base_layer.weight", Part::Weight, "the weight"),
+        (".weight", Part::Weight, "the weight"),
     ],
     expected: "LoRA tensors are base_model.model.<linear layer of a block>.lora_A.weight, .lora_B.weight, \
-               with lora_bias .lora_B.bias, with a trained bias .base_layer.bias, with use_dora .lora_magnitude_vector",
+               with lora_bias .lora_B.bias, with a trained bias .base_layer.bias, with use_dora .lora_magnitude_vector; \
+               for the embedding .lora_embedding_A and .lora_embedding_B; for trained tokens \
+               .token_adapter.trainable_tokens_delta; and the .weight of embedding, head and norms",
 };
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,11 +76,22 @@ enum Part {
     BBias,
     Bias,
     Magnitude,
+    EmbeddingA,
+    EmbeddingB,
+    Tokens,
+    Weight,
 }
+
+/// The parts of a low-rank update.
+const LOW_RANK: &[Part] = &[Part::A, Part::B, Part::BBias, Part::Magnitude];
 
 pub(crate) fn read(config: &Config, reader: &Reader) -> Result<Vec<Edit>, Error> {
     let settings = Settings::new(config)?;
-    let modules = reader.modules(SUFFIXES, &[])?;
+    let modules = reader.modules(SUFFIXES, &[], |_| true)?;
+    if settings.tied && modules.keys().any(|site| matches!(site, Site::Embedding | Site::Head)) {
+        let what = "adapter field ensure_weight_tying = true".to_owned();
+        return Err(Error::Unsupported { what, reason: "embedding and head are adapted apart" });
+    }
     let paths: Vec<&str> = modules.values().map(|module| module.path).collect();
     let ranks = pattern::first_matches("rank_pattern", &settings.rank_pattern, &paths)?;
     let alphas = pattern::first_matches("alpha_pattern", &settings.alpha_pattern, &paths)?;
@@ -82,6 +108,23 @@ pub(crate) fn read(config: &Config, reader: &Reader) -> Result<Vec<Edit>, Error>
         }
         let rank = rank.unwrap_or(settings.rank);
         let alpha = alpha.unwrap_or(settings.alpha);
+        check_parts(site, module)?;
+        if let Some(name) = module.get(Part::Weight) {
+            let weight = match site.is_norm() {
+                true => reader.vector(name, None)?,
+                false => reader.matrix(name, [None, None])?,
+            };
+            edits.push(Edit { site, change: Change::Replace { weight } });
+        }
+        if let Some(name) = module.get(Part::Tokens) {
+            edits.push(Edit { site, change: rows(reader, config, module.path, name)? });
+        }
+        if module.has(&[Part::EmbeddingA, Part::EmbeddingB]) {
+            let a = reader.matrix(module.need(Part::EmbeddingA)?, [Some(rank), None])?;
+            let b = reader.matrix(module.need(Part::EmbeddingB)?, [None, Some(rank)])?;
+            let scale = settings.scale(rank, alpha);
+            edits.push(Edit { site, change: Change::LowRank { a, b, scale, bias: None, magnitude: None } });
+        }
         if let Some(change) = low_rank(reader, module, &settings, rank, alpha)? {
             edits.push(Edit { site, change });
         }
@@ -90,6 +133,60 @@ pub(crate) fn read(config: &Config, reader: &Reader) -> Result<Vec<Edit>, Error>
         }
     }
     Ok(edits)
+}
+
+/// Refuses parts that a site does not have.
+fn check_parts(site: Site, module: &Module<'_, Part>) -> Result<(), Error> {
+    let refused: &[Part] = match site {
+        Site::Linear { .. } => &[Part::EmbeddingA, Part::EmbeddingB, Part::Tokens, Part::Weight],
+        Site::Embedding => &[Part::A, Part::B, Part::BBias, Part::Bias, Part::Magnitude],
+        Site::Head => &[Part::EmbeddingA, Part::EmbeddingB, Part::Bias],
+        Site::AttentionNorm { .. } | Site::FfnNorm { .. } | Site::Norm => &[
+            Part::A,
+            Part::B,
+            Part::BBias,
+            Part::Bias,
+            Part::Magnitude,
+            Part::EmbeddingA,
+            Part::EmbeddingB,
+            Part::Tokens,
+        ],
+    };
+    match refused.iter().find(|&&part| module.get(part).is_some()) {
+        Some(&part) => Err(module.unknown(part)),
+        None => Ok(()),
+    }
+}
+
+/// Rows of trained tokens: those that `trainable_token_indices` lists for the module, in its order.
+fn rows(reader: &Reader, config: &Config, path: &str, name: &str) -> Result<Change, Error> {
+    const FIELD: &str = "trainable_token_indices";
+    let found = config.get(FIELD).unwrap_or(&Value::Null);
+    let list = match found {
+        // The names of modules, as ends of their paths.
+        Value::Object(lists) => {
+            let ends = |module: &str| {
+                path == module || path.strip_suffix(module).is_some_and(|rest| rest.ends_with('.'))
+            };
+            lists.iter().find(|(module, _)| ends(module)).map(|(_, list)| list)
+        }
+        list => Some(list),
+    };
+    let wrong = || peft::field(FIELD, "a list of tokens, or one for each module", found);
+    let list = list.and_then(Value::as_array).ok_or_else(wrong)?;
+    let token = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(wrong);
+    let tokens = list.iter().map(token).collect::<Result<Vec<u32>, _>>()?;
+    let rows = reader.matrix(name, [Some(tokens.len()), None])?;
+    let mut order: Vec<usize> = (0..tokens.len()).collect();
+    order.sort_by_key(|&i| tokens[i]);
+    if order.windows(2).any(|pair| tokens[pair[0]] == tokens[pair[1]]) {
+        return Err(peft::field(FIELD, "each token once", found));
+    }
+    let size = rows.row_bytes();
+    let bytes: Vec<u8> = order.iter().flat_map(|&i| &rows.bytes()[i * size..][..size]).copied().collect();
+    let rows = Tensor::new(rows.format(), rows.rows(), rows.cols(), bytes.into());
+    let rows = rows.map_err(|source| expand::failed(name, source))?;
+    Ok(Change::Rows { tokens: order.into_iter().map(|i| tokens[i]).collect(), rows })
 }
 
 /// What the configuration says about the arithmetic.
@@ -105,6 +202,8 @@ struct Settings {
     trained_bias: bool,
     /// Every layer has a magnitude: DoRA.
     dora: bool,
+    /// A tied head is to be adapted with the embedding.
+    tied: bool,
 }
 
 impl Settings {
@@ -133,6 +232,7 @@ impl Settings {
             lora_bias: config.bool("lora_bias")?,
             trained_bias,
             dora,
+            tied: config.bool("ensure_weight_tying")?,
         })
     }
 
@@ -161,7 +261,7 @@ fn low_rank(
     rank: usize,
     alpha: f64,
 ) -> Result<Option<Change>, Error> {
-    if [Part::A, Part::B, Part::BBias, Part::Magnitude].iter().all(|&part| module.get(part).is_none()) {
+    if !module.has(LOW_RANK) {
         return Ok(None);
     }
     let a = reader.matrix(module.need(Part::A)?, [Some(rank), None])?;

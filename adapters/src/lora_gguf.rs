@@ -90,8 +90,8 @@ fn pairs(file: &Gguf) -> Result<BTreeMap<Site, (String, String)>, Error> {
         let a = name.strip_suffix(".lora_a");
         let base = a.or_else(|| name.strip_suffix(".lora_b")).ok_or_else(unknown)?;
         let site = names::gguf_site(base).ok_or_else(unknown)?;
-        if !matches!(site, Site::Linear { .. }) {
-            let reason = "LoRA on embedding and head is not applied yet";
+        if !matches!(site, Site::Linear { .. } | Site::Head) {
+            let reason = "LoRA on the embedding is not applied from GGUF files";
             return Err(Error::Unsupported { what: format!("adapter tensor {name}"), reason });
         }
         let other = format!("{base}{}", if a.is_some() { ".lora_b" } else { ".lora_a" });

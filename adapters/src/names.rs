@@ -18,8 +18,14 @@ pub(crate) fn hf_site(path: &str) -> Option<Site> {
     match path {
         "lm_head" => Some(Site::Head),
         "model.embed_tokens" => Some(Site::Embedding),
+        "model.norm" => Some(Site::Norm),
         _ => {
             let (layer, name) = split_layer(path.strip_prefix("model.layers.")?)?;
+            match name {
+                "input_layernorm" => return Some(Site::AttentionNorm { layer }),
+                "post_attention_layernorm" => return Some(Site::FfnNorm { layer }),
+                _ => {}
+            }
             let &(module, ..) = MODULES.iter().find(|(_, hf, _)| *hf == name)?;
             Some(Site::Linear { layer, module })
         }

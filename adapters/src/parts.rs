@@ -43,6 +43,11 @@ impl<'a, P: Copy + Ord> Module<'a, P> {
         })
     }
 
+    /// Whether there is any of these parts.
+    pub fn has(&self, parts: &[P]) -> bool {
+        parts.iter().any(|&part| self.get(part).is_some())
+    }
+
     /// The error for a part that is not understood here.
     pub fn unknown(&self, part: P) -> Error {
         let tensor = self.get(part).unwrap_or_default().to_owned();
@@ -66,11 +71,13 @@ impl Reader {
         Ok(Self { file, check_values })
     }
 
-    /// The tensors by site, but for those called as one of `shared`; refuses every name that is not understood.
+    /// The tensors by site, but for those called as one of `shared`; refuses every name that is not understood, and sites
+    /// that the kind does not take.
     pub fn modules<P: Copy + Ord>(
         &self,
         suffixes: &'static Suffixes<P>,
         shared: &[&str],
+        takes: fn(Site) -> bool,
     ) -> Result<BTreeMap<Site, Module<'_, P>>, Error> {
         let mut modules: BTreeMap<Site, Module<'_, P>> = BTreeMap::new();
         for name in self.file.tensors().names().filter(|name| !shared.contains(name)) {
@@ -79,8 +86,8 @@ impl Reader {
             let split = suffixes.rows.iter().find_map(|row| path.strip_suffix(row.0).zip(Some(row)));
             let (path, &(_, part, what)) = split.ok_or_else(unknown)?;
             let site = names::hf_site(path).ok_or_else(unknown)?;
-            if !matches!(site, Site::Linear { .. }) {
-                let reason = "changes of embedding and head are not applied yet";
+            if !takes(site) {
+                let reason = "this kind of adapter is not applied there";
                 return Err(Error::Unsupported { what: format!("adapter tensor {name}"), reason });
             }
             let module =

@@ -35,8 +35,6 @@ const NO_EFFECT: &[&str] = &[
     // Where to find a library for parallel training, and the options of one that `use_qalora` must turn on.
     "megatron_core",
     "qalora_group_size",
-    // Concerns trained or adapted embeddings only, whose tensors are refused by name.
-    "ensure_weight_tying",
     // Says which kind this is.
     "peft_type",
 ];

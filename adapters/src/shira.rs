@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::parts::{Reader, Suffixes};
 use crate::peft::{self, Config};
-use crate::{Change, Edit, Error};
+use crate::{Change, Edit, Error, Site};
 
 const UNDERSTOOD: &[&str] = &[
     "fan_in_fan_out",
@@ -34,7 +34,7 @@ pub(crate) fn read(config: &Config, reader: &Reader) -> Result<Vec<Edit>, Error>
     config.check(UNDERSTOOD, peft::UNSUPPORTED)?;
     config.bool("fan_in_fan_out")?;
     let mut edits = Vec::new();
-    for (&site, module) in &reader.modules(SUFFIXES, &[])? {
+    for (&site, module) in &reader.modules(SUFFIXES, &[], Site::is_linear)? {
         let values = reader.vector(module.need(Part::Values)?, None)?;
         let name = module.need(Part::Places)?;
         let indices = reader.integers(name, [2, values.cols()])?;

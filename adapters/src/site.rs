@@ -47,7 +47,7 @@ impl Module {
 
 /// A place in a model that an [`Edit`](crate::Edit) changes.
 ///
-/// Kinds of adapter that change something else (a norm weight, a prompt position, the KV cache, a block as a
+/// Kinds of adapter that change something else (a prompt position, the KV cache, a block as a
 /// whole) add their place here; every consumer matches without a wildcard, so none can forget it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Site {
@@ -60,8 +60,32 @@ pub enum Site {
         /// Which layer in it.
         module: Module,
     },
+    /// The norm before the attention of block `layer`, `[1, width]`.
+    AttentionNorm {
+        /// Index of the block.
+        layer: usize,
+    },
+    /// The norm before the feed-forward part of block `layer`, `[1, width]`.
+    FfnNorm {
+        /// Index of the block.
+        layer: usize,
+    },
+    /// The norm before the head, `[1, width]`.
+    Norm,
     /// The output head, `[vocabulary, width]`.
     Head,
+}
+
+impl Site {
+    /// Whether this is a linear layer of a block.
+    pub fn is_linear(self) -> bool {
+        matches!(self, Site::Linear { .. })
+    }
+
+    /// Whether this is a norm.
+    pub fn is_norm(self) -> bool {
+        matches!(self, Site::AttentionNorm { .. } | Site::FfnNorm { .. } | Site::Norm)
+    }
 }
 
 impl fmt::Display for Site {
@@ -69,6 +93,9 @@ impl fmt::Display for Site {
         match self {
             Site::Embedding => f.write_str("embedding"),
             Site::Linear { layer, module } => write!(f, "layer {layer} {}", module.name()),
+            Site::AttentionNorm { layer } => write!(f, "layer {layer} attention norm"),
+            Site::FfnNorm { layer } => write!(f, "layer {layer} feed-forward norm"),
+            Site::Norm => f.write_str("last norm"),
             Site::Head => f.write_str("head"),
         }
     }

@@ -7,7 +7,7 @@
 
 use crate::parts::{Reader, Suffixes};
 use crate::peft::{self, Config};
-use crate::{Change, Edit, Error};
+use crate::{Change, Edit, Error, Site};
 
 const UNDERSTOOD: &[&str] = &[
     "bias",
@@ -51,7 +51,7 @@ pub(crate) fn read(config: &Config, reader: &Reader) -> Result<Vec<Edit>, Error>
     let a = reader.matrix(A, [Some(rank), None])?;
     let b = reader.matrix(B, [None, Some(rank)])?;
     let mut edits = Vec::new();
-    for (&site, module) in &reader.modules(SUFFIXES, &[A, B])? {
+    for (&site, module) in &reader.modules(SUFFIXES, &[A, B], Site::is_linear)? {
         let inner = reader.vector(module.need(Part::Inner)?, Some(rank))?;
         let outer = reader.vector(module.need(Part::Outer)?, None)?;
         edits.push(Edit { site, change: Change::Shared { a: a.clone(), b: b.clone(), inner, outer } });

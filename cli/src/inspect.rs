@@ -178,6 +178,8 @@ fn adapter_report(adapter: &Adapter) -> Vec<Item> {
     for edit in &adapter.edits {
         let place = match edit.site {
             Site::Linear { module, .. } => module.name().to_owned(),
+            Site::AttentionNorm { .. } => "attention norm".to_owned(),
+            Site::FfnNorm { .. } => "feed-forward norm".to_owned(),
             site => site.to_string(),
         };
         bytes += edit.change.tensors().iter().map(|tensor| tensor.bytes().len()).sum::<usize>();
@@ -217,6 +219,16 @@ fn describe(change: &Change) -> (String, Value) {
             let format = values.format();
             (format!("bias, {format}"), json!({"change": "bias", "format": format.name()}))
         }
+        Change::Replace { weight } => {
+            let (shape, format) = ([weight.rows(), weight.cols()], weight.format());
+            let value = json!({"change": "replace", "shape": shape, "format": format.name()});
+            (format!("replaced, {shape:?}, {format}"), value)
+        }
+        Change::Rows { tokens, rows } => {
+            let (count, format) = (tokens.len(), rows.format());
+            let value = json!({"change": "rows", "tokens": count, "format": format.name()});
+            (format!("rows of {count} tokens, {format}"), value)
+        }
         Change::OutputScale { values } => {
             let format = values.format();
             (format!("output scale, {format}"), json!({"change": "output_scale", "format": format.name()}))
@@ -252,7 +264,7 @@ fn describe(change: &Change) -> (String, Value) {
 
 fn layer(site: Site) -> Option<usize> {
     match site {
-        Site::Linear { layer, .. } => Some(layer),
-        Site::Embedding | Site::Head => None,
+        Site::Linear { layer, .. } | Site::AttentionNorm { layer } | Site::FfnNorm { layer } => Some(layer),
+        Site::Embedding | Site::Norm | Site::Head => None,
     }
 }

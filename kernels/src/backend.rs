@@ -27,6 +27,8 @@ pub trait Device: Send + Sync + 'static {
     type Index: Send + Sync + 'static;
     /// Factors of the outputs or inputs of a linear layer.
     type Scale: Send + Sync + 'static;
+    /// A change of the embedding.
+    type Embedding: Send + Sync + 'static;
 
     /// Prepares a weight matrix `[outputs, inputs]`.
     fn matrix(&self, weight: &Tensor) -> Result<Self::Matrix, Error>;
@@ -44,6 +46,11 @@ pub trait Device: Send + Sync + 'static {
     /// # Errors
     /// [`Error::Unsupported`] where there are no changes by factors.
     fn scale(&self, by: &[f32], shift: Option<&[f32]>) -> Result<Self::Scale, Error>;
+    /// Prepares a change of the embedding.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where the embedding cannot be changed.
+    fn embedding(&self, change: &EmbeddingChange) -> Result<Self::Embedding, Error>;
     /// Bytes that a prepared matrix keeps in memory.
     fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize;
     /// What [`Device::matrix_bytes`] will say of a matrix `[rows, cols]` in this format, which is not there yet.
@@ -174,6 +181,45 @@ pub enum Change<'a, B: Backend> {
     /// `y[t,o] += scale * by[o] (y[t,o] - shift[o])`, with `y` as bias and the grafts before have left it; what an
     /// accumulating output held before is no part of it.
     Scale(&'a Scale<B>),
+    /// `y[t,o] = sum_i W'[o,i] x[t,i]`: whatever bias and the grafts before made of it goes. The scale must be 1.
+    Replace(&'a Matrix<B>),
+    /// `y[t,outputs[j]] = sum_i W'[j,i] x[t,i]` for every `j`. The scale must be 1.
+    Rows {
+        /// Ascending.
+        outputs: &'a Index<B>,
+        /// `W' [number of outputs, inputs]`, in a floating-point format.
+        weight: &'a Matrix<B>,
+    },
+}
+
+/// A change of the embedding, to be prepared by [`Device::embedding`].
+pub enum EmbeddingChange {
+    /// `y[t,:] = table[tokens[t],:]`, with the scale 1.
+    Table(Tensor),
+    /// `y[t,:] = rows[j,:]` where `tokens[t]` is the `j`-th of `tokens`, which ascend; with the scale 1.
+    Rows {
+        /// Tokens.
+        tokens: Vec<u32>,
+        /// Their rows.
+        rows: Tensor,
+    },
+    /// `y[t,i] += scale * sum_r a[r,tokens[t]] b[i,r]`.
+    LowRank {
+        /// `[r, vocabulary]`.
+        a: Tensor,
+        /// `[width, r]`.
+        b: Tensor,
+    },
+}
+
+/// What an adapter changes in the embedding, for some rows of the batch.
+pub struct EmbeddingGraft<'a, B: Backend> {
+    /// The rows whose request uses the adapter.
+    pub rows: Range<usize>,
+    /// Weight of the change.
+    pub scale: f32,
+    /// The change.
+    pub change: &'a <B::Device as Device>::Embedding,
 }
 
 /// What an adapter changes in the input of a linear layer, for some rows of the batch.
@@ -214,7 +260,7 @@ pub struct StepShape {
     /// Most inputs of a linear layer.
     pub inputs: usize,
     /// Most intermediate values in one call of [`Backend::linear`]: over its grafts, the sum of rows times the rank of a
-    /// low-rank change, or `b c + a b` of a Kronecker product.
+    /// low-rank change, `b c + a b` of a Kronecker product, or the number of replaced outputs.
     pub low: usize,
     /// Query heads that share a key-value head.
     pub group: usize,
@@ -268,8 +314,18 @@ pub trait Backend: Send + Sized + 'static {
     /// `y[t,:] = table[tokens[t],:]`.
     fn embed(&mut self, y: &mut Self::Rows, table: &Table<Self>, tokens: &[u32]);
 
-    /// `y[t,i] = x[t,i] w[i] / sqrt(mean_i x[t,i]^2 + eps)` (Zhang and Sennrich, 2019).
-    fn rms_norm(&mut self, y: &mut Self::Rows, x: &Self::Rows, weight: &Vector<Self>, eps: f32);
+    /// Changes rows of `y`, the embeddings of `tokens`, by each of the grafts in order.
+    fn adapt_embedding(&mut self, y: &mut Self::Rows, tokens: &[u32], grafts: &[EmbeddingGraft<'_, Self>]);
+
+    /// `y[t,i] = x[t,i] w[i] / sqrt(mean_i x[t,i]^2 + eps)` for `t` in `rows` (Zhang and Sennrich, 2019).
+    fn rms_norm(
+        &mut self,
+        y: &mut Self::Rows,
+        x: &Self::Rows,
+        rows: Range<usize>,
+        weight: &Vector<Self>,
+        eps: f32,
+    );
 
     /// `y[t,o] = sum_i W[o,i] x[t,i] + bias[o]` for every output, then its grafts.
     ///

@@ -83,7 +83,8 @@ impl Engine {
             Ok::<_, Error>((text?, model?))
         })?;
         let mut end_tokens = container.end_tokens()?;
-        let (model, runner) = erase(backend, model, Base::new(container, names), options.kv_format);
+        let base = Base::new(container, names, model.config.tied_head);
+        let (model, runner) = erase(backend, model, base, options.kv_format);
         end_tokens.extend(text.iter().flat_map(|text| text.tokenizer().ends_of_generation()));
         end_tokens.sort_unstable();
         end_tokens.dedup();

@@ -103,6 +103,16 @@ pub enum Error {
         /// The weight.
         found: f32,
     },
+    /// An adapter that cannot be there in part was asked for in part.
+    #[error("adapter \"{name}\": it replaces the {site}, so its weight is 0 or 1, found {found}")]
+    WholeWeight {
+        /// The adapter.
+        name: String,
+        /// What it replaces.
+        site: Site,
+        /// The weight.
+        found: f32,
+    },
     /// An option has a value that has no meaning.
     #[error("option {option}: expected {expected}, found {found}")]
     Option {

@@ -66,7 +66,7 @@ impl Error {
             Self::Memory(e) => (of_tensor(e), ""),
             Self::NoAdapter { name } => (K::NotFound, name),
             Self::NameTaken { name } | Self::Changed { name, .. } => (K::Conflict, name),
-            Self::Weighting { name, .. } => (K::InvalidArgument, name),
+            Self::Weighting { name, .. } | Self::WholeWeight { name, .. } => (K::InvalidArgument, name),
             Self::Option { option, .. } => (K::InvalidArgument, option),
             Self::EmptyPrompt | Self::TooLong { .. } => (K::InvalidArgument, "prompt"),
             Self::Token { place, .. } => (K::InvalidArgument, place),

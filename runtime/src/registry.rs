@@ -10,7 +10,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use graftwork_adapters::Kind;
+use graftwork_adapters::{Kind, Site};
 
 use crate::Error;
 
@@ -84,6 +84,8 @@ pub struct Prepared {
     pub edits: usize,
     /// Bytes that it keeps in memory.
     pub bytes: usize,
+    /// A site that it replaces: then its weight is 0 or 1.
+    pub whole: Option<Site>,
 }
 
 impl Loaded {
@@ -224,6 +226,11 @@ impl Registry {
                 return Err(Error::Weighting { name: name.clone(), found: *weight });
             }
             let adapter = loaded.get(name).ok_or_else(|| no_adapter(name))?;
+            if let Some(site) = adapter.prepared.whole
+                && ![0.0, 1.0].contains(weight)
+            {
+                return Err(Error::WholeWeight { name: name.clone(), site, found: *weight });
+            }
             if *weight != 0.0 {
                 stack.push((adapter.clone(), *weight));
             }

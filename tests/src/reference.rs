@@ -24,6 +24,10 @@ pub const ADAPTERS: &[&str] = &[
     "shira",
     "ia3",
     "dora",
+    "lora_embed_head",
+    "lora_modules_to_save",
+    "lora_trainable_tokens",
+    "ln_tuning",
 ];
 
 /// Sequences of tokens, and the logits of their last positions under a model.

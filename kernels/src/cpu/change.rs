@@ -17,6 +17,17 @@ pub struct Scale {
     pub shift: Option<Vec<f32>>,
 }
 
+/// `y[outputs[j]] = values[j]` for the outputs of a strip.
+pub(super) fn put(lane: &mut Lane, strip: usize, outputs: &[u32], values: &[f32]) {
+    let first = outputs.partition_point(|&o| (o as usize) < strip * LANES);
+    for (&o, &value) in outputs[first..].iter().zip(&values[first..]) {
+        match lane.get_mut(o as usize - strip * LANES) {
+            Some(y) => *y = value,
+            None => break,
+        }
+    }
+}
+
 impl Scale {
     /// `y[o] += scale by[o] (y[o] - shift[o])` for the outputs of a strip.
     pub(super) fn apply(&self, lane: &mut Lane, strip: usize, scale: f32) {
@@ -193,10 +204,10 @@ impl Piece<'_> {
     pub fn compute(&self, change: &mut [Lane]) {
         let (scale, count) = (self.graft.scale, self.rows.len());
         match &self.graft.change {
-            Change::Bias(_) | Change::LowRank { .. } | Change::Scale(_) => {
+            Change::Bias(_) | Change::LowRank { .. } | Change::Scale(_) | Change::Rows { .. } => {
                 unreachable!("computed in layer.rs")
             }
-            Change::Delta(delta) => {
+            Change::Delta(delta) | Change::Replace(delta) => {
                 delta.multiply(self.isa, self.strips.clone(), self.x, self.rows.clone(), false, change);
                 change.iter_mut().flatten().for_each(|y| *y *= scale);
             }

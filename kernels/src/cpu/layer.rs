@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::change::Piece;
+use super::change::{Piece, put};
 use super::isa::{BLOCK, Isa, LANES};
 use super::linear::{Inputs, Lane, Matrix, Quantize};
 use super::scratch::{Need, Scratch};
@@ -48,7 +48,7 @@ impl Cpu {
             return;
         }
         let integer = outputs.iter().any(|o| {
-            let graft = |g: &Graft<'_, Self>| matches!(&g.change, Change::LowRank { a, .. } | Change::Delta(a) if a.integer());
+            let graft = |g: &Graft<'_, Self>| matches!(&g.change, Change::LowRank { a, .. } | Change::Delta(a) | Change::Replace(a) if a.integer());
             o.weight.integer() || o.grafts.iter().any(graft)
         });
         let x8 = if integer { self.quantize(x) } else { 0 };
@@ -109,6 +109,15 @@ impl Cpu {
                     grafts.push((graft.rows.clone(), graft.scale, *a, a.rows()));
                     end += graft.rows.len() * a.rows();
                 }
+                if let Change::Rows { weight, outputs } = &graft.change {
+                    assert!(
+                        weight.cols() == x.cols && weight.rows() == outputs.len(),
+                        "shapes of replaced rows"
+                    );
+                    assert!(!weight.integer(), "replaced rows are in a float format");
+                    grafts.push((graft.rows.clone(), 1.0, *weight, weight.rows()));
+                    end += graft.rows.len() * weight.rows();
+                }
             }
             starts.push(places);
         }
@@ -165,7 +174,10 @@ impl Layer<'_> {
             for top in rows.clone().step_by(height) {
                 let part = Part { strips: strips.clone(), rows: top..rows.end.min(top + height) };
                 let lanes = &mut lanes[..strips.len() * part.rows.len()];
-                self.weight.multiply(isa, strips.clone(), x, part.rows.clone(), top == rows.start, lanes);
+                // Rows with another weight have no use for this one.
+                if !self.grafts.iter().any(|graft| replaces(graft, &part.rows)) {
+                    self.weight.multiply(isa, strips.clone(), x, part.rows.clone(), top == rows.start, lanes);
+                }
                 self.finish(isa, (x, low), &part, (lanes, change));
                 part.write(&mut tile, lanes, self.accumulate);
             }
@@ -214,6 +226,11 @@ impl Part {
     }
 }
 
+/// Whether a graft takes nothing over from the layer's own weight, for any of the rows.
+fn replaces(graft: &Graft<'_, Cpu>, rows: &Range<usize>) -> bool {
+    matches!(graft.change, Change::Replace(_)) && graft.rows.start <= rows.start && rows.end <= graft.rows.end
+}
+
 /// Adds a graft's change to the outputs `lanes`; `low` is its `scale A x`, `change` room for as many outputs.
 fn add_graft(
     isa: Isa,
@@ -234,8 +251,8 @@ fn add_graft(
             let own = rows.start - graft.rows.start..rows.end - graft.rows.start;
             b.multiply(isa, part.strips.clone(), &x, own, false, change);
         }
-        Change::Bias(_) | Change::Scale(_) => {}
-        Change::Delta(_) | Change::Sparse { .. } | Change::Kronecker { .. } => {
+        Change::Bias(_) | Change::Scale(_) | Change::Rows { .. } => {}
+        Change::Delta(_) | Change::Replace(_) | Change::Sparse { .. } | Change::Kronecker { .. } => {
             let (strips, rows) = (part.strips.clone(), rows.clone());
             Piece { isa, graft, x, low, strips, rows }.compute(change);
         }
@@ -244,10 +261,12 @@ fn add_graft(
     let all = lanes.chunks_exact_mut(part.rows.len());
     for ((strip, lanes), change) in part.strips.clone().zip(all).zip(changes) {
         let lanes = &mut lanes[rows.start - part.rows.start..];
-        for (lane, change) in lanes.iter_mut().zip(change) {
+        for (t, (lane, change)) in (rows.start - graft.rows.start..).zip(lanes.iter_mut().zip(change)) {
             match graft.change {
                 Change::Bias(v) => add(lane, slice(v, strip), graft.scale),
                 Change::Scale(by) => by.apply(lane, strip, graft.scale),
+                Change::Rows { outputs, .. } => put(lane, strip, outputs, &low[t * outputs.len()..]),
+                Change::Replace(_) => *lane = *change,
                 Change::LowRank { bias, .. } => {
                     add(lane, change, 1.0);
                     if let Some(bias) = bias {

@@ -10,6 +10,7 @@ pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
 pub mod change;
+pub mod embedding;
 pub mod isa;
 mod layer;
 pub mod limits;
@@ -22,10 +23,12 @@ pub mod strip;
 pub mod team;
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 
 use attention::{Attend, Element, Pages};
 use change::Scale;
+use embedding::Embedding;
 use isa::Isa;
 use linear::Matrix;
 use rows::{Gate, RmsNorm, Rotate};
@@ -34,7 +37,8 @@ use strip::Activations;
 use team::{Grid, Team};
 
 use crate::backend::{
-    Activation, Angles, Backend, CacheShape, Device, InputGraft, Output, PAGE, Span, StepShape,
+    Activation, Angles, Backend, CacheShape, Device, EmbeddingChange, EmbeddingGraft, InputGraft, Output,
+    PAGE, Span, StepShape,
 };
 use crate::format::Format;
 use crate::tensor::{Error, Tensor, reserved};
@@ -55,6 +59,7 @@ impl Device for CpuDevice {
     type Table = Tensor;
     type Index = Vec<u32>;
     type Scale = Scale;
+    type Embedding = Embedding;
 
     fn matrix(&self, weight: &Tensor) -> Result<Matrix, Error> {
         Matrix::pack(weight)
@@ -79,6 +84,10 @@ impl Device for CpuDevice {
     fn scale(&self, by: &[f32], shift: Option<&[f32]>) -> Result<Scale, Error> {
         let shift = shift.map(|shift| self.vector(shift)).transpose()?;
         Ok(Scale { by: self.vector(by)?, shift })
+    }
+
+    fn embedding(&self, change: &EmbeddingChange) -> Result<Embedding, Error> {
+        Embedding::new(change)
     }
 
     fn matrix_bytes(&self, matrix: &Matrix) -> usize {
@@ -291,12 +300,21 @@ impl Backend for Cpu {
         }
     }
 
-    fn rms_norm(&mut self, y: &mut Rows, x: &Rows, weight: &Vec<f32>, eps: f32) {
+    fn adapt_embedding(&mut self, y: &mut Rows, tokens: &[u32], grafts: &[EmbeddingGraft<'_, Self>]) {
+        for graft in grafts {
+            for t in graft.rows.clone() {
+                graft.change.apply(&mut y.data[t * y.cols..][..y.cols], tokens[t], graft.scale);
+            }
+        }
+    }
+
+    fn rms_norm(&mut self, y: &mut Rows, x: &Rows, rows: Range<usize>, weight: &Vec<f32>, eps: f32) {
         assert!(y.rows == x.rows && y.cols == x.cols && weight.len() == x.cols, "shapes of a norm");
-        let (isa, share) = (self.isa, self.share(x.rows));
-        self.team.tiles(&mut [y.by_rows(share)], |_, mut tile, _| {
+        let (isa, share) = (self.isa, self.share(rows.len()));
+        let part = &mut y.data[rows.start * x.cols..rows.end * x.cols];
+        self.team.tiles(&mut [Grid::by_rows(part, x.cols, share)], |_, mut tile, _| {
             for t in tile.rows.clone() {
-                isa.run(RmsNorm { x: x.row(t), weight, eps, y: tile.row(t) });
+                isa.run(RmsNorm { x: x.row(rows.start + t), weight, eps, y: tile.row(t) });
             }
         });
     }

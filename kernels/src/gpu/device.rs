@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 use wgpu::{BufferUsages, ErrorFilter};
 
 use super::cache::Codes;
-use crate::backend::Device;
+use crate::backend::{Device, EmbeddingChange};
 use crate::format::Format;
 use crate::tensor::{Error, Tensor, zeros};
 
@@ -125,6 +125,8 @@ impl Device for GpuDevice {
     type Index = std::convert::Infallible;
     /// Likewise.
     type Scale = std::convert::Infallible;
+    /// Likewise.
+    type Embedding = std::convert::Infallible;
 
     fn matrix(&self, weight: &Tensor) -> Result<Matrix, Error> {
         let (rows, cols, codes) = (weight.rows(), weight.cols(), Codes::of(weight.format()));
@@ -156,6 +158,10 @@ impl Device for GpuDevice {
 
     fn scale(&self, _: &[f32], _: Option<&[f32]>) -> Result<Self::Scale, Error> {
         Err(Error::Unsupported { what: "factors of inputs and outputs" })
+    }
+
+    fn embedding(&self, _: &EmbeddingChange) -> Result<Self::Embedding, Error> {
+        Err(Error::Unsupported { what: "changes of the embedding" })
     }
 
     fn matrix_bytes(&self, matrix: &Matrix) -> usize {

@@ -35,7 +35,7 @@ impl Gpu {
             let flags = [u32::from(bias.is_some()), u32::from(*accumulate)];
             self.product(weight, &[&args[..], &[1f32.to_bits()], &flags].concat(), (x, y.buffer(), *bias));
             for graft in *grafts {
-                start = self.graft(x, y, graft, start);
+                start = self.graft((x, y), graft, *accumulate, start);
             }
         }
     }
@@ -61,7 +61,13 @@ impl Gpu {
 
     /// Adds a graft to its rows of `y`; its `scale A x` begins at `start` of the reserved memory. Gives where
     /// it ends.
-    fn graft(&mut self, x: &Rows, y: &Rows, graft: &Graft<'_, Self>, start: usize) -> usize {
+    fn graft(
+        &mut self,
+        (x, y): (&Rows, &Rows),
+        graft: &Graft<'_, Self>,
+        accumulate: bool,
+        start: usize,
+    ) -> usize {
         let (rows, scale) = (graft.rows.len(), graft.scale.to_bits());
         assert!(graft.rows.end <= x.rows, "a graft on rows {:?} of {}", graft.rows, x.rows);
         let (first, outputs) = (graft.rows.start, y.cols);
@@ -78,14 +84,21 @@ impl Gpu {
             }
             // No column of any matrix is read.
             Change::Bias(v) => return self.add(y, (None, Some(v)), (first, rows, 0), (start, scale)),
-            Change::Delta(delta) => {
+            Change::Delta(delta) | Change::Replace(delta) => {
                 assert!(delta.cols == x.cols && delta.rows == outputs, "shapes of a delta");
+                let keep = u32::from(matches!(graft.change, Change::Delta(_)));
+                assert!(
+                    keep == 1 || !accumulate,
+                    "only the weight of a layer that adds to nothing is replaced"
+                );
                 let args = [rows, first, outputs, x.chunks(), y.stride(), first * y.stride()];
-                let args = [&args.map(|n| n as u32)[..], &[scale, 0, 1]].concat();
+                let args = [&args.map(|n| n as u32)[..], &[scale, 0, keep]].concat();
                 self.product(delta, &args, (x, y.buffer(), None));
                 return start;
             }
-            Change::Sparse { starts: index, .. } | Change::Kronecker { order: index, .. } => match *index {},
+            Change::Sparse { starts: index, .. }
+            | Change::Kronecker { order: index, .. }
+            | Change::Rows { outputs: index, .. } => match *index {},
             Change::Scale(scale) => match *scale {},
         };
         let end = start + rows * rank;

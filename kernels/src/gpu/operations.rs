@@ -1,6 +1,7 @@
 //! The operations, each a shader of the same name beside this file.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::cache::{Kernel, LANES};
@@ -9,7 +10,8 @@ use super::pages::Cache;
 use super::record::{Call, Recorder};
 use super::{Gpu, Rows};
 use crate::backend::{
-    Activation, Angles, Backend, CacheShape, InputChange, InputGraft, Output, RopeLayout, Span, StepShape,
+    Activation, Angles, Backend, CacheShape, EmbeddingGraft, InputChange, InputGraft, Output, RopeLayout,
+    Span, StepShape,
 };
 use crate::tensor::Error;
 
@@ -100,17 +102,24 @@ impl Backend for Gpu {
         }
     }
 
-    fn rms_norm(&mut self, y: &mut Rows, x: &Rows, weight: &Vector, eps: f32) {
+    fn adapt_embedding(&mut self, _: &mut Rows, _: &[u32], grafts: &[EmbeddingGraft<'_, Self>]) {
+        if let Some(graft) = grafts.first() {
+            match *graft.change {}
+        }
+    }
+
+    fn rms_norm(&mut self, y: &mut Rows, x: &Rows, rows: Range<usize>, weight: &Vector, eps: f32) {
         assert!(y.rows == x.rows && y.cols == x.cols && weight.len == x.cols, "shapes of a norm");
-        if x.rows > 0 {
-            let shape = [x.rows, x.cols, x.chunks()].map(|n| n as u32);
+        assert!(rows.end <= x.rows, "a norm of rows {rows:?} of {}", x.rows);
+        if !rows.is_empty() {
+            let shape = [rows.len(), rows.start, x.cols, x.chunks()].map(|n| n as u32);
             self.recorder.call(&Call {
                 kernel: Kernel::RmsNorm,
                 args: &[&shape[..], &[eps.to_bits()]].concat(),
                 list: &[],
                 y: y.buffer(),
                 reads: [Some(x.buffer()), None, Some(&weight.buffer)],
-                groups: (x.rows, 1),
+                groups: (rows.len(), 1),
             });
         }
     }

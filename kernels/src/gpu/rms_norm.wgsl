@@ -5,6 +5,8 @@
 struct Args {
     list: u32,
     rows: u32,
+    // The row that is row 0.
+    first: u32,
     cols: u32,
     chunks: u32,
     eps: f32,
@@ -21,10 +23,11 @@ fn main(
     @builtin(num_workgroups) groups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let t = place(group, groups);
-    if (t >= args.rows) {
+    let row = place(group, groups);
+    if (row >= args.rows) {
         return;
     }
+    let t = args.first + row;
     var parts = vec4<f32>();
     for (var c = lane; c < args.chunks; c += LANES) {
         let v = x[t * args.chunks + c];

@@ -243,7 +243,7 @@ fn a_step_is_submitted_once() {
     let before = gpu.submissions();
     gpu.step(|gpu| {
         for _ in 0..100 {
-            gpu.rms_norm(&mut n, &x, &ones, 1e-5);
+            gpu.rms_norm(&mut n, &x, 0..count, &ones, 1e-5);
             let output = Output { y: &mut x, weight: &weight, bias: None, accumulate: true, grafts: &[] };
             gpu.linear(&n, &mut [output]);
         }

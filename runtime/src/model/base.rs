@@ -11,16 +11,17 @@ use crate::Error;
 pub struct Base {
     container: Option<Container>,
     names: &'static Names,
+    tied_head: bool,
 }
 
 impl Base {
     /// Keeps `container`, unless its bytes are copies of our own: then they would be in memory twice.
-    pub fn new(container: Container, names: &'static Names) -> Self {
+    pub fn new(container: Container, names: &'static Names, tied_head: bool) -> Self {
         let weights = container.weights();
         let is_owned =
             |name: &str| matches!(weights.tensor(name), Ok(Some(tensor)) if tensor.bytes().is_owned());
         let owned = weights.names().into_iter().next().is_none_or(is_owned);
-        Self { container: (!owned).then_some(container), names }
+        Self { container: (!owned).then_some(container), names, tied_head }
     }
 
     /// The weight at `site`, rows in the file's order.
@@ -32,6 +33,10 @@ impl Base {
         let name = match site {
             Site::Linear { layer, module } => self.names.linear(layer, module),
             Site::Embedding => self.names.embedding.to_owned(),
+            Site::AttentionNorm { layer } => self.names.in_layer(layer, self.names.attention_norm),
+            Site::FfnNorm { layer } => self.names.in_layer(layer, self.names.ffn_norm),
+            Site::Norm => self.names.norm.to_owned(),
+            Site::Head if self.tied_head => self.names.embedding.to_owned(),
             Site::Head => self.names.head.to_owned(),
         };
         Ok(file.require(&format!("{name}.weight"))?)

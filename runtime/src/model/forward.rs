@@ -1,7 +1,9 @@
 //! The forward pass of every decoder of the family, on any backend.
 
-use graftwork_adapters::Module;
-use graftwork_kernels::backend::{Angles, Backend, Output, Span, StepShape};
+use std::ops::Range;
+
+use graftwork_adapters::{Module, Site};
+use graftwork_kernels::backend::{Angles, Backend, Output, Span, StepShape, Vector};
 use graftwork_kernels::tensor;
 
 use super::config::Config;
@@ -125,13 +127,20 @@ pub fn forward<B: Backend>(
     let angles = Angles { cos: &cos, sin: &sin, rotary: c.rope.rotary, layout: c.rope.layout };
     let scale = 1.0 / (c.head_dim as f32).sqrt();
     let parts = attention_parts(&batch.spans);
+    let mut rows = batch.tokens.len();
     backend.step(|b| {
         b.embed(&mut s.x, &model.embedding, &batch.tokens);
+        b.adapt_embedding(&mut s.x, &batch.tokens, &grafts.embedding());
         for (l, layer) in model.layers.iter().enumerate() {
             if !go_on() {
                 return Ok(false);
             }
-            b.rms_norm(&mut s.n, &s.x, &layer.attention_norm, c.norm_eps);
+            norm(
+                b,
+                (&mut s.n, &s.x, rows),
+                (&layer.attention_norm, c.norm_eps),
+                grafts.norms(Site::AttentionNorm { layer: l }),
+            );
             let [q, k, v] = [Module::Q, Module::K, Module::V].map(|module| grafts.at(l, module));
             shared(
                 b,
@@ -155,6 +164,7 @@ pub fn forward<B: Backend>(
                 // Nothing attends to the others any more.
                 s.narrow(b, &batch.outputs)?;
                 grafts = grafts.of_outputs();
+                rows = batch.outputs.len();
             }
             let o = grafts.at(l, Module::O);
             b.adapt(&mut s.a, &o.inputs);
@@ -163,7 +173,12 @@ pub fn forward<B: Backend>(
             if !go_on() {
                 return Ok(false);
             }
-            b.rms_norm(&mut s.n, &s.x, &layer.ffn_norm, c.norm_eps);
+            norm(
+                b,
+                (&mut s.n, &s.x, rows),
+                (&layer.ffn_norm, c.norm_eps),
+                grafts.norms(Site::FfnNorm { layer: l }),
+            );
             let [gate, up] = [Module::Gate, Module::Up].map(|module| grafts.at(l, module));
             shared(
                 b,
@@ -178,7 +193,7 @@ pub fn forward<B: Backend>(
             b.adapt(&mut s.gate, &down.inputs);
             b.linear(&s.gate, &mut [added(&mut s.x, &layer[Module::Down], &down)]);
         }
-        b.rms_norm(&mut s.n, &s.x, &model.norm, c.norm_eps);
+        norm(b, (&mut s.n, &s.x, rows), (&model.norm, c.norm_eps), grafts.norms(Site::Norm));
         b.linear(&s.n, &mut [output(&mut s.logits, &model.head, &grafts.head())]);
         Ok(true)
     })
@@ -220,6 +235,19 @@ fn attention_parts<'a>(spans: &[Span<'a>]) -> Vec<Vec<Span<'a>>> {
     }
     parts.push(part);
     parts
+}
+
+/// [`Backend::rms_norm`] of all rows, those of `others` with their own weights.
+fn norm<'a, B: Backend>(
+    b: &mut B,
+    (y, x, rows): (&mut B::Rows, &B::Rows, usize),
+    (weight, eps): (&Vector<B>, f32),
+    others: impl Iterator<Item = (Range<usize>, &'a Vector<B>)>,
+) {
+    b.rms_norm(y, x, 0..rows, weight, eps);
+    for (rows, weight) in others {
+        b.rms_norm(y, x, rows, weight, eps);
+    }
 }
 
 /// An output of a linear layer and what changes that.

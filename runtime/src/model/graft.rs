@@ -1,11 +1,15 @@
 //! Adapters in the form in which a model applies them.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use graftwork_adapters::check::{self, Shape};
 use graftwork_adapters::expand::{self, Expanded};
 use graftwork_adapters::{Adapter, Change as Edit, Module, RowOrder, Site};
-use graftwork_kernels::backend::{Backend, Change, Device, Graft, InputChange, InputGraft, RopeLayout};
+use graftwork_kernels::backend::{
+    Backend, Change, Device, EmbeddingChange, EmbeddingGraft, Graft, InputChange, InputGraft, RopeLayout,
+    Vector,
+};
 use graftwork_kernels::{Format, Tensor, tensor};
 
 use super::base::Base;
@@ -23,6 +27,8 @@ enum Bound<D: Device> {
     Sparse { starts: D::Index, columns: D::Index, values: D::Vector },
     Kronecker { left: D::Matrix, right: D::Matrix, order: D::Index, scale: f32, low: usize },
     Scale(D::Scale),
+    Replace(D::Matrix),
+    Rows { outputs: D::Index, weight: D::Matrix, low: usize },
 }
 
 /// One change of the input of a linear layer, prepared for the device.
@@ -47,8 +53,8 @@ impl<D: Device> Bound<D> {
     fn low(&self) -> usize {
         match self {
             Self::LowRank { rank, .. } => *rank,
-            Self::Kronecker { low, .. } => *low,
-            Self::Bias(_) | Self::Delta { .. } | Self::Sparse { .. } | Self::Scale(_) => 0,
+            Self::Kronecker { low, .. } | Self::Rows { low, .. } => *low,
+            Self::Bias(_) | Self::Delta { .. } | Self::Sparse { .. } | Self::Scale(_) | Self::Replace(_) => 0,
         }
     }
 }
@@ -58,6 +64,9 @@ struct BoundAdapter<D: Device> {
     /// By layer, then by [`Module`].
     layers: Vec<[Changes<D>; Module::ALL.len()]>,
     head: Changes<D>,
+    embedding: Vec<D::Embedding>,
+    /// Norms that have another weight, by site.
+    norms: BTreeMap<Site, D::Vector>,
     /// Most intermediate values of a row in one call of [`Backend::linear`].
     widest: usize,
 }
@@ -99,18 +108,48 @@ pub fn prepare<D: Device>(
     let mut bound = BoundAdapter {
         layers: model.layers.iter().map(|_| std::array::from_fn(|_| Changes::default())).collect(),
         head: Changes::default(),
+        embedding: Vec::new(),
+        norms: BTreeMap::new(),
         widest: 0,
     };
-    let mut bytes = 0;
+    let (mut bytes, mut whole) = (0, None);
     for edit in &adapter.edits {
         let site = edit.site;
+        if let Edit::Replace { weight } = &edit.change
+            && !site.is_norm()
+            && base.weight(site).is_ok_and(|base| are_equal(&base, weight))
+        {
+            // peft saves the base's own weight beside an adapter of embedding or head.
+            continue;
+        }
+        if edit.change.is_whole() {
+            whole = whole.or(Some(site));
+        }
+        let refused = |source| Error::AdapterWeight { site, source };
         let (place, linear, rotated) = match site {
             Site::Linear { layer, module } => {
                 let place = &mut bound.layers[layer][module as usize];
                 (place, &model.layers[layer][module], module.is_rotated())
             }
             Site::Head => (&mut bound.head, &model.head, false),
-            Site::Embedding => return Err(Error::UnsupportedSite { site }),
+            Site::Embedding => {
+                let (change, size) = embedding(&edit.change).ok_or(Error::UnsupportedSite { site })?;
+                bound.embedding.push(device.embedding(&change).map_err(refused)?);
+                bytes += size;
+                if config.tied_head && matches!(edit.change, Edit::Rows { .. }) {
+                    bytes += rows(device, &edit.change, &mut bound.head).map_err(refused)?;
+                }
+                continue;
+            }
+            Site::AttentionNorm { .. } | Site::FfnNorm { .. } | Site::Norm => {
+                let Edit::Replace { weight } = &edit.change else {
+                    return Err(Error::UnsupportedSite { site });
+                };
+                let values = weight.decode().map_err(refused)?;
+                bytes += size_of_val(&values[..]);
+                bound.norms.insert(site, device.vector(&values).map_err(refused)?);
+                continue;
+            }
         };
         let shape = shape_at(config, site).ok_or(graftwork_adapters::Error::NoSite { site })?;
         let weight = match edit.change {
@@ -120,10 +159,49 @@ pub fn prepare<D: Device>(
         let orders = rotated.then(|| (adapter.row_order, order_of(config)));
         let bias = linear.bias_values.as_deref();
         let binder = Binder { device, shape, weight, bias, orders, head_dim: config.head_dim };
-        bytes += binder.bind(&edit.change, place).map_err(|source| Error::AdapterWeight { site, source })?;
+        bytes += binder.bind(&edit.change, place).map_err(refused)?;
     }
     bound.widest = bound.most_values();
-    Ok(Prepared { bound: Box::new(bound), edits: adapter.edits.len(), bytes })
+    Ok(Prepared { bound: Box::new(bound), edits: adapter.edits.len(), bytes, whole })
+}
+
+/// Whether two matrices of one shape hold the same values.
+fn are_equal(a: &Tensor, b: &Tensor) -> bool {
+    if (a.format(), a.bytes().len()) == (b.format(), b.bytes().len()) {
+        return **a.bytes() == **b.bytes();
+    }
+    let (mut left, mut right) = (vec![0.0; a.cols()], vec![0.0; b.cols()]);
+    (0..a.rows()).all(|row| {
+        a.decode_row(row, &mut left);
+        b.decode_row(row, &mut right);
+        left == right
+    })
+}
+
+/// A change of the embedding and the bytes it keeps, if it is one.
+fn embedding(change: &Edit) -> Option<(EmbeddingChange, usize)> {
+    Some(match change {
+        Edit::LowRank { a, b, scale, bias: None, magnitude: None } => {
+            let (a, b) = (expand::scaled(a, *scale).ok()?, b.clone());
+            let bytes = (a.rows() * a.cols() + b.rows() * b.cols()) * size_of::<f32>();
+            (EmbeddingChange::LowRank { a, b }, bytes)
+        }
+        Edit::Replace { weight } => (EmbeddingChange::Table(weight.clone()), weight.bytes().len()),
+        Edit::Rows { tokens, rows } => {
+            let bytes = size_of_val(&tokens[..]) + rows.bytes().len();
+            (EmbeddingChange::Rows { tokens: tokens.to_vec(), rows: rows.clone() }, bytes)
+        }
+        _ => return None,
+    })
+}
+
+/// Adds replaced rows to the changes of the head; gives the bytes they keep.
+fn rows<D: Device>(device: &D, change: &Edit, place: &mut Changes<D>) -> Result<usize> {
+    let Edit::Rows { tokens, rows } = change else { return Ok(0) };
+    let weight = device.matrix(&in_floats(rows.clone())?)?;
+    let bytes = device.matrix_bytes(&weight) + size_of_val(&tokens[..]);
+    place.outputs.push(Bound::Rows { outputs: device.index(tokens)?, weight, low: tokens.len() });
+    Ok(bytes)
 }
 
 /// The shape of what an adapter may change at `site`; the embedding's as PEFT sees it.
@@ -132,6 +210,11 @@ fn shape_at(config: &Config, site: Site) -> Option<Shape> {
         Site::Linear { layer, module } if layer < config.layers => shape_of(config, module),
         Site::Linear { .. } => return None,
         Site::Embedding | Site::Head => (config.vocab, config.hidden),
+        Site::AttentionNorm { layer } | Site::FfnNorm { layer } if layer < config.layers => {
+            (1, config.hidden)
+        }
+        Site::AttentionNorm { .. } | Site::FfnNorm { .. } => return None,
+        Site::Norm => (1, config.hidden),
     };
     Some(Shape { outputs, inputs })
 }
@@ -193,6 +276,13 @@ impl<D: Device> Binder<'_, D> {
                 place.inputs.push(BoundInput::Scale(self.device.scale(&factors, None)?));
                 Ok(size_of_val(&factors[..]))
             }
+            Edit::Replace { weight } => {
+                let weight = self.device.matrix(&self.reordered(weight)?)?;
+                let bytes = self.device.matrix_bytes(&weight);
+                outputs.push(Bound::Replace(weight));
+                Ok(bytes)
+            }
+            Edit::Rows { .. } => rows(self.device, change, place),
             Edit::Shared { a, b, inner, outer } => {
                 let (a, b) = expand::shared((a, b), (inner, outer), self.shape)?;
                 self.low_rank((&a, self.reordered(&b)?), 1.0, None, outputs)
@@ -335,6 +425,23 @@ impl<'a, B: Backend> Grafts<'a, B> {
         self.applied.iter().any(|applied| applied.adapter.changes_shared_inputs())
     }
 
+    /// What changes the embedding.
+    pub fn embedding(&self) -> Vec<EmbeddingGraft<'a, B>> {
+        let of = |applied: &Applied<'a, B>| {
+            let (scale, rows) = (applied.weight, applied.rows.clone());
+            let graft = move |change| EmbeddingGraft { rows: rows.clone(), scale, change };
+            applied.adapter.embedding.iter().map(graft).collect::<Vec<_>>()
+        };
+        self.applied.iter().flat_map(of).collect()
+    }
+
+    /// Rows for which the norm at `site` has another weight.
+    pub fn norms(&self, site: Site) -> impl Iterator<Item = (Range<usize>, &'a Vector<B>)> {
+        self.applied.iter().filter_map(move |applied| {
+            applied.adapter.norms.get(&site).map(|weight| (applied.rows.clone(), weight))
+        })
+    }
+
     /// What changes the linear layer `module` of `layer`.
     pub fn at(&self, layer: usize, module: Module) -> LinearGrafts<'a, B> {
         self.collect(|adapter| &adapter.layers[layer][module as usize])
@@ -377,6 +484,8 @@ fn graft<'a, B: Backend>(bound: &'a Bound<B::Device>, weight: f32, rows: &Range<
         Bound::LowRank { a, b, bias, scale, .. } => (*scale, Change::LowRank { a, b, bias: bias.as_ref() }),
         Bound::Bias(values) => (1.0, Change::Bias(values)),
         Bound::Scale(by) => (1.0, Change::Scale(by)),
+        Bound::Replace(weight) => (1.0, Change::Replace(weight)),
+        Bound::Rows { outputs, weight, .. } => (1.0, Change::Rows { outputs, weight }),
         Bound::Delta { delta, scale } => (*scale, Change::Delta(delta)),
         Bound::Sparse { starts, columns, values } => (1.0, Change::Sparse { starts, columns, values }),
         Bound::Kronecker { left, right, order, scale, .. } => {

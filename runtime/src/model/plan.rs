@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use graftwork_kernels::backend::Device;
+use graftwork_kernels::backend::{Device, EmbeddingChange};
 use graftwork_kernels::tensor::Error;
 use graftwork_kernels::{Format, Tensor};
 
@@ -25,6 +25,7 @@ impl<D: Device> Device for Counting<D> {
     type Table = ();
     type Index = ();
     type Scale = ();
+    type Embedding = ();
 
     fn matrix(&self, weight: &Tensor) -> Result<usize, Error> {
         Ok(self.device.packed_bytes(weight.format(), weight.rows(), weight.cols()))
@@ -43,6 +44,10 @@ impl<D: Device> Device for Counting<D> {
     }
 
     fn scale(&self, _: &[f32], _: Option<&[f32]>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn embedding(&self, _: &EmbeddingChange) -> Result<(), Error> {
         Ok(())
     }
 

@@ -61,6 +61,10 @@ fn read_adapter(adapter: &Adapter) {
             Change::Kronecker { left, right, scale } => {
                 assert!(scale.is_finite() && left.rows() * right.rows() > 0);
             }
+            Change::Replace { weight } => assert!(weight.rows() > 0),
+            Change::Rows { tokens, rows } => {
+                assert!(tokens.len() == rows.rows() && tokens.is_sorted());
+            }
             Change::Sparse { rows, columns, values } => {
                 assert!(rows.len() == values.cols() && columns.len() == values.cols());
             }
