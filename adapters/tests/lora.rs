@@ -205,8 +205,6 @@ fn fields_that_are_not_understood_are_refused_by_name() {
     for (field, value) in [
         ("layer_replication", json!([[0, 2]])),
         ("target_parameters", json!(["experts.gate_up_proj"])),
-        ("modules_to_save", json!(["lm_head"])),
-        ("trainable_token_indices", json!([1])),
         ("alora_invocation_tokens", json!([5, 6])),
     ] {
         let message = message(field, value);
@@ -254,18 +252,15 @@ fn tensors_that_are_not_understood_are_refused_by_name() {
         "base_model.model.model.layers.01.self_attn.k_proj.lora_A.weight",
         "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector",
         "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight",
-        "base_model.model.model.layers.0.input_layernorm.weight",
         "base_model.model.model.layers.0.self_attn.q_proj.lora_B.bias",
         "base_model.model.model.layers.0.self_attn.q_proj.base_layer.bias",
-        "base_model.model.model.embed_tokens.lora_embedding_A",
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_embedding_A",
+        "base_model.model.model.layers.0.self_attn.q_proj.weight",
+        "base_model.model.model.norm.lora_A.weight",
+        "base_model.model.model.embed_tokens.lora_B.weight",
     ] {
         let message = add(name, &[2, 8]);
         assert!(message.starts_with(&format!("adapter tensor {name} is not understood")), "{message}");
-    }
-    for name in
-        ["base_model.model.lm_head.lora_A.weight", "base_model.model.model.embed_tokens.lora_B.weight"]
-    {
-        assert!(add(name, &[2, 8]).starts_with(&format!("adapter tensor {name} is not supported")));
     }
     let k = Q.replace("q_proj", "k_proj");
     assert_eq!(
@@ -396,6 +391,37 @@ fn misfits_name_the_site() {
     assert_eq!(base.weights.shape("model.layers.0.mlp.down_proj.weight"), Some(vec![128, 352]));
 }
 
+#[test]
+fn trained_tokens_are_listed_by_the_configuration() {
+    const EMBEDDING: &str = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta";
+    let with = |list: Json, rows: u64| -> Result<Adapter, Error> {
+        peft(|f| {
+            f.config["trainable_token_indices"] = list;
+            f.tensors.push((EMBEDDING.to_owned(), vec![rows, 8]));
+        })
+    };
+    for list in [json!([7, 2]), json!({"lm_head": [1], "embed_tokens": [7, 2]})] {
+        let adapter = with(list, 2).unwrap();
+        let Change::Rows { tokens, rows } = &adapter.edits[0].change else {
+            panic!("{:?}", adapter.edits[0])
+        };
+        assert_eq!(**tokens, [2, 7]);
+        // Rows follow their tokens: the file's are `sin(0..8)` of token 7, then `sin(8..16)` of token 2.
+        assert_eq!(rows.decode().unwrap()[..9], [8., 9., 10., 11., 12., 13., 14., 15., 0f32].map(f32::sin));
+    }
+    let message = |list, rows| with(list, rows).unwrap_err().to_string();
+    assert!(message(json!([7, 2]), 3).contains("expected shape [2, _], found [3, 8]"));
+    for list in [json!(null), json!(3), json!(["x"]), json!([-1]), json!({"lm_head": [1, 2]}), json!([2, 2])]
+    {
+        assert!(message(list, 2).starts_with("adapter field trainable_token_indices: expected"));
+    }
+    let tied = refused(|f| {
+        f.config["ensure_weight_tying"] = json!(true);
+        f.tensors.push(("base_model.model.lm_head.weight".to_owned(), vec![4, 8]));
+    });
+    assert!(tied.starts_with("adapter field ensure_weight_tying = true is not supported"), "{tied}");
+}
+
 /// A GGUF LoRA of rank 2 at layer 0 q.
 fn gguf(keys: &[(&str, Value)], tensors: &[(&str, usize, usize)]) -> Result<Adapter, String> {
     let mut writer = GgufWriter::new();
@@ -452,9 +478,10 @@ fn gguf_files_are_read_as_llama_cpp_reads_them() {
         let message = with(&[pair[0], pair[1], (name, 2, 2)]);
         assert!(message.starts_with(&format!("adapter tensor {name} is not understood")), "{message}");
     }
-    for name in ["token_embd.weight.lora_a", "output.weight.lora_b"] {
-        assert!(with(&[(name, 2, 2)]).starts_with(&format!("adapter tensor {name} is not supported")));
-    }
+    let name = "token_embd.weight.lora_a";
+    assert!(with(&[(name, 2, 2)]).starts_with(&format!("adapter tensor {name} is not supported")));
+    let head = [("output.weight.lora_a", 2, 8), ("output.weight.lora_b", 6, 2)];
+    assert_eq!(gguf(&keys, &head).unwrap().edits[0].site, Site::Head);
     let adapter = gguf(&keys, &pair).unwrap();
     check::architecture(&adapter, "llama").unwrap();
     let message = check::architecture(&adapter, "qwen2").unwrap_err().to_string();

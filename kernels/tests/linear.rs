@@ -441,6 +441,55 @@ fn changes_of_other_forms_equal_the_formula() {
     }
 }
 
+/// Another weight, or other rows of it, on some rows of the batch: the same bits as a layer that has them.
+#[test]
+fn replaced_weights_and_rows_are_those_of_another_layer() {
+    let mut random = Random(13);
+    let (inputs, outputs, count) = (70, 41, 40);
+    let values = |random: &mut Random, n: usize| (0..n).map(|_| random.normal()).collect::<Vec<f32>>();
+    let [weight, other] = [0; 2].map(|_| values(&mut random, outputs * inputs));
+    let x = values(&mut random, count * inputs);
+    let tokens = [0u32, 15, 16, 17, 40];
+    let mut mixed = weight.clone();
+    for &token in &tokens {
+        let row = token as usize * inputs..(token as usize + 1) * inputs;
+        mixed[row.clone()].copy_from_slice(&other[row]);
+    }
+    let some: Vec<f32> =
+        tokens.iter().flat_map(|&t| &other[t as usize * inputs..][..inputs]).copied().collect();
+    for isa in Isa::all() {
+        let mut cpu = Cpu::new(2, isa).unwrap();
+        let low = count * tokens.len();
+        cpu.reserve(&StepShape { rows: count, inputs, low, ..StepShape::default() }).unwrap();
+        let device = cpu.device().clone();
+        let matrix = |rows: usize, values: &[f32]| {
+            device.matrix(&Tensor::encode(Format::F32, rows, inputs, values).unwrap()).unwrap()
+        };
+        let [weight, other, mixed] = [&weight, &other, &mixed].map(|values| matrix(outputs, values));
+        let (some, index) = (matrix(tokens.len(), &some), device.index(&tokens).unwrap());
+        let input = rows(&mut cpu, &x, inputs);
+        let mut run = |weight: &_, grafts: &[Graft<'_, Cpu>]| {
+            let mut y = rows(&mut cpu, &vec![0.0; count * outputs], outputs);
+            let output = Output { y: &mut y, weight, bias: None, accumulate: false, grafts };
+            cpu.linear(&input, &mut [output]);
+            cpu.read(&y).to_vec()
+        };
+        let expected = [&weight, &other, &mixed].map(|weight| run(weight, &[]));
+        let graft = |rows: Range<usize>, change| Graft { rows, scale: 1.0, change };
+        let found = run(
+            &weight,
+            &[
+                graft(5..37, Change::Replace(&other)),
+                graft(37..39, Change::Rows { outputs: &index, weight: &some }),
+            ],
+        );
+        for (t, found) in found.chunks(outputs).enumerate() {
+            let which = usize::from((5..37).contains(&t)) + 2 * usize::from((37..39).contains(&t));
+            assert_eq!(found, &expected[which][t * outputs..][..outputs], "row {t}");
+        }
+    }
+}
+
 /// Factors of outputs take the bias off first where they are told to, work on what the grafts before left, and leave what an
 /// accumulating output held before alone; factors of inputs change rows in place.
 #[test]

@@ -1,7 +1,9 @@
 //! The operations on rows of the CPU backend, on every instruction set: against the formula in f64, and equal to the
 //! bit among each other and for any number of threads.
 
-use graftwork_kernels::backend::{Activation, Angles, Backend, Device, RopeLayout};
+use graftwork_kernels::backend::{
+    Activation, Angles, Backend, Device, EmbeddingChange, EmbeddingGraft, RopeLayout,
+};
 use graftwork_kernels::cpu::Cpu;
 use graftwork_kernels::cpu::isa::Isa;
 use graftwork_kernels::{Format, Tensor};
@@ -172,6 +174,58 @@ fn rows_are_embedded_and_selected_as_they_are() {
             .flat_map(|token| row(token).to_vec())
             .collect();
         assert_eq!(bits(&found), bits(&expected), "{format}");
+    }
+}
+
+/// Other tables, other rows and low-rank updates of an embedding, on some rows of the batch.
+#[test]
+fn embeddings_are_changed_for_their_rows_alone() {
+    let mut random = Random(41);
+    let (vocab, width, rank) = (9, 21, 3);
+    let matrix = |random: &mut Random, rows: usize, cols: usize| {
+        Tensor::encode(Format::F32, rows, cols, &normals(random, rows * cols)).unwrap()
+    };
+    let [table, other] = [0; 2].map(|_| matrix(&mut random, vocab, width));
+    let some = matrix(&mut random, 2, width);
+    let (a, b) = (matrix(&mut random, rank, vocab), matrix(&mut random, width, rank));
+    let tokens = [3, 8, 0, 7, 8, 3, 1];
+    let found = on_every_backend(|cpu| {
+        let device = cpu.device().clone();
+        let changes = [
+            EmbeddingChange::Table(other.clone()),
+            EmbeddingChange::Rows { tokens: vec![3, 8], rows: some.clone() },
+            EmbeddingChange::LowRank { a: a.clone(), b: b.clone() },
+        ]
+        .map(|change| device.embedding(&change).unwrap());
+        let graft = |rows, scale, change| EmbeddingGraft::<Cpu> { rows, scale, change: &changes[change] };
+        let mut y = cpu.rows(width);
+        cpu.resize(&mut y, tokens.len()).unwrap();
+        cpu.embed(&mut y, &device.table(&table).unwrap(), &tokens);
+        cpu.adapt_embedding(
+            &mut y,
+            &tokens,
+            &[graft(1..3, 1.0, 0), graft(3..6, 1.0, 1), graft(5..7, 0.5, 2)],
+        );
+        cpu.read(&y).to_vec()
+    });
+    let [table, other, some, a, b] = [&table, &other, &some, &a, &b].map(|t| t.decode().unwrap());
+    for (t, &token) in tokens.iter().enumerate() {
+        for i in 0..width {
+            let at = token as usize * width + i;
+            let mut exact = f64::from(match (t, token) {
+                (1..3, _) => other[at],
+                (3..6, 3) => some[i],
+                (3..6, 8) => some[width + i],
+                _ => table[at],
+            });
+            if t >= 5 {
+                let terms =
+                    (0..rank).map(|r| f64::from(a[r * vocab + token as usize]) * f64::from(b[i * rank + r]));
+                exact += 0.5 * terms.sum::<f64>();
+            }
+            let error = (f64::from(found[t * width + i]) - exact).abs();
+            assert!(error <= 100.0 * EPSILON, "row {t}, value {i}: off by {error}");
+        }
     }
 }
 

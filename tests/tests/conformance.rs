@@ -2,10 +2,10 @@
 
 use graftwork::chat::{ChatInput, Message};
 use graftwork::{Bytes, Engine, EngineOptions, Format, Prompt, Request};
-use graftwork_adapters::TensorFile;
-use graftwork_adapters::file::{Gguf, GgufWriter};
+use graftwork_adapters::file::{Dtype, Gguf, GgufWriter, TensorView, write_safetensors};
+use graftwork_adapters::{Source, TensorFile};
 use graftwork_kernels::Tensor;
-use graftwork_tests::reference::{ADAPTERS, Expected, example, golden, smollm2};
+use graftwork_tests::reference::{ADAPTERS, Expected, example, golden, smollm2, tensors};
 
 fn open(path: &str) -> Engine {
     let options = EngineOptions { threads: 2, ..EngineOptions::default() };
@@ -28,6 +28,80 @@ fn adapters_agree_with_peft() {
         println!("{name}: {closeness:?}");
         assert!(closeness.max_difference <= 2e-3, "{name}: {closeness:?}");
     }
+}
+
+/// What replaces parts of the model is there or not: any weight but 0 and 1 is refused, and 0 is the base.
+#[test]
+fn replacements_are_there_or_not() {
+    let engine = open("adapters/base");
+    let tokens = [1, 5, 17, 300, 4];
+    let base = engine.logits(&tokens, &[]).unwrap();
+    for (name, site) in [
+        ("lora_modules_to_save", "layer 0 attention norm"),
+        ("lora_trainable_tokens", "embedding"),
+        ("ln_tuning", "layer 0 attention norm"),
+    ] {
+        engine.load_adapter(name, golden(&format!("adapters/{name}"))).unwrap();
+        let logits = |weight: f32| engine.logits(&tokens, &[(name.to_owned(), weight)]);
+        assert_eq!(
+            logits(0.5).unwrap_err().to_string(),
+            format!("adapter \"{name}\": it replaces the {site}, so its weight is 0 or 1, found 0.5")
+        );
+        assert!(logits(0.0).unwrap() == base && logits(1.0).unwrap() != base, "{name}");
+    }
+    // The base's own weights beside the adapters of embedding and head replace nothing.
+    engine.load_adapter("embed_head", golden("adapters/lora_embed_head")).unwrap();
+    engine.logits(&tokens, &[("embed_head".to_owned(), 0.5)]).unwrap();
+}
+
+/// Trained tokens change the head too where it is tied to the embedding: as if the base had these rows, to the bit.
+#[test]
+fn trained_tokens_change_a_tied_head() {
+    const EMBEDDING: &str = "model.embed_tokens.weight";
+    const TRAINED: [usize; 3] = [5, 17, 300];
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(golden("adapters/base/config.json")).unwrap()).unwrap();
+    config["tie_word_embeddings"] = true.into();
+    let model = |embedding: Option<&[u8]>| {
+        let tensors = tensors("adapters/base/model.safetensors");
+        let shape = |t: &Tensor| [t.rows() as u64, t.cols() as u64][usize::from(t.rows() == 1)..].to_vec();
+        let shapes: Vec<_> = tensors.iter().map(|(_, tensor)| shape(tensor)).collect();
+        let views: Vec<_> = (tensors.iter().zip(&shapes))
+            .map(|((name, tensor), shape)| {
+                let bytes = embedding.filter(|_| name == EMBEDDING).unwrap_or(tensor.bytes());
+                TensorView { name, dtype: Dtype::F32, shape, bytes }
+            })
+            .collect();
+        let mut weights = Vec::new();
+        write_safetensors(&mut weights, &views, &[]).unwrap();
+        let files = [("config.json", config.to_string().into_bytes()), ("model.safetensors", weights)];
+        let files = files.map(|(name, bytes)| (name.to_owned(), Bytes::new(bytes))).into();
+        Engine::open(Source::files(files).unwrap(), EngineOptions { threads: 1, ..EngineOptions::default() })
+            .unwrap()
+    };
+    let all = tensors("adapters/base/model.safetensors");
+    let mut embedding = all.iter().find(|(name, _)| name == EMBEDDING).unwrap().1.bytes().to_vec();
+    // The adapter without its LoRA.
+    let tensors = tensors("adapters/lora_trainable_tokens/adapter_model.safetensors");
+    let (name, rows) = tensors.iter().find(|(name, _)| name.ends_with("trainable_tokens_delta")).unwrap();
+    let size = rows.row_bytes();
+    for (row, token) in rows.bytes().chunks_exact(size).zip(TRAINED) {
+        embedding[token * size..][..size].copy_from_slice(row);
+    }
+    let shape = [rows.rows() as u64, rows.cols() as u64];
+    let mut weights = Vec::new();
+    let view = TensorView { name, dtype: Dtype::F32, shape: &shape, bytes: rows.bytes() };
+    write_safetensors(&mut weights, &[view], &[]).unwrap();
+    let config = serde_json::json!({"peft_type": "LORA", "trainable_token_indices": TRAINED});
+    let files =
+        [("adapter_config.json", config.to_string().into_bytes()), ("adapter_model.safetensors", weights)];
+    let files = files.map(|(name, bytes)| (name.to_owned(), Bytes::new(bytes))).into();
+    let (adapted, other) = (model(None), model(Some(&embedding)));
+    adapted.load_adapter("tokens", Source::files(files).unwrap()).unwrap();
+    let tokens = [1, 5, 17, 300, 4];
+    let found = adapted.logits(&tokens, &[("tokens".to_owned(), 1.0)]).unwrap();
+    assert_eq!(found, other.logits(&tokens, &[]).unwrap());
+    assert_ne!(found, adapted.logits(&tokens, &[]).unwrap());
 }
 
 /// The scalings of RoPE and the optional biases.
