@@ -5,7 +5,7 @@
 //! by it plus 1e-5, and takes an alpha of 0 or less for the rank. `E` is folded into `A`. (Zhang et al., arXiv
 //! 2303.10512; peft's `adalora/layer.py`.)
 
-use crate::parts::{Reader, Suffixes};
+use crate::parts::{self, Reader, Suffixes};
 use crate::peft::{self, Config};
 use crate::{Change, Edit, Error, Site, expand};
 
@@ -52,8 +52,9 @@ pub(crate) fn read(config: &Config, reader: &Reader) -> Result<Vec<Edit>, Error>
         None => Some(config.rank("init_r")?.unwrap_or(12)),
     };
     let alpha = config.number("lora_alpha")?.unwrap_or(8.0);
-    let mut edits = Vec::new();
-    for (&site, module) in &reader.modules(SUFFIXES, &[], Site::is_linear)? {
+    let modules = reader.modules(SUFFIXES, &[], Site::is_linear)?;
+    let mut edits = parts::edits(modules.len())?;
+    for (&site, module) in &modules {
         let a_name = module.need(Part::A)?;
         // Training may leave a module no rank at all.
         if rank.is_none() && reader.shape(a_name).first() == Some(&0) {

@@ -5,7 +5,7 @@
 
 use graftwork_kernels::Tensor;
 
-use crate::parts::{Reader, Suffixes};
+use crate::parts::{self, Reader, Suffixes};
 use crate::peft::{self, Config};
 use crate::{Change, Edit, Error, Site, expand};
 
@@ -19,8 +19,9 @@ const SUFFIXES: &Suffixes<()> = &Suffixes {
 pub(crate) fn read(config: &Config, reader: &Reader) -> Result<Vec<Edit>, Error> {
     config.check(UNDERSTOOD, peft::UNSUPPORTED)?;
     config.bool("fan_in_fan_out")?;
-    let mut edits = Vec::new();
-    for (&site, module) in &reader.modules(SUFFIXES, &[], Site::is_linear)? {
+    let modules = reader.modules(SUFFIXES, &[], Site::is_linear)?;
+    let mut edits = parts::edits(modules.len())?;
+    for (&site, module) in &modules {
         let name = module.need(())?;
         let change = if reader.shape(name).first() == Some(&1) {
             Change::InputScale { values: reader.matrix(name, [Some(1), None])? }

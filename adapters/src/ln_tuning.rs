@@ -2,7 +2,7 @@
 //!
 //! Tensors are `<norm>.ln_tuning_layers.weight` `[width]`. (Zhao et al., arXiv 2312.11420; peft's `ln_tuning/layer.py`.)
 
-use crate::parts::{Reader, Suffixes};
+use crate::parts::{self, Reader, Suffixes};
 use crate::peft::{self, Config};
 use crate::{Change, Edit, Error, Site};
 
@@ -13,8 +13,9 @@ const SUFFIXES: &Suffixes<()> = &Suffixes {
 
 pub(crate) fn read(config: &Config, reader: &Reader) -> Result<Vec<Edit>, Error> {
     config.check(&[], peft::UNSUPPORTED)?;
-    let mut edits = Vec::new();
-    for (&site, module) in &reader.modules(SUFFIXES, &[], Site::is_norm)? {
+    let modules = reader.modules(SUFFIXES, &[], Site::is_norm)?;
+    let mut edits = parts::edits(modules.len())?;
+    for (&site, module) in &modules {
         let weight = reader.vector(module.need(())?, None)?;
         edits.push(Edit { site, change: Change::Replace { weight } });
     }

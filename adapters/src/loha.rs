@@ -4,7 +4,7 @@
 //! `[r, in]`. The product has rank `r^2` at most, with factors that are products of the files' columns and rows: see
 //! [`expand::hadamard`](crate::expand::hadamard). (Hyeon-Woo et al., FedPara, arXiv 2108.06098; peft's `loha/layer.py`.)
 
-use crate::parts::{Reader, Suffixes};
+use crate::parts::{self, Reader, Suffixes};
 use crate::peft::{self, Config, Lycoris};
 use crate::{Change, Edit, Error, Site};
 
@@ -33,7 +33,7 @@ pub(crate) fn read(config: &Config, reader: &Reader) -> Result<Vec<Edit>, Error>
     config.only("use_khatri_rao", &["auto".into()], reason)?;
     let modules = reader.modules(SUFFIXES, &[], Site::is_linear)?;
     let paths: Vec<&str> = modules.values().map(|module| module.path).collect();
-    let mut edits = Vec::new();
+    let mut edits = parts::edits(modules.len())?;
     for ((&site, module), (rank, scale)) in modules.iter().zip(settings.ranks_and_scales(&paths)?) {
         let tall = |part, outputs| reader.matrix(module.need(part)?, [outputs, Some(rank)]);
         let wide = |part, inputs| reader.matrix(module.need(part)?, [Some(rank), inputs]);

@@ -5,7 +5,7 @@
 //! scale is `alpha / r` even where no factor has rank r. (Yeh et al., LyCORIS, arXiv 2309.14859; peft's
 //! `lokr/layer.py`.)
 
-use crate::parts::{Module, Reader, Suffixes};
+use crate::parts::{self, Module, Reader, Suffixes};
 use crate::peft::{self, Config, Lycoris};
 use crate::{Change, Edit, Error, Factor, Site};
 
@@ -38,7 +38,7 @@ pub(crate) fn read(config: &Config, reader: &Reader) -> Result<Vec<Edit>, Error>
     config.only("init_weights", &[true.into(), "lycoris".into()], "it may have changed the base")?;
     let modules = reader.modules(SUFFIXES, &[], Site::is_linear)?;
     let paths: Vec<&str> = modules.values().map(|module| module.path).collect();
-    let mut edits = Vec::new();
+    let mut edits = parts::edits(modules.len())?;
     for ((&site, module), (rank, scale)) in modules.iter().zip(settings.ranks_and_scales(&paths)?) {
         let left = factor(reader, module, [Part::W1, Part::W1a, Part::W1b], rank)?;
         let right = factor(reader, module, [Part::W2, Part::W2a, Part::W2b], rank)?;

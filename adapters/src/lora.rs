@@ -14,7 +14,7 @@
 use graftwork_kernels::Tensor;
 use serde_json::Value;
 
-use crate::parts::{Module, Reader, Suffixes};
+use crate::parts::{self, Module, Reader, Suffixes};
 use crate::peft::{self, Config};
 use crate::{Change, Edit, Error, Site, expand, pattern};
 
@@ -95,7 +95,7 @@ pub(crate) fn read(config: &Config, reader: &Reader) -> Result<Vec<Edit>, Error>
     let paths: Vec<&str> = modules.values().map(|module| module.path).collect();
     let ranks = pattern::first_matches("rank_pattern", &settings.rank_pattern, &paths)?;
     let alphas = pattern::first_matches("alpha_pattern", &settings.alpha_pattern, &paths)?;
-    let mut edits = Vec::new();
+    let mut edits = parts::edits(2 * modules.len() + 3)?;
     for ((&site, module), (rank, alpha)) in modules.iter().zip(ranks.into_iter().zip(alphas)) {
         for (part, allowed) in [
             (Part::BBias, settings.lora_bias),

@@ -10,7 +10,7 @@ use graftwork_kernels::{Bytes, Tensor};
 
 use crate::file::gguf::Metadata;
 use crate::file::{Gguf, SMALL, TensorFile};
-use crate::{Adapter, Change, Edit, Error, Kind, RowOrder, Site, finite, names};
+use crate::{Adapter, Change, Edit, Error, Kind, RowOrder, Site, finite, names, parts};
 
 /// Keys under `adapter.` that do not change the arithmetic, or that are read here.
 const KEYS: &[&str] =
@@ -33,8 +33,9 @@ pub fn from_gguf(bytes: Bytes) -> Result<Adapter, Error> {
     if file.tensors().is_empty() {
         return Err(Error::Empty);
     }
-    let mut edits = Vec::new();
-    for (site, pair) in pairs(&file)? {
+    let pairs = pairs(&file)?;
+    let mut edits = parts::edits(pairs.len())?;
+    for (site, pair) in pairs {
         let read = |name: &str| -> Result<Tensor, Error> {
             let tensor = file.require(name)?;
             if check_values {

@@ -2,13 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use graftwork_kernels::{Bytes, Tensor};
+use graftwork_kernels::{Bytes, Tensor, tensor};
 
 use crate::file::{SMALL, Safetensors};
-use crate::{Error, Site, TensorFile, finite, names};
+use crate::{Edit, Error, Site, TensorFile, expand, finite, names};
 
 /// What PEFT puts before every module path.
 pub(crate) const PREFIX: &str = "base_model.model.";
+
+/// Room for `n` edits: there are as many as a file has modules, and each is a few hundred bytes.
+pub(crate) fn edits(n: usize) -> Result<Vec<Edit>, Error> {
+    tensor::reserved(n).map_err(|source| expand::failed("of any module", source))
+}
 
 /// What the tensors of one kind are called.
 pub(crate) struct Suffixes<P: 'static> {

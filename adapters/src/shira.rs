@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use crate::parts::{Reader, Suffixes};
+use crate::parts::{self, Reader, Suffixes};
 use crate::peft::{self, Config};
 use crate::{Change, Edit, Error, Site};
 
@@ -33,8 +33,9 @@ enum Part {
 pub(crate) fn read(config: &Config, reader: &Reader) -> Result<Vec<Edit>, Error> {
     config.check(UNDERSTOOD, peft::UNSUPPORTED)?;
     config.bool("fan_in_fan_out")?;
-    let mut edits = Vec::new();
-    for (&site, module) in &reader.modules(SUFFIXES, &[], Site::is_linear)? {
+    let modules = reader.modules(SUFFIXES, &[], Site::is_linear)?;
+    let mut edits = parts::edits(modules.len())?;
+    for (&site, module) in &modules {
         let values = reader.vector(module.need(Part::Values)?, None)?;
         let name = module.need(Part::Places)?;
         let indices = reader.integers(name, [2, values.cols()])?;

@@ -5,7 +5,7 @@
 //! other scale. A file without the projections holds a seed of torch's generator instead and is refused. (Kopiczko et
 //! al., arXiv 2310.11454; peft's `vera/layer.py`.)
 
-use crate::parts::{Reader, Suffixes};
+use crate::parts::{self, Reader, Suffixes};
 use crate::peft::{self, Config};
 use crate::{Change, Edit, Error, Site};
 
@@ -50,8 +50,9 @@ pub(crate) fn read(config: &Config, reader: &Reader) -> Result<Vec<Edit>, Error>
     }
     let a = reader.matrix(A, [Some(rank), None])?;
     let b = reader.matrix(B, [None, Some(rank)])?;
-    let mut edits = Vec::new();
-    for (&site, module) in &reader.modules(SUFFIXES, &[A, B], Site::is_linear)? {
+    let modules = reader.modules(SUFFIXES, &[A, B], Site::is_linear)?;
+    let mut edits = parts::edits(modules.len())?;
+    for (&site, module) in &modules {
         let inner = reader.vector(module.need(Part::Inner)?, Some(rank))?;
         let outer = reader.vector(module.need(Part::Outer)?, None)?;
         edits.push(Edit { site, change: Change::Shared { a: a.clone(), b: b.clone(), inner, outer } });
