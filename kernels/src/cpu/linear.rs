@@ -199,7 +199,8 @@ impl<P: Strip> Kernel for Multiply<'_, P> {
         if P::tokens::<S>() >= 4 {
             while t + 4 <= self.rows.len() {
                 let mut strip = 0;
-                if S::WIDE {
+                // Codes that come from memory are best asked for and unpacked one strip at a time.
+                if S::WIDE && !(P::INTEGER && self.fresh && t == 0) {
                     while (strip + 2) * self.length <= self.panels.len() {
                         self.tile::<S, 4, 2>(s, t, strip);
                         strip += 2;

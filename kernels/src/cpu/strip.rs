@@ -167,6 +167,10 @@ fn dot_int<S: Simd, P: IntPanel, const T: usize, const N: usize, const B: usize>
             let x = x.map(|x| &x[i][b]);
             if P::GROUPED {
                 add_group(s, panels, (b, 0), x, &mut sums);
+                let mut panels = panels;
+                for n in 0..N {
+                    panels[n] = s.after(panels[n], sums[n][T - 1]);
+                }
                 add_group(s, panels, (b, 1), x, &mut sums);
             } else {
                 add_block(s, panels, b, x, &mut sums);
@@ -180,12 +184,15 @@ fn dot_int<S: Simd, P: IntPanel, const T: usize, const N: usize, const B: usize>
 #[inline(always)]
 fn add_block<S: Simd, P: IntPanel, const T: usize, const N: usize>(
     s: S,
-    panels: [&P; N],
+    mut panels: [&P; N],
     b: usize,
     x: [&Activations; T],
     sums: &mut [[S::F; T]; N],
 ) {
     let first = dot_group(s, panels, (b, 0), x);
+    for n in 0..N {
+        panels[n] = s.after(panels[n], first[n][T - 1]);
+    }
     let second = dot_group(s, panels, (b, 1), x);
     for n in 0..N {
         let d = panels[n].scale(s, b, 0);
