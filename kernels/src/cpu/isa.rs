@@ -42,7 +42,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// `x`, from which nothing is loaded before `sum` is there, where else the compiler would run out of registers.
     #[inline(always)]
-    fn after<'a, Q>(self, x: &'a Q, _sum: Self::F) -> &'a Q {
+    fn after<Q>(self, x: &Q, _sum: Self::F) -> &Q {
         x
     }
 

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::isa::{BLOCK, Isa, LANES};
-use super::linear::{Inputs, Lane, Matrix, Quantize};
+use super::linear::{Inputs, Lane, Lanes, Matrix, Quantize};
 use super::scratch::{Need, Scratch};
 use super::strip::Activations;
 use super::team::{Grid, Tile};
@@ -19,6 +19,9 @@ const CLOSE: usize = 256;
 /// Most rows of them.
 const CLOSE_ROWS: usize = 32;
 
+/// Rows that are multiplied at once.
+const FEW: usize = 4;
+
 /// Bytes of weights that a thread multiplies with all rows before it goes on to others: they and as many rows stay in the
 /// second cache.
 const NEAR: usize = 256 << 10;
@@ -26,13 +29,10 @@ const NEAR: usize = 256 << 10;
 /// Most rows of a tile of `scale A x`.
 const PROJECT_ROWS: usize = 64;
 
-/// Lanes that a thread takes: outputs, and a graft's change of as many.
-const LANES_NEEDED: usize = 2 * CLOSE;
-const _: () = assert!(LANES_NEEDED >= PROJECT_ROWS);
-
 /// Scratch that a linear layer takes.
 pub(super) fn scratch() -> Need {
-    Need { lanes: LANES_NEEDED * size_of::<Lane>(), work: 0 }
+    const { assert!(PROJECT_ROWS <= CLOSE) };
+    Need { lanes: CLOSE * size_of::<Lane>(), work: 0 }
 }
 
 /// Blocks of 8-bit activations of `rows` rows of `inputs` values.
@@ -129,7 +129,8 @@ impl Cpu {
             let lanes = scratch.lanes.slice::<Lane>(tile.rows.len());
             let range = rows.start + tile.rows.start..rows.start + tile.rows.end;
             let strip = tile.cols.start / LANES;
-            a.multiply(isa, strip..strip + 1, &inputs, range, true, lanes);
+            let out = Lanes { lanes: &mut *lanes, stride: tile.rows.len(), add: false };
+            a.multiply(isa, strip..strip + 1, &inputs, range, true, out);
             for (t, lane) in tile.rows.clone().zip(&*lanes) {
                 for (y, x) in tile.row(t).iter_mut().zip(lane) {
                     *y = x * scale;
@@ -155,30 +156,38 @@ impl Layer<'_> {
     fn compute(&self, isa: Isa, x: &Inputs<'_>, low: &[f32], mut tile: Tile<'_, f32>, scratch: &mut Scratch) {
         let rows = tile.rows.clone();
         let height = rows.len().min(CLOSE_ROWS);
-        let many = (CLOSE / height).min(NEAR / self.weight.strip_bytes()).max(2);
-        let (lanes, change) = scratch.lanes.slice::<Lane>(LANES_NEEDED).split_at_mut(CLOSE);
+        // Few rows meet a strip once.
+        let near = if height > FEW { NEAR / self.weight.strip_bytes() } else { CLOSE };
+        let many = (CLOSE / height).min(near).max(2);
+        let lanes = scratch.lanes.slice::<Lane>(CLOSE);
         let end = tile.cols.end.div_ceil(LANES);
         for first in (tile.cols.start / LANES..end).step_by(many) {
             let strips = first..end.min(first + many);
+            for graft in self.grafts {
+                if let Change::LowRank { b, .. } = &graft.change {
+                    b.ask(isa, strips.clone());
+                }
+            }
             for top in rows.clone().step_by(height) {
                 let part = Part { strips: strips.clone(), rows: top..rows.end.min(top + height) };
                 let lanes = &mut lanes[..strips.len() * part.rows.len()];
-                self.weight.multiply(isa, strips.clone(), x, part.rows.clone(), top == rows.start, lanes);
-                self.finish(isa, low, &part, (lanes, change));
+                let out = Lanes { lanes: &mut *lanes, stride: part.rows.len(), add: false };
+                self.weight.multiply(isa, strips.clone(), x, part.rows.clone(), top == rows.start, out);
+                self.finish(isa, low, &part, top == rows.start, lanes);
                 part.write(&mut tile, lanes, self.accumulate);
             }
         }
     }
 
-    /// Adds the bias and the grafts to the outputs `lanes`; `change` is room for as many.
-    fn finish(&self, isa: Isa, low: &[f32], part: &Part, (lanes, change): (&mut [Lane], &mut [Lane])) {
+    /// Adds the bias and the grafts to the outputs `lanes`.
+    fn finish(&self, isa: Isa, low: &[f32], part: &Part, fresh: bool, lanes: &mut [Lane]) {
         if let Some(bias) = self.bias {
             for (strip, lanes) in part.strips.clone().zip(lanes.chunks_exact_mut(part.rows.len())) {
                 lanes.iter_mut().for_each(|lane| add(lane, slice(bias, strip), 1.0));
             }
         }
         for (graft, &place) in self.grafts.iter().zip(&self.places) {
-            add_graft(isa, graft, &low[place..], part, (lanes, change));
+            add_graft(isa, graft, &low[place..], (part, fresh), lanes);
         }
     }
 }
@@ -206,39 +215,30 @@ impl Part {
     }
 }
 
-/// Adds a graft's change to the outputs `lanes`; `low` is its `scale A x`, `change` room for as many outputs.
+/// Adds a graft's change to the outputs `lanes`; `low` is its `scale A x`.
 fn add_graft(
     isa: Isa,
     graft: &Graft<'_, Cpu>,
     low: &[f32],
-    part: &Part,
-    (lanes, change): (&mut [Lane], &mut [Lane]),
+    (part, fresh): (&Part, bool),
+    lanes: &mut [Lane],
 ) {
     let rows = graft.rows.start.max(part.rows.start)..graft.rows.end.min(part.rows.end);
     if rows.is_empty() {
         return;
     }
-    let change = &mut change[..part.strips.len() * rows.len()];
+    let (height, top) = (part.rows.len(), rows.start - part.rows.start);
     if let Change::LowRank { b, .. } = &graft.change {
         let rank = b.cols();
         let x = Inputs { x: low, stride: rank, cols: rank, x8: &[] };
         let own = rows.start - graft.rows.start..rows.end - graft.rows.start;
-        b.multiply(isa, part.strips.clone(), &x, own, false, change);
+        let out = Lanes { lanes: &mut lanes[top..], stride: height, add: true };
+        b.multiply(isa, part.strips.clone(), &x, own, fresh, out);
     }
-    let changes = change.chunks_exact(rows.len());
-    let all = lanes.chunks_exact_mut(part.rows.len());
-    for ((strip, lanes), change) in part.strips.clone().zip(all).zip(changes) {
-        let lanes = &mut lanes[rows.start - part.rows.start..];
-        for (lane, change) in lanes.iter_mut().zip(change) {
-            match graft.change {
-                Change::Bias(v) => add(lane, slice(v, strip), graft.scale),
-                Change::LowRank { bias, .. } => {
-                    add(lane, change, 1.0);
-                    if let Some(bias) = bias {
-                        add(lane, slice(bias, strip), graft.scale);
-                    }
-                }
-            }
+    if let Change::Bias(bias) | Change::LowRank { bias: Some(bias), .. } = graft.change {
+        for (strip, lanes) in part.strips.clone().zip(lanes.chunks_exact_mut(height)) {
+            let lanes = &mut lanes[top..][..rows.len()];
+            lanes.iter_mut().for_each(|lane| add(lane, slice(bias, strip), graft.scale));
         }
     }
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use bytemuck::Zeroable;
 
 use super::isa::{BLOCK, GROUP, Isa, Kernel, LANES, Simd};
-use super::strip::{Activations, Input, Strip};
+use super::strip::{AHEAD, Activations, Input, LINE, Strip};
 use crate::format::{Block, Format, Visitor};
 use crate::tensor::{Error, Tensor, reserved};
 
@@ -74,8 +74,13 @@ impl Matrix {
         (self.bytes / self.rows.div_ceil(LANES).max(1)).max(1)
     }
 
-    /// `out[j][t] = W[16 s..16 s + 16, :] x[t]` for the `j`-th strip `s` of `strips` and every row `t` of `rows`. If the strips
-    /// come from memory, `fresh`, they are asked for ahead.
+    /// Asks for what [`Matrix::multiply`] reads first, when that will be soon.
+    pub fn ask(&self, isa: Isa, strips: Range<usize>) {
+        self.strips.ask(isa, strips);
+    }
+
+    /// `W[16 s..16 s + 16, :] x[t]` for every strip `s` of `strips` and every row `t` of `rows`. If the strips come from memory,
+    /// `fresh`, they are asked for ahead.
     pub fn multiply(
         &self,
         isa: Isa,
@@ -83,10 +88,36 @@ impl Matrix {
         x: &Inputs<'_>,
         rows: Range<usize>,
         fresh: bool,
-        out: &mut [Lane],
+        out: Lanes<'_>,
     ) {
         self.strips.multiply(isa, strips, (x, rows), fresh, out);
     }
+}
+
+/// Asks for the first strips of some that will soon be multiplied.
+struct Ask<'a, Q>(&'a [Q]);
+
+impl<Q> Kernel for Ask<'_, Q> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        if let Some(first) = self.0.first() {
+            for line in (0..size_of_val(self.0).min(AHEAD)).step_by(LINE) {
+                s.prefetch(first, line);
+            }
+        }
+    }
+}
+
+/// Where products go: to `lanes[strip stride + row]`, both counted from 0.
+pub struct Lanes<'a> {
+    /// The outputs of the first strip's first row, and all after.
+    pub lanes: &'a mut [Lane],
+    /// From one strip's outputs to the next.
+    pub stride: usize,
+    /// Add them to what is there.
+    pub add: bool,
 }
 
 /// The rows of activations that go into a linear layer.
@@ -113,13 +144,14 @@ impl<'a> Inputs<'a> {
 /// A packed matrix of any format.
 trait Strips: Send + Sync {
     fn integer(&self) -> bool;
+    fn ask(&self, isa: Isa, strips: Range<usize>);
     fn multiply(
         &self,
         isa: Isa,
         strips: Range<usize>,
         x: (&Inputs<'_>, Range<usize>),
         fresh: bool,
-        out: &mut [Lane],
+        out: Lanes<'_>,
     );
 }
 
@@ -134,6 +166,10 @@ impl<P: Strip> Packed<P> {
     fn panels(rows: usize, cols: usize) -> (usize, usize) {
         let length = cols / P::Block::LEN;
         (length, length.saturating_mul(rows.div_ceil(LANES)))
+    }
+
+    fn strips(&self, strips: Range<usize>) -> &[P::Panel] {
+        &self.panels[strips.start * self.length..strips.end * self.length]
     }
 
     fn bytes(rows: usize, cols: usize) -> usize {
@@ -162,15 +198,19 @@ impl<P: Strip> Strips for Packed<P> {
         P::INTEGER
     }
 
+    fn ask(&self, isa: Isa, strips: Range<usize>) {
+        isa.run(Ask(self.strips(strips)));
+    }
+
     fn multiply(
         &self,
         isa: Isa,
         strips: Range<usize>,
         (x, rows): (&Inputs<'_>, Range<usize>),
         fresh: bool,
-        out: &mut [Lane],
+        out: Lanes<'_>,
     ) {
-        let panels = &self.panels[strips.start * self.length..strips.end * self.length];
+        let panels = self.strips(strips);
         isa.run(Multiply::<P> { panels, length: self.length, x, rows, fresh, out });
     }
 }
@@ -184,8 +224,7 @@ struct Multiply<'a, P: Strip> {
     rows: Range<usize>,
     /// Whether the strips come from memory.
     fresh: bool,
-    /// `[strips][rows]`.
-    out: &'a mut [Lane],
+    out: Lanes<'a>,
 }
 
 impl<P: Strip> Kernel for Multiply<'_, P> {
@@ -241,9 +280,9 @@ impl<P: Strip> Multiply<'_, P> {
         }
         let dots = P::dot(s, panels, x, self.fresh && t == 0);
         for (n, dots) in dots.into_iter().enumerate() {
-            let out = &mut self.out[(strip + n) * self.rows.len() + t..][..T];
+            let out = &mut self.out.lanes[(strip + n) * self.out.stride + t..][..T];
             for (out, dot) in out.iter_mut().zip(dots) {
-                s.store(dot, out);
+                s.store(if self.out.add { s.add(s.load(out), dot) } else { dot }, out);
             }
         }
     }

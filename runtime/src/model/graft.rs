@@ -8,7 +8,7 @@ use graftwork_kernels::backend::{Backend, Change, Device, Graft, RopeLayout};
 use graftwork_kernels::{Format, Tensor};
 
 use super::config::Config;
-use super::weights::{Model, shape_of};
+use super::weights::{Linear, Model, shape_of};
 use crate::Error;
 use crate::batch::Batch;
 use crate::registry::Prepared;
@@ -78,9 +78,8 @@ pub fn prepare<D: Device>(model: &Model<D>, device: &D, adapter: &Adapter) -> Re
         };
         let orders = rotated.then(|| (adapter.row_order, order_of(config)));
         let binder = Binder { device, orders, head_dim: config.head_dim };
-        let (change, size) = binder
-            .bind(&edit.change, linear.bias_values.as_deref())
-            .map_err(|source| Error::AdapterWeight { site, source })?;
+        let (change, size) =
+            binder.bind(&edit.change, linear).map_err(|source| Error::AdapterWeight { site, source })?;
         place.push(change);
         bytes += size;
     }
@@ -115,19 +114,17 @@ struct Binder<'a, D: Device> {
 }
 
 impl<D: Device> Binder<'_, D> {
-    /// The change and the bytes it keeps. `bias` is the base's.
-    fn bind(
-        &self,
-        change: &Edit,
-        bias: Option<&[f32]>,
-    ) -> Result<(Bound<D>, usize), graftwork_kernels::Error> {
+    /// The change and the bytes it keeps.
+    fn bind(&self, change: &Edit, base: &Linear<D>) -> Result<(Bound<D>, usize), graftwork_kernels::Error> {
         match change {
             Edit::LowRank { a, b, scale, bias } => {
                 let b = match self.orders {
                     Some((from, to)) => from.reorder(to, b, self.head_dim)?,
                     None => b.clone(),
                 };
-                let (rank, a, b) = (a.rows(), self.device.matrix(a)?, self.device.matrix(&in_floats(b)?)?);
+                let rank = a.rows();
+                let a = self.device.matrix(&first_factor(a, base.format)?)?;
+                let b = self.device.matrix(&second_factor(b, base.format)?)?;
                 let values = bias.as_ref().map(|bias| self.vector(bias)).transpose()?;
                 let bytes = self.device.matrix_bytes(&a)
                     + self.device.matrix_bytes(&b)
@@ -137,7 +134,7 @@ impl<D: Device> Binder<'_, D> {
             }
             Edit::Bias { values } => {
                 let mut values = self.vector(values)?;
-                for (value, base) in values.iter_mut().zip(bias.unwrap_or_default()) {
+                for (value, base) in values.iter_mut().zip(base.bias_values.as_deref().unwrap_or_default()) {
                     *value -= base;
                 }
                 Ok((Bound::Bias(self.device.vector(&values)?), size_of_val(&values[..])))
@@ -154,13 +151,27 @@ impl<D: Device> Binder<'_, D> {
     }
 }
 
-/// A tensor whose values stand by themselves, the same values: what multiplies the few numbers of a low-rank
-/// activation gains nothing from blocks, and backends need not round such activations to 8 bits.
-fn in_floats(tensor: Tensor) -> Result<Tensor, graftwork_kernels::Error> {
-    match tensor.format().block_len() {
-        1 => Ok(tensor),
-        _ => Tensor::encode(Format::F32, tensor.rows(), tensor.cols(), &tensor.decode()?),
+/// `A` as it is kept. On a base in blocks it meets activations of 8 bits, so it is rounded to `Q8_0` too: each value by at most
+/// 1/254 of the largest in its block of 32.
+fn first_factor(a: &Tensor, base: Format) -> Result<Tensor, graftwork_kernels::Error> {
+    if a.format().block_len() > 1
+        || base.block_len() == 1
+        || !a.cols().is_multiple_of(Format::Q8_0.block_len())
+    {
+        return Ok(a.clone());
     }
+    Tensor::encode(Format::Q8_0, a.rows(), a.cols(), &a.decode()?)
+}
+
+/// `B` as it is kept, in a float format: what multiplies the few numbers of a low-rank activation gains nothing from blocks, and
+/// backends need not round such activations to 8 bits. On a base in blocks, F32 is rounded to BF16: each value by at most 2^-9 of itself.
+fn second_factor(b: Tensor, base: Format) -> Result<Tensor, graftwork_kernels::Error> {
+    let format = match (b.format(), base.block_len()) {
+        (Format::F16 | Format::BF16, _) | (Format::F32, 1) => return Ok(b),
+        (_, 1) => Format::F32,
+        _ => Format::BF16,
+    };
+    Tensor::encode(format, b.rows(), b.cols(), &b.decode()?)
 }
 
 /// The adapters of a batch, looked up by layer and module.

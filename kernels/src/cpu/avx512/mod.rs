@@ -72,7 +72,7 @@ impl<const VNNI: bool> Simd for Wide<VNNI> {
     }
 
     #[inline(always)]
-    fn after<'a, Q>(self, x: &'a Q, sum: Self::F) -> &'a Q {
+    fn after<Q>(self, x: &Q, sum: Self::F) -> &Q {
         // SAFETY: `self` proves AVX-512 F.
         unsafe { after(x, sum) }
     }
@@ -455,7 +455,7 @@ fn after<Q>(x: &Q, sum: __m512) -> &Q {
     let mut x = std::ptr::from_ref(x);
     // SAFETY: no instruction at all; the pointer only passes through its register.
     unsafe {
-        asm!("/* {0} {1} */", inout(reg) x, in(zmm_reg) sum, options(pure, nomem, nostack, preserves_flags));
+        asm!("/* {0} {1} */", inout(reg) x, in(zmm_reg) sum, options(pure, readonly, nostack, preserves_flags));
         &*x
     }
 }
