@@ -19,6 +19,7 @@ pub mod pages;
 pub mod portable;
 pub mod rows;
 pub mod scratch;
+pub mod softmax;
 pub mod strip;
 pub mod team;
 
