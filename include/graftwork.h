@@ -224,7 +224,8 @@ enum { GW_LOG_WARN = 1, GW_LOG_INFO = 2, GW_LOG_DEBUG = 3 };
 typedef int32_t (*gw_progress_fn)(void *user, uint64_t done, uint64_t all);
 
 enum { GW_DEVICE_CPU = 0, GW_DEVICE_GPU = 1 /* GW_ERR_UNSUPPORTED in this version. */ };
-enum { GW_KV_F16 = 0, GW_KV_F32 = 1 };
+/* GW_KV_Q8_0: 8-bit codes with a scale for each 32 values of a head, 0.53 of the memory of GW_KV_F16. */
+enum { GW_KV_F16 = 0, GW_KV_F32 = 1, GW_KV_Q8_0 = 2 };
 
 /* Forget keys and values when a request ends. By default they are kept while there is room, and later requests that
  * begin with the same tokens under the same adapters start from there; their answers are equal to the bit. */

@@ -16,6 +16,7 @@ use crate::{Failure, chart, open, output};
 pub fn bench(arguments: &Bench) -> Result<(), Failure> {
     let options = EngineOptions {
         threads: arguments.threads,
+        kv_format: arguments.cache_type,
         max_batch: arguments.batch,
         // All sequences run at once, whatever that takes, and every prompt is computed.
         kv_bytes: usize::MAX,

@@ -139,6 +139,7 @@ impl gw_engine_options {
         options.kv_format = match self.kv_format {
             0 => Format::F16,
             1 => Format::F32,
+            2 => Format::Q8_0,
             found => return Err(Failure::argument("kv_format", "one of GW_KV_...", found)),
         };
         options.threads = self.threads as usize;

@@ -479,7 +479,7 @@ impl Engine {
         self.logits_with(tokens, adapters, Format::F32)
     }
 
-    /// [`Engine::logits`] with keys and values cached as `kv`, F16 or F32.
+    /// [`Engine::logits`] with keys and values cached as `kv`, F16, F32 or Q8_0.
     ///
     /// # Errors
     /// As [`Engine::logits`], or another format.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use graftwork::{Engine, EngineOptions, Event, Request, RequestId};
+use graftwork::{Engine, EngineOptions, Event, Format, Request, RequestId};
 use graftwork_tests::reference::{example, golden, smollm2};
 
 /// The threads and prefill chunks that must not matter.
@@ -55,12 +55,13 @@ fn requests(vocab: usize, stacks: &[Vec<(String, f32)>]) -> Vec<Request> {
 }
 
 /// Runs the requests alone and together, some of them joining while others run, under every setting.
-fn mixed_equals_alone(model: &Path, adapters: &[(&str, &Path)]) {
+fn mixed_equals_alone(model: &Path, adapters: &[(&str, &Path)], kv_format: Format) {
     let mut reference: Option<Vec<Answer>> = None;
     for (threads, prefill_chunk) in SETTINGS {
         // Under the first setting, all were just run alone: with prefixes kept, little would be left to run.
         let keep_prefixes = reference.is_some() && prefill_chunk == 64;
-        let options = EngineOptions { threads, prefill_chunk, keep_prefixes, ..EngineOptions::default() };
+        let options =
+            EngineOptions { threads, prefill_chunk, keep_prefixes, kv_format, ..EngineOptions::default() };
         let engine = Engine::open(model, options).unwrap_or_else(|error| panic!("{error}"));
         for (name, path) in adapters {
             engine.load_adapter(name, *path).unwrap_or_else(|error| panic!("{error}"));
@@ -112,11 +113,13 @@ fn mixed_equals_alone(model: &Path, adapters: &[(&str, &Path)]) {
 #[test]
 fn mixed_equals_alone_on_the_tiny_base() {
     let adapters = [golden("adapters/lora_all"), golden("adapters/lora_bias")];
-    mixed_equals_alone(&golden("adapters/base"), &[("all", &adapters[0]), ("bias", &adapters[1])]);
+    for kv in [Format::F16, Format::Q8_0] {
+        mixed_equals_alone(&golden("adapters/base"), &[("all", &adapters[0]), ("bias", &adapters[1])], kv);
+    }
 }
 
 #[test]
 fn mixed_equals_alone_on_smollm2() {
     let adapters = [example("tools-lora"), example("sentiment-lora")];
-    mixed_equals_alone(&smollm2(), &[("tools", &adapters[0]), ("sentiment", &adapters[1])]);
+    mixed_equals_alone(&smollm2(), &[("tools", &adapters[0]), ("sentiment", &adapters[1])], Format::F16);
 }

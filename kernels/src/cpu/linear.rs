@@ -3,12 +3,10 @@
 use std::array::from_fn;
 use std::ops::Range;
 
-use bytemuck::Zeroable;
-
 use super::isa::{BLOCK, GROUP, Isa, Kernel, LANES, Simd};
 use super::strip::{AHEAD, Activations, Input, LINE, Strip};
 use crate::format::{Block, Format, Visitor};
-use crate::tensor::{Error, Tensor, reserved};
+use crate::tensor::{Error, Tensor, reserved, zeros};
 
 /// Sixteen rows of one token's outputs.
 pub type Lane = [f32; LANES];
@@ -180,14 +178,17 @@ impl<P: Strip> Packed<P> {
         let (length, count) = Self::panels(weight.rows(), weight.cols());
         let mut panels = reserved(count)?;
         let blocks: &[P::Block] = bytemuck::cast_slice(weight.bytes());
-        let missing = P::Block::zeroed();
+        // What stands for the rows missing from the last strip.
+        let mut missing = Vec::new();
+        if !weight.rows().is_multiple_of(LANES) {
+            missing = zeros(length)?;
+        }
         for strip in 0..weight.rows().div_ceil(LANES) {
-            for b in 0..length {
-                panels.push(P::pack(from_fn(|i| {
-                    let row = strip * LANES + i;
-                    if row < weight.rows() { &blocks[row * length + b] } else { &missing }
-                })));
-            }
+            let rows: [&[P::Block]; LANES] = from_fn(|i| {
+                blocks.get((strip * LANES + i) * length..).filter(|rest| !rest.is_empty()).unwrap_or(&missing)
+            });
+            let rows = rows.map(|row| &row[..length]);
+            panels.extend((0..length).map(|b| P::pack(from_fn(|i| &rows[i][b]))));
         }
         Ok(Self { length, panels })
     }

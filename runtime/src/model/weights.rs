@@ -176,9 +176,11 @@ impl<D: Device> Loader<'_, D> {
 
     fn linear(&self, name: &str, (rows, cols): (usize, usize), bias: bool) -> Result<Linear<D>, Error> {
         let refused = |e| self.refused(name, e);
-        let weight = self.tensor(name, "weight", rows, cols)?;
-        let format = weight.format();
-        let weight = self.device.matrix(&weight).map_err(refused)?;
+        let tensor = self.tensor(name, "weight", rows, cols)?;
+        let format = tensor.format();
+        let weight = self.device.matrix(&tensor).map_err(refused)?;
+        // The device has its own.
+        tensor.bytes().unload();
         let bias = bias.then(|| self.tensor(name, "bias", 1, rows)).transpose()?;
         let bias_values = bias.map(|bias| bias.decode()).transpose().map_err(refused)?;
         let bias = bias_values.as_deref().map(|v| self.device.vector(v)).transpose().map_err(refused)?;
