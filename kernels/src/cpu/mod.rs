@@ -9,6 +9,7 @@ pub mod attention;
 pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
+pub mod executor;
 pub mod isa;
 mod layer;
 pub mod limits;
@@ -24,6 +25,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use attention::{Attend, Element, Pages};
+use executor::Executor;
 use isa::Isa;
 use linear::Matrix;
 use rows::{Gate, RmsNorm, Rotate};
@@ -135,8 +137,16 @@ impl Needs {
 impl Cpu {
     /// A CPU backend with `threads` threads (the caller's among them) and this instruction set.
     pub fn new(threads: usize, isa: Isa) -> std::io::Result<Self> {
-        let team = Team::new(threads.max(1))?;
-        Ok(Self { device: Arc::new(CpuDevice), isa, team, x8: Buffer::default(), low: Buffer::default() })
+        Ok(Self::of(Team::new(threads)?, isa))
+    }
+
+    /// A CPU backend with the caller's thread and up to `threads - 1` that `executor` lends.
+    pub fn lent(threads: usize, executor: Executor, isa: Isa) -> Self {
+        Self::of(Team::lent(threads, executor), isa)
+    }
+
+    fn of(team: Team, isa: Isa) -> Self {
+        Self { device: Arc::new(CpuDevice), isa, team, x8: Buffer::default(), low: Buffer::default() }
     }
 
     /// The instruction set in use.
@@ -263,7 +273,7 @@ impl Backend for Cpu {
     }
 
     fn step<R>(&mut self, operations: impl FnOnce(&mut Self) -> R) -> R {
-        self.team.wake();
+        let _step = self.team.step();
         operations(self)
     }
 
