@@ -527,7 +527,10 @@ impl Opening {
                 found: name.clone(),
             })?,
         };
-        let backend = Cpu::new(options.threads, isa).map_err(Error::Threads)?;
+        let backend = match &options.executor {
+            Some(executor) => Cpu::lent(options.threads, executor.clone(), isa),
+            None => Cpu::new(options.threads, isa).map_err(Error::Threads)?,
+        };
         Ok(Self { container, config, names, backend })
     }
 }

@@ -2,7 +2,7 @@
 
 use graftwork_kernels::Format;
 
-use crate::{Error, Log};
+use crate::{Error, Executor, Log};
 
 /// More than any machine has cores; a number beyond it is a mistake that would end in thousands of threads.
 const MOST_THREADS: usize = 1024;
@@ -12,6 +12,9 @@ const MOST_THREADS: usize = 1024;
 pub struct EngineOptions {
     /// Threads that compute, the caller's of [`Engine::step`](crate::Engine::step) among them; 0 for one per core.
     pub threads: usize,
+    /// Lends all of those threads but the caller's; `None` for threads of the engine's own. Loading a model always takes
+    /// threads of its own, which end with it.
+    pub executor: Option<Executor>,
     /// The instruction set that kernels use, by name, such as `avx2`; `None` for the fastest that the CPU has. All give the same
     /// bits.
     pub isa: Option<String>,
@@ -36,6 +39,7 @@ impl Default for EngineOptions {
     fn default() -> Self {
         Self {
             threads: 0,
+            executor: None,
             isa: None,
             kv_format: Format::F16,
             kv_bytes: 1 << 30,

@@ -3,11 +3,16 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use graftwork::{Engine, EngineOptions, Event, Format, Request, RequestId};
+use graftwork::{Engine, EngineOptions, Event, Executor, Format, Request, RequestId};
 use graftwork_tests::reference::{example, golden, smollm2};
 
-/// The threads and prefill chunks that must not matter.
-const SETTINGS: [(usize, usize); 6] = [(1, 7), (1, 64), (1, 512), (2, 7), (2, 64), (2, 512)];
+/// The threads and prefill chunks that must not matter, and whether a host lends the threads: the first is the reference.
+type Setting = (usize, usize, bool);
+
+/// Threads as a host may lend them: one is started for every task.
+fn lent() -> Executor {
+    Executor::new(|task| _ = std::thread::spawn(task))
+}
 
 /// Tokens of every answer.
 const ANSWER: usize = 6;
@@ -55,13 +60,20 @@ fn requests(vocab: usize, stacks: &[Vec<(String, f32)>]) -> Vec<Request> {
 }
 
 /// Runs the requests alone and together, some of them joining while others run, under every setting.
-fn mixed_equals_alone(model: &Path, adapters: &[(&str, &Path)], kv_format: Format) {
+fn mixed_equals_alone(model: &Path, adapters: &[(&str, &Path)], kv_format: Format, settings: &[Setting]) {
     let mut reference: Option<Vec<Answer>> = None;
-    for (threads, prefill_chunk) in SETTINGS {
+    for &(threads, prefill_chunk, is_lent) in settings {
         // Under the first setting, all were just run alone: with prefixes kept, little would be left to run.
         let keep_prefixes = reference.is_some() && prefill_chunk == 64;
-        let options =
-            EngineOptions { threads, prefill_chunk, keep_prefixes, kv_format, ..EngineOptions::default() };
+        let executor = is_lent.then(lent);
+        let options = EngineOptions {
+            threads,
+            executor,
+            prefill_chunk,
+            keep_prefixes,
+            kv_format,
+            ..EngineOptions::default()
+        };
         let engine = Engine::open(model, options).unwrap_or_else(|error| panic!("{error}"));
         for (name, path) in adapters {
             engine.load_adapter(name, *path).unwrap_or_else(|error| panic!("{error}"));
@@ -103,7 +115,11 @@ fn mixed_equals_alone(model: &Path, adapters: &[(&str, &Path)], kv_format: Forma
             assert_eq!(mixed.len(), ANSWER);
             for (position, (mixed, alone)) in mixed.iter().zip(alone).enumerate() {
                 let same = mixed == alone;
-                assert!(same, "request {index}, token {position}, {threads} threads, chunk {prefill_chunk}");
+                let lent = if is_lent { "lent " } else { "" };
+                assert!(
+                    same,
+                    "request {index}, token {position}, {threads} {lent}threads, chunk {prefill_chunk}"
+                );
             }
         }
         assert_eq!(engine.memory().kv_used, 0);
@@ -113,13 +129,21 @@ fn mixed_equals_alone(model: &Path, adapters: &[(&str, &Path)], kv_format: Forma
 #[test]
 fn mixed_equals_alone_on_the_tiny_base() {
     let adapters = [golden("adapters/lora_all"), golden("adapters/lora_bias")];
+    // Also more threads than there are cores.
+    let settings =
+        |threads| [7, 64, 512].into_iter().flat_map(move |c| [(threads, c, false), (threads, c, true)]);
+    let settings: Vec<Setting> = (1..=8).flat_map(settings).collect();
     for kv in [Format::F16, Format::Q8_0] {
-        mixed_equals_alone(&golden("adapters/base"), &[("all", &adapters[0]), ("bias", &adapters[1])], kv);
+        let adapters = [("all", &*adapters[0]), ("bias", &*adapters[1])];
+        mixed_equals_alone(&golden("adapters/base"), &adapters, kv, &settings);
     }
 }
 
 #[test]
 fn mixed_equals_alone_on_smollm2() {
     let adapters = [example("tools-lora"), example("sentiment-lora")];
-    mixed_equals_alone(&smollm2(), &[("tools", &adapters[0]), ("sentiment", &adapters[1])], Format::F16);
+    let settings =
+        [(1, 7, false), (1, 64, false), (1, 512, false), (2, 7, false), (2, 64, true), (3, 512, false)];
+    let adapters = [("tools", &*adapters[0]), ("sentiment", &*adapters[1])];
+    mixed_equals_alone(&smollm2(), &adapters, Format::F16, &settings);
 }

@@ -44,16 +44,16 @@ impl Codes {
     fn dot<S: Simd, const C: usize>(&self, s: S, part: usize, g: usize, x: [&Activations; C]) -> [S::F; C] {
         let vectors = &self.q[part * STEPS + g * (STEPS / 2)..][..STEPS / 2];
         let mut q = [&x[0].q[g]; C];
-        let mut sums = [x[0].sum[g]; C];
+        let mut minus = [x[0].minus[g]; C];
         for c in 1..C {
             q[c] = &x[c].q[g];
-            sums[c] = x[c].sum[g];
+            minus[c] = x[c].minus[g];
         }
-        let dots = s.dot_bytes(
+        let [dots] = s.dot_bytes(
             #[inline(always)]
-            |step| s.load_codes(&vectors[step]),
+            |_, step| s.load_codes(&vectors[step]),
             q,
-            sums,
+            minus,
         );
         let mut out = [s.splat(0.0); C];
         for c in 0..C {

@@ -10,6 +10,7 @@ pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
 pub mod codes;
+pub mod executor;
 pub mod isa;
 mod layer;
 pub mod limits;
@@ -28,6 +29,7 @@ use std::sync::Arc;
 
 use attention::Attend;
 use codes::Codes;
+use executor::Executor;
 use isa::Isa;
 use linear::Matrix;
 use pages::{Pages, Store, Stored};
@@ -153,8 +155,16 @@ impl Needs {
 impl Cpu {
     /// A CPU backend with `threads` threads (the caller's among them) and this instruction set.
     pub fn new(threads: usize, isa: Isa) -> std::io::Result<Self> {
-        let team = Team::new(threads.max(1))?;
-        Ok(Self { device: Arc::new(CpuDevice), isa, team, x8: Buffer::default(), low: Buffer::default() })
+        Ok(Self::of(Team::new(threads)?, isa))
+    }
+
+    /// A CPU backend with the caller's thread and up to `threads - 1` that `executor` lends.
+    pub fn lent(threads: usize, executor: Executor, isa: Isa) -> Self {
+        Self::of(Team::lent(threads, executor), isa)
+    }
+
+    fn of(team: Team, isa: Isa) -> Self {
+        Self { device: Arc::new(CpuDevice), isa, team, x8: Buffer::default(), low: Buffer::default() }
     }
 
     /// The instruction set in use.
@@ -280,7 +290,7 @@ impl Backend for Cpu {
     }
 
     fn step<R>(&mut self, operations: impl FnOnce(&mut Self) -> R) -> R {
-        self.team.wake();
+        let _step = self.team.step();
         operations(self)
     }
 
