@@ -24,6 +24,9 @@ use crate::tensor::Error;
 /// How long a thread spins for the next operation before it sleeps.
 const SPIN: Duration = Duration::from_micros(20);
 
+/// How long a thread that spins keeps its processor to itself: where there are more threads than processors, others have work.
+const ALONE: Duration = Duration::from_micros(2);
+
 /// How long a lent thread waits for the first operation while the step's tasks are still being given out. An executor
 /// that waits for the end of a task never gets to the next one while this lasts.
 const PATIENCE: Duration = Duration::from_millis(10);
@@ -143,7 +146,11 @@ impl Shared {
             for _ in 0..32 {
                 std::hint::spin_loop();
             }
-            if idle.elapsed() < SPIN {
+            let waited = idle.elapsed();
+            if waited >= ALONE {
+                thread::yield_now();
+            }
+            if waited < SPIN {
                 continue;
             }
             if !self.sleep(stay) {
@@ -309,10 +316,11 @@ impl Team {
         shared.ticket.store((chunks as u64) << 32, Ordering::SeqCst);
         shared.wake();
         shared.work(0);
+        // Where there are fewer processors than threads, whoever has the last chunk may need this one.
         let mut spins = 0u32;
         while shared.done.load(Ordering::Acquire) < chunks {
             spins += 1;
-            if spins < 4096 { std::hint::spin_loop() } else { thread::yield_now() }
+            if spins < 256 { std::hint::spin_loop() } else { thread::yield_now() }
         }
         let panic = lock(&shared.panic).take();
         if let Some(panic) = panic {
