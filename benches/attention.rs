@@ -1,9 +1,8 @@
 //! Attention of one row, as in decoding, and of a step of a prompt, over long contexts, for everything that a KV cache can
 //! store. `GRAFTWORK_ISA` names the only instruction set.
 
-use graftwork_benches::{median_seconds, random_values};
+use graftwork_benches::{isas, median_seconds, random_values};
 use graftwork_kernels::backend::{Backend, CacheShape, PAGE, Span, StepShape};
-use graftwork_kernels::cpu::isa::Isa;
 use graftwork_kernels::cpu::{Cache, Cpu, Rows, limits};
 use graftwork_kernels::{Format, Tensor};
 
@@ -15,9 +14,7 @@ const LAYERS: usize = 16;
 
 fn main() {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let only = std::env::var("GRAFTWORK_ISA").ok();
-    let wanted = |isa: &Isa| only.as_deref().map_or(isa.name() != "portable", |name| name == isa.name());
-    for isa in Isa::all().into_iter().filter(wanted) {
+    for isa in isas() {
         let mut cpu = Cpu::new(threads, isa).expect("threads");
         let read = limits::read_bytes_per_second(&mut cpu, 5);
         println!("{} with {threads} threads: reads {:.1} GB/s", isa.name(), read / 1e9);

@@ -19,9 +19,6 @@ const CLOSE: usize = 256;
 /// Most rows of them.
 const CLOSE_ROWS: usize = 32;
 
-/// Rows that are multiplied at once.
-const FEW: usize = 4;
-
 /// Bytes of weights that a thread multiplies with all rows before it goes on to others: they and as many rows stay in the
 /// second cache.
 const NEAR: usize = 256 << 10;
@@ -156,8 +153,8 @@ impl Layer<'_> {
     fn compute(&self, isa: Isa, x: &Inputs<'_>, low: &[f32], mut tile: Tile<'_, f32>, scratch: &mut Scratch) {
         let rows = tile.rows.clone();
         let height = rows.len().min(CLOSE_ROWS);
-        // Few rows meet a strip once.
-        let near = if height > FEW { NEAR / self.weight.strip_bytes() } else { CLOSE };
+        // A single row meets a strip once.
+        let near = if height > 1 { NEAR / self.weight.strip_bytes() } else { CLOSE };
         let many = (CLOSE / height).min(near).max(2);
         let lanes = scratch.lanes.slice::<Lane>(CLOSE);
         let end = tile.cols.end.div_ceil(LANES);

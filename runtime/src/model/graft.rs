@@ -151,16 +151,25 @@ impl<D: Device> Binder<'_, D> {
     }
 }
 
+/// The least that the largest value of a row must be for [`first_factor`] to round it: the scale of smaller ones is a subnormal half.
+const LEAST: f32 = 1.0 / 1024.0;
+
 /// `A` as it is kept. On a base in blocks it meets activations of 8 bits, so it is rounded to `Q8_0` too: each value by at most
-/// 1/254 of the largest in its block of 32.
+/// 1/128 of the largest in its row, half of that where no scale is subnormal. What would lose more stays as it is.
 fn first_factor(a: &Tensor, base: Format) -> Result<Tensor, graftwork_kernels::Error> {
-    if a.format().block_len() > 1
-        || base.block_len() == 1
-        || !a.cols().is_multiple_of(Format::Q8_0.block_len())
-    {
+    let whole = a.cols().is_multiple_of(Format::Q8_0.block_len());
+    if a.format().block_len() > 1 || base.block_len() == 1 || !whole {
         return Ok(a.clone());
     }
-    Tensor::encode(Format::Q8_0, a.rows(), a.cols(), &a.decode()?)
+    let values = a.decode()?;
+    let fits = |row: &[f32]| {
+        row.iter().all(|x| x.is_finite())
+            && (row.iter().all(|&x| x == 0.0) || row.iter().any(|x| x.abs() >= LEAST))
+    };
+    if !values.chunks(a.cols().max(1)).all(fits) {
+        return Ok(a.clone());
+    }
+    Tensor::encode(Format::Q8_0, a.rows(), a.cols(), &values)
 }
 
 /// `B` as it is kept, in a float format: what multiplies the few numbers of a low-rank activation gains nothing from blocks, and
@@ -248,4 +257,39 @@ fn graft<'a, B: Backend>(bound: &'a Bound<B::Device>, weight: f32, rows: &Range<
         Bound::Bias(values) => (weight, Change::Bias(values)),
     };
     Graft { rows: rows.clone(), scale, change }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is kept of `A` with two rows whose largest values are `scale` and a third of it, and the format.
+    fn kept(scale: f32) -> (Vec<f32>, Vec<f32>, Format) {
+        let row = |scale: f32| (0..64).map(move |i| scale * ((i * 37 + 11) % 64 - 32) as f32 / 32.0);
+        let values: Vec<f32> = row(scale).chain(row(scale / 3.0)).collect();
+        let a = Tensor::encode(Format::F32, 2, 64, &values).expect("whole rows");
+        let kept = first_factor(&a, Format::Q4K).expect("memory");
+        (values, kept.decode().expect("memory"), kept.format())
+    }
+
+    #[test]
+    fn first_factors_lose_no_more_than_is_said() {
+        // Down to values that halves cannot scale.
+        for power in 0..40 {
+            let (values, kept, format) = kept(0.5f32.powi(power));
+            assert_eq!(format == Format::Q8_0, 0.5f32.powi(power) / 3.0 >= LEAST, "2^-{power}");
+            for (row, kept) in values.chunks(64).zip(kept.chunks(64)) {
+                let largest = row.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+                let error = row.iter().zip(kept).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+                assert!(error <= largest / 128.0, "2^-{power}: {error} of {largest}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_stays() {
+        let (_, kept, format) = kept(f32::INFINITY);
+        assert_eq!(format, Format::F32);
+        assert!(kept.iter().any(|x| !x.is_finite()));
+    }
 }
