@@ -2,7 +2,16 @@
 
 use std::time::Instant;
 
+use graftwork_kernels::cpu::isa::Isa;
 use graftwork_kernels::{Format, Tensor};
+
+/// The instruction sets to measure: that which `GRAFTWORK_ISA` names, else all but the portable one.
+pub fn isas() -> Vec<Isa> {
+    let only = std::env::var("GRAFTWORK_ISA").ok();
+    let mut all = Isa::all();
+    all.retain(|isa| only.as_deref().map_or(isa.name() != "portable", |name| name == isa.name()));
+    all
+}
 
 /// A reproducible random matrix in `format`.
 pub fn random_matrix(format: Format, rows: usize, cols: usize, seed: u64) -> Tensor {

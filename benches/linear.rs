@@ -1,17 +1,14 @@
 //! One linear layer of every format, few and many tokens, beside the machine's measured limits. Arguments are the names of
 //! formats to do alone; `GRAFTWORK_ISA` names the only instruction set.
 
-use graftwork_benches::{median_seconds, random_matrix, random_values};
+use graftwork_benches::{isas, median_seconds, random_matrix, random_values};
 use graftwork_kernels::backend::{Backend, Device, Output, StepShape};
-use graftwork_kernels::cpu::isa::Isa;
 use graftwork_kernels::cpu::{Cpu, limits};
 use graftwork_kernels::{Format, Tensor};
 
 fn main() {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let only = std::env::var("GRAFTWORK_ISA").ok();
-    let wanted = |isa: &Isa| only.as_deref().map_or(isa.name() != "portable", |name| name == isa.name());
-    for isa in Isa::all().into_iter().filter(wanted) {
+    for isa in isas() {
         let mut cpu = Cpu::new(threads, isa).expect("threads");
         let read = limits::read_bytes_per_second(&mut cpu, 5);
         let multiply = limits::multiply_operations_per_second(&mut cpu, 5);

@@ -22,6 +22,7 @@
 
 #include "graftwork.h"
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -99,6 +100,21 @@ template <class Function> std::int32_t guard(std::exception_ptr &thrown, Functio
         return 1;
     }
 }
+
+// A gw_task_fn with its task, run once: when it is first called, or else when it goes.
+class Task {
+public:
+    Task(gw_task_fn run, void *task) : run_(run), task_(task) {}
+    Task(const Task &) = delete;
+    ~Task() { (*this)(); }
+    void operator()() noexcept {
+        if (void *task = task_.exchange(nullptr)) run_(task);
+    }
+
+private:
+    const gw_task_fn run_;
+    std::atomic<void *> task_;
+};
 
 // What the callbacks of an engine threw, by thread, until the step() or poll() of that thread throws it.
 class Thrown {
@@ -359,6 +375,9 @@ struct EngineOptions : gw_engine_options {
     // Hears how many parts of how many are loaded, on any thread, one call at a time. What it throws ends the loading
     // and comes out of Engine's constructor.
     std::function<void(std::uint64_t, std::uint64_t)> on_progress;
+    // Lends the threads that compute, all but the one that steps: passes the function that it gets on to another thread,
+    // which calls it once and soon. What it throws is lost, and the task with it. See gw_execute_fn.
+    std::function<void(std::function<void()>)> on_execute;
 };
 
 // An adapter as it was when it was listed.
@@ -385,6 +404,19 @@ public:
                 internal::guard(lost, [&] { (*static_cast<Log *>(user))(level, {message, size}); });
             };
         }
+        using Execute = decltype(options.on_execute);
+        auto execute = std::make_unique<Execute>(std::move(options.on_execute));
+        if (*execute) {
+            options.execute_user = execute.get();
+            options.execute_drop = &internal::drop<Execute>;
+            options.execute = [](void *user, gw_task_fn run, void *task) noexcept {
+                std::exception_ptr lost;
+                internal::guard(lost, [&] {
+                    auto once = std::make_shared<internal::Task>(run, task);
+                    (*static_cast<Execute *>(user))([once] { (*once)(); });
+                });
+            };
+        }
         struct Progress {
             decltype(options.on_progress) function;
             std::mutex mutex;
@@ -405,7 +437,9 @@ public:
             if (progress.thrown) std::rethrow_exception(progress.thrown);
             throw;
         }
-        if (options.log_user == log.get()) log.release(); // The library has it.
+        // The library has them.
+        if (options.log_user == log.get()) log.release();
+        if (options.execute_user == execute.get()) execute.release();
     }
 
     // The memory that opening would take.

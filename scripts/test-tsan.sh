@@ -1,7 +1,7 @@
 #!/bin/sh
-# Runs the C program whose threads submit, cancel and swap adapters at once (ffi/tests/c/stress.c) under ThreadSanitizer:
-# the library, its dependencies, the standard library and the program itself are built to tell it what they read, write
-# and order. Exits with 0 if there is no data race and every answer is right, with 77 if what it needs is missing:
+# Runs two C programs under ThreadSanitizer: one whose threads submit, cancel and swap adapters at once
+# (ffi/tests/c/stress.c), and one that lends its threads in every way, bad ones too (ffi/tests/c/executor.c). The library,
+# its dependencies, the standard library and the programs are built to tell it what they read, write and order. Exits with 0 if there is no data race and every answer is right, with 77 if what it needs is missing:
 #
 #   a rustc with the source of its standard library: `rustup component add rust-src`, or on Debian
 #   `apt-get install rustc-web rust-web-src`; RUSTC names one that is not found by itself
@@ -47,12 +47,17 @@ note "building with $("$compiler" --version)"
 RUSTC_BOOTSTRAP=1 RUSTC=$compiler RUSTFLAGS=-Zsanitizer=thread \
     cargo rustc --release -p graftwork-ffi --lib --crate-type staticlib \
     -Zbuild-std=std,panic_unwind --target "$triple" --target-dir "$work"
-${CC:-cc} -std=c11 -O1 -g -Wall -Wextra -Werror -pedantic -D_GNU_SOURCE -fsanitize=thread -I include -I ffi/tests/c \
-    -c ffi/tests/c/stress.c -o "$work/stress.o"
-# Without -fsanitize, which would bring the C compiler's runtime. All of it: what it intercepts nobody else asks for.
-${CC:-cc} "$work/stress.o" -o "$work/stress" -rdynamic "$work/$triple/release/libgraftwork_ffi.a" \
-    -Wl,--whole-archive "$runtime" -Wl,--no-whole-archive -lm -lpthread -ldl -lrt
+for program in stress executor; do
+    ${CC:-cc} -std=c11 -O1 -g -Wall -Wextra -Werror -pedantic -D_GNU_SOURCE -fsanitize=thread -I include \
+        -I ffi/tests/c -c "ffi/tests/c/$program.c" -o "$work/$program.o"
+    # Without -fsanitize, which would bring the C compiler's runtime. All of it: what it intercepts nobody else asks for.
+    ${CC:-cc} "$work/$program.o" -o "$work/$program" -rdynamic "$work/$triple/release/libgraftwork_ffi.a" \
+        -Wl,--whole-archive "$runtime" -Wl,--no-whole-archive -lm -lpthread -ldl -lrt
+done
 
-note "$seconds s of stress"
 # Every race is told, and one is enough for another status.
-TSAN_OPTIONS="halt_on_error=0 exitcode=66 history_size=7" "$work/stress" "$abi/models" "$seconds" tell
+export TSAN_OPTIONS="halt_on_error=0 exitcode=66 history_size=7"
+note "lent threads"
+"$work/executor" "$abi/models"
+note "$seconds s of stress"
+"$work/stress" "$abi/models" "$seconds" tell

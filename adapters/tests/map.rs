@@ -50,6 +50,25 @@ fn ranges_are_what_was_asked_for_and_outlive_their_file() {
     assert_eq!(open_bytes(&file.0, u64::MAX).unwrap()[..], content);
 }
 
+/// What is unloaded is read again where it is mapped, and stays where it is copied; neighbours too.
+#[test]
+fn unloaded_bytes_come_back() {
+    let content = bytes(50_000);
+    let file = Temporary::new("unload", &content);
+    for copy in [false, true] {
+        for offset in [0, 7, 4096] {
+            let all = map_range(&File::open(&file.0).unwrap(), offset, 0, copy).unwrap();
+            let content = &content[offset as usize..];
+            for range in [0..all.len(), 0..0, 1..4095, 4000..20_000, all.len() - 1..all.len()] {
+                let part = all.slice(range.clone()).unwrap();
+                part.unload();
+                assert_eq!(part[..], content[range]);
+                assert_eq!(all[..], *content);
+            }
+        }
+    }
+}
+
 #[test]
 fn ranges_beyond_their_file_are_refused() {
     let file = Temporary::new("beyond", &bytes(100));

@@ -48,7 +48,8 @@ id, adapters, max_tokens, temperature, top_k, top_p, min_p, seed and stop ([\"..
     #[command(after_help = "Examples:
   graftwork bench -m smollm2
   graftwork bench -m smollm2 -a examples/adapters/tools-lora --threads 2 --repeat 5 --json
-  graftwork bench -m smollm2 --batch 8 --random-adapters 8:16")]
+  graftwork bench -m smollm2 --batch 8 --random-adapters 8:16
+  graftwork bench -m smollm2 --pp 4096 --tg 2048 --cache-type q8_0")]
     Bench(Bench),
     /// Show what is in a model or adapter file
     #[command(after_help = "Examples:
@@ -109,6 +110,9 @@ pub struct Run {
     /// Threads; 0 for one per core
     #[arg(long, default_value_t = 0, value_parser = threads)]
     pub threads: usize,
+    /// What keys and values are cached as: f16, f32 or q8_0
+    #[arg(long, default_value = "f16", value_name = "TYPE", value_parser = cache_type)]
+    pub cache_type: Format,
     /// Sequences that run at once
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = at_least_one)]
     pub batch: usize,
@@ -181,6 +185,9 @@ pub struct Bench {
     /// Threads; 0 for one per core
     #[arg(long, default_value_t = 0, value_parser = threads)]
     pub threads: usize,
+    /// What keys and values are cached as: f16, f32 or q8_0
+    #[arg(long, default_value = "f16", value_name = "TYPE", value_parser = cache_type)]
+    pub cache_type: Format,
     /// Rounds; the median counts
     #[arg(long, default_value_t = 3, value_parser = at_least_one)]
     pub repeat: usize,
@@ -272,6 +279,11 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 fn threads(text: &str) -> Result<usize, String> {
     let expected = || format!("expected a whole number from 0 to {MAX_THREADS}");
     text.parse().ok().filter(|&n| n <= MAX_THREADS).ok_or_else(expected)
+}
+
+fn cache_type(text: &str) -> Result<Format, String> {
+    let known = |format: &Format| matches!(format, Format::F16 | Format::F32 | Format::Q8_0);
+    Format::from_name(text).filter(known).ok_or_else(|| "expected f16, f32 or q8_0".to_owned())
 }
 
 fn temperature(text: &str) -> Result<f32, String> {

@@ -16,6 +16,7 @@ use crate::{Failure, chart, open, output};
 pub fn bench(arguments: &Bench) -> Result<(), Failure> {
     let options = EngineOptions {
         threads: arguments.threads,
+        kv_format: arguments.cache_type,
         max_batch: arguments.batch,
         // All sequences run at once, whatever that takes, and every prompt is computed.
         kv_bytes: usize::MAX,
@@ -51,11 +52,21 @@ pub fn bench(arguments: &Bench) -> Result<(), Failure> {
     forget_peak_memory();
     let mut prefill = Vec::new();
     let mut decode = Vec::new();
+    // With adapters, rounds without them take turns.
+    let base = vec![Vec::new(); stacks.len()];
+    let mut cost = stacks.iter().any(|stack| !stack.is_empty()).then(Cost::default);
     for _ in 0..arguments.repeat {
+        let without =
+            cost.is_some().then(|| round(&engine, &base, arguments.pp, arguments.tg)).transpose()?;
         let (p, d) = round(&engine, &stacks, arguments.pp, arguments.tg)?;
         prefill.push(p);
         decode.push(d);
+        if let (Some(cost), Some((base_p, base_d))) = (&mut cost, without) {
+            cost.prefill.push(p / base_p - 1.0);
+            cost.decode.push(d / base_d - 1.0);
+        }
     }
+    let cost = cost.as_mut().map(|cost| (median(&mut cost.prefill), median(&mut cost.decode)));
     let memory = loaded_memory.max(peak_memory());
     let after = limits();
     let (read, multiply) = (before.0.max(after.0), before.1.max(after.1));
@@ -66,7 +77,7 @@ pub fn bench(arguments: &Bench) -> Result<(), Failure> {
     let shape = Shape::of(&engine);
     let decode_bytes = shape.streamed_bytes * decode_rate / sequences;
     let prefill_operations = shape.layer_operations * prefill_rate;
-    let result = json!({
+    let mut result = json!({
         "model": arguments.model,
         "threads": threads,
         "isa": isa.name(),
@@ -81,6 +92,10 @@ pub fn bench(arguments: &Bench) -> Result<(), Failure> {
         "load_seconds": load_seconds,
         "peak_memory_bytes": memory,
     });
+    if let Some((prefill, decode)) = cost {
+        result["adapters_prefill_cost"] = prefill.into();
+        result["adapters_decode_cost"] = decode.into();
+    }
     if arguments.json {
         return output::result(&format!("{result}\n"));
     }
@@ -103,11 +118,22 @@ pub fn bench(arguments: &Bench) -> Result<(), Failure> {
         ],
     ]);
     let peak = memory.map_or("unknown".to_owned(), chart::bytes);
+    let cost = cost.map_or(String::new(), |(prefill, decode)| {
+        let percent = |x: f64| format!("{:+.1} %", 100.0 * x);
+        format!("adapters: {} time in prefill, {} in decode\n", percent(prefill), percent(decode))
+    });
     output::result(&format!(
-        "{}, {threads} threads, {}\n{table}loaded in {load_seconds:.2} s, peak memory {peak}\n",
+        "{}, {threads} threads, {}\n{table}{cost}loaded in {load_seconds:.2} s, peak memory {peak}\n",
         arguments.model,
         isa.name()
     ))
+}
+
+/// What adapters add to the time of the same round without them, as a share of it.
+#[derive(Default)]
+struct Cost {
+    prefill: Vec<f64>,
+    decode: Vec<f64>,
 }
 
 /// Work and traffic of one token.

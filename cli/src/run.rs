@@ -19,8 +19,12 @@ pub fn run(arguments: &Run) -> Result<(), Failure> {
         Some(path) => read_requests(&path.to_string_lossy(), arguments)?,
         None => Vec::new(),
     };
-    let options =
-        EngineOptions { threads: arguments.threads, max_batch: arguments.batch, ..EngineOptions::default() };
+    let options = EngineOptions {
+        threads: arguments.threads,
+        kv_format: arguments.cache_type,
+        max_batch: arguments.batch,
+        ..EngineOptions::default()
+    };
     let engine = open::engine(&arguments.model, options)?;
     for adapter in &arguments.adapters {
         engine.load_adapter(&adapter.name, adapter.path.as_path())?;

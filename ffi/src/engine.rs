@@ -4,7 +4,7 @@ use std::ffi::{CString, c_char, c_void};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use graftwork::{Engine, EngineOptions, Format, Level, Log, Memory};
+use graftwork::{Engine, EngineOptions, Executor, Format, Level, Log, Memory, Task};
 
 use crate::error::{Failure, GW_ERR_INTERNAL, GW_ERR_UNSUPPORTED, gw_error, gw_status};
 use crate::guard::{caught, free, guard, quietly, report};
@@ -91,6 +91,19 @@ pub type gw_log_fn =
 /// Hears how far loading is.
 pub type gw_progress_fn = Option<unsafe extern "C" fn(user: *mut c_void, done: u64, all: u64) -> i32>;
 
+/// Takes part in a step, or returns.
+pub type gw_task_fn = Option<unsafe extern "C" fn(task: *mut c_void)>;
+
+/// Passes a task on to another thread.
+pub type gw_execute_fn = Option<unsafe extern "C" fn(user: *mut c_void, run: gw_task_fn, task: *mut c_void)>;
+
+/// # Safety
+/// `task` was made for this, and is given once.
+unsafe extern "C" fn run_task(task: *mut c_void) {
+    // SAFETY: the caller's promise; tasks are made by `Box::into_raw`.
+    quietly(|| unsafe { Box::from_raw(task.cast::<Task>())() });
+}
+
 /// How an engine runs.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -110,6 +123,9 @@ pub struct gw_engine_options {
     pub log_drop: gw_drop_fn,
     pub progress: gw_progress_fn,
     pub progress_user: *mut c_void,
+    pub execute: gw_execute_fn,
+    pub execute_user: *mut c_void,
+    pub execute_drop: gw_drop_fn,
 }
 
 // SAFETY: `repr(C)`, the size first, and every field may be zero.
@@ -120,8 +136,8 @@ unsafe impl SizedStruct for gw_engine_options {
 const GW_ENGINE_NO_PREFIXES: u32 = 1;
 
 impl gw_engine_options {
-    /// The same for the engine, and the claim on the data of its log.
-    fn to_options(self) -> Result<(EngineOptions, Claim), Failure> {
+    /// The same for the engine, and the claims on the data of its callbacks.
+    fn to_options(self) -> Result<(EngineOptions, [Claim; 2]), Failure> {
         let mut options = EngineOptions::default();
         if self.flags & !GW_ENGINE_NO_PREFIXES != 0 {
             let found = format!("{:#x}", self.flags);
@@ -139,6 +155,7 @@ impl gw_engine_options {
         options.kv_format = match self.kv_format {
             0 => Format::F16,
             1 => Format::F32,
+            2 => Format::Q8_0,
             found => return Err(Failure::argument("kv_format", "one of GW_KV_...", found)),
         };
         options.threads = self.threads as usize;
@@ -173,7 +190,15 @@ impl gw_engine_options {
                 unsafe { log(user.data(), level, text.as_ptr().cast(), message.len()) };
             }));
         }
-        Ok((options, claim))
+        let (user, execute_claim) = User::new(self.execute_user, self.execute_drop).claim();
+        if let Some(execute) = self.execute {
+            options.executor = Some(Executor::new(move |task| {
+                let task = Box::into_raw(Box::new(task)).cast();
+                // SAFETY: the caller gave both for this, and calls `run_task` once with the task.
+                unsafe { execute(user.data(), Some(run_task), task) };
+            }));
+        }
+        Ok((options, [claim, execute_claim]))
     }
 }
 
@@ -256,7 +281,7 @@ pub unsafe extern "C" fn gw_engine_plan(
         guard("gw_engine_plan", error, || {
             let source = reference(source, "source")?.to_source()?;
             let out = OutStruct::new(memory)?;
-            let silent = gw_engine_options { log: None, ..read_options(options)? };
+            let silent = gw_engine_options { log: None, execute: None, ..read_options(options)? };
             out.set(Engine::plan(source, silent.to_options()?.0)?.into());
             Ok(())
         })
@@ -280,7 +305,7 @@ pub unsafe extern "C" fn gw_engine_open(
             let source = reference(source, "source")?.to_source()?;
             let out = Out::new(engine, "engine")?;
             let given = read_options(options)?;
-            let (options, claim) = given.to_options()?;
+            let (options, claims) = given.to_options()?;
             let progress_user = User::new(given.progress_user, None);
             let progress = |done: usize, all: usize| match given.progress {
                 // The caller gave both for this.
@@ -293,7 +318,7 @@ pub unsafe extern "C" fn gw_engine_open(
                 CString::new(name).map_err(nul)
             };
             let (architecture, isa) = (text(engine.config().architecture)?, text(engine.isa())?);
-            claim.keep();
+            claims.into_iter().for_each(Claim::keep);
             let inner = Inner { engine, architecture, isa, poisoned: AtomicBool::new(false) };
             out.set(Box::into_raw(Box::new(gw_engine(Arc::new(inner)))));
             Ok(())

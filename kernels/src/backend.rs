@@ -66,19 +66,20 @@ pub struct CacheShape {
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// `F16` or `F32`.
+    /// `F16`, `F32` or `Q8_0`: 8-bit codes with a scale for each 32 values of a head.
     pub format: Format,
 }
 
 impl CacheShape {
-    /// The width of a head in memory: whole vectors of 16.
+    /// The width of a head in memory: whole vectors of 16, and whole blocks of the format.
     pub fn padded_head_dim(&self) -> usize {
-        self.head_dim.next_multiple_of(16)
+        self.head_dim.next_multiple_of(self.format.block_len().max(16))
     }
 
     /// Bytes of one page: [`PAGE`] positions of keys and values of every layer.
     pub fn page_bytes(&self) -> usize {
-        2 * self.layers * self.kv_heads * self.padded_head_dim() * PAGE * self.format.block_bytes()
+        let head = self.padded_head_dim() / self.format.block_len() * self.format.block_bytes();
+        2 * self.layers * self.kv_heads * head * PAGE
     }
 }
 

@@ -59,10 +59,28 @@ pub enum Error {
     },
 }
 
+/// Who keeps bytes alive: a vector, a mapping.
+pub trait Owner: Send + Sync + 'static {
+    /// All of them, always the same.
+    fn bytes(&self) -> &[u8];
+
+    /// Takes these out of memory if they come back by themselves when they are read, as those of a mapped file do.
+    fn unload(&self, _range: Range<usize>) {}
+}
+
+/// An owner of bytes that stay in memory.
+struct Plain<T>(T);
+
+impl<T: AsRef<[u8]> + Send + Sync + 'static> Owner for Plain<T> {
+    fn bytes(&self) -> &[u8] {
+        self.0.as_ref()
+    }
+}
+
 /// A slice of bytes that keeps its owner (a mapping, a vector) alive. Cloning copies no bytes.
 #[derive(Clone)]
 pub struct Bytes {
-    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    owner: Arc<dyn Owner>,
     range: Range<usize>,
     /// The owner is a vector that nothing but slices of it keep in memory.
     owned: bool,
@@ -71,8 +89,18 @@ pub struct Bytes {
 impl Bytes {
     /// All bytes of `owner`.
     pub fn new(owner: impl AsRef<[u8]> + Send + Sync + 'static) -> Self {
-        let range = 0..owner.as_ref().len();
+        Self::of(Plain(owner))
+    }
+
+    /// The same, of an owner that may be able to unload them.
+    pub fn of(owner: impl Owner) -> Self {
+        let range = 0..owner.bytes().len();
         Self { owner: Arc::new(owner), range, owned: false }
+    }
+
+    /// Says that these are not read again soon: where they are mapped from a file, they take no memory until then.
+    pub fn unload(&self) {
+        self.owner.unload(self.range.clone());
     }
 
     /// The bytes `range` of this slice, or `None` if they do not all lie in it.
@@ -93,7 +121,7 @@ impl Bytes {
     ///
     /// [from]: Self::from
     fn keeps_more(&self) -> bool {
-        self.owned && self.len() < (*self.owner).as_ref().len()
+        self.owned && self.len() < self.owner.bytes().len()
     }
 }
 
@@ -108,7 +136,7 @@ impl Deref for Bytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &(*self.owner).as_ref()[self.range.clone()]
+        &self.owner.bytes()[self.range.clone()]
     }
 }
 

@@ -105,9 +105,37 @@ fn cache(cpu: &mut Cpu, shape: CacheShape, pages: usize) -> Cache {
     cache
 }
 
-/// As the cache keeps it.
-fn stored(x: f32, format: Format) -> f64 {
-    if format == Format::F16 { half::f16::from_f32(x).to_f64() } else { x.into() }
+/// Everything that a cache can store.
+const FORMATS: [Format; 3] = [Format::F16, Format::F32, Format::Q8_0];
+
+/// Heads of `dim` values as the cache keeps them.
+fn stored(x: &[f32], dim: usize, format: Format) -> Vec<f64> {
+    let coded = |x: &[f32]| -> Vec<f64> {
+        let d = half::f16::from_f32(x.iter().fold(0.0, |max: f32, x| max.max(x.abs())) / 127.0);
+        let inverse = if d.to_f32() > 0.0 { 1.0 / d.to_f32() } else { 0.0 };
+        x.iter()
+            .map(|x| d.to_f64() * f64::from((x * inverse).round_ties_even().clamp(-127.0, 127.0)))
+            .collect()
+    };
+    match format {
+        Format::F16 => x.iter().map(|&x| half::f16::from_f32(x).to_f64()).collect(),
+        Format::Q8_0 => x.chunks(dim).flat_map(|head| head.chunks(32)).flat_map(coded).collect(),
+        _ => x.iter().map(|&x| x.into()).collect(),
+    }
+}
+
+/// A query times the scale, as it meets the keys.
+fn scaled(q: &[f32], scale: f32, format: Format) -> Vec<f64> {
+    if format != Format::Q8_0 {
+        return q.iter().map(|&q| f64::from(q) * f64::from(scale)).collect();
+    }
+    let q: Vec<f32> = q.iter().map(|q| q * scale).collect();
+    let coded = |x: &[f32]| -> Vec<f64> {
+        let max = x.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
+        let (d, inverse) = (max / 127.0, if max > 0.0 { 127.0 / max } else { 0.0 });
+        x.iter().map(|x| f64::from(d) * f64::from((x * inverse).round_ties_even())).collect()
+    };
+    q.chunks(16).flat_map(coded).collect()
 }
 
 /// Compares the rows of one sequence with the formula. With `u` half an epsilon:
@@ -117,21 +145,24 @@ fn stored(x: f32, format: Format) -> f64 {
 /// * each page multiplies what came before by another exponential and a fused product: `7 u` a page;
 /// * the weighted sum adds `u` a position, as the sum of the weights does (less, it is folded over lanes).
 ///
+/// With 8-bit codes, queries are those that were rounded and a score has less roundings, at most 5 in 32 dimensions and of
+/// smaller sums; the weights of the values have one more, by the scale.
+///
 /// Numerator and denominator both have all this, relative to `sum w |v|` and `sum w`.
 fn assert_close(sequence: &Sequence, found: &[f32], format: Format) {
     let Heads { dim, group, .. } = sequence.heads;
     let (q_cols, kv_cols) = (sequence.heads.q_cols(), sequence.heads.kv_cols());
-    let scale = f64::from(sequence.heads.scale());
-    let keys: Vec<f64> = sequence.k.iter().map(|&x| stored(x, format)).collect();
-    let values: Vec<f64> = sequence.v.iter().map(|&x| stored(x, format)).collect();
+    let keys = stored(&sequence.k, dim, format);
+    let values = stored(&sequence.v, dim, format);
+    let more = if format == Format::Q8_0 { 1.0 } else { 0.0 };
     for t in 0..sequence.length {
         for h in 0..q_cols / dim {
-            let q = &sequence.q[t * q_cols + h * dim..][..dim];
+            let q = scaled(&sequence.q[t * q_cols + h * dim..][..dim], sequence.heads.scale(), format);
             let at = |p: usize| p * kv_cols + h / group * dim;
             let mut magnitude = 0.0f64;
             let scores: Vec<f64> = (0..=t)
                 .map(|p| {
-                    let products = q.iter().zip(&keys[at(p)..]).map(|(&q, k)| f64::from(q) * k * scale);
+                    let products = q.iter().zip(&keys[at(p)..]).map(|(q, k)| q * k);
                     magnitude = magnitude.max(products.clone().map(f64::abs).sum());
                     products.sum()
                 })
@@ -142,7 +173,7 @@ fn assert_close(sequence: &Sequence, found: &[f32], format: Format) {
             let unit = f64::from(f32::EPSILON) / 2.0;
             let pages = (t / PAGE + 1) as f64;
             let score = (dim as f64 + 2.0) * magnitude + 2.0 * magnitude;
-            let relative = 2.0 * unit * (score + 4.0 + 7.0 * pages + t as f64 + 1.0) + 2.0 * unit;
+            let relative = 2.0 * unit * (score + 4.0 + 7.0 * pages + t as f64 + 1.0) + (2.0 + more) * unit;
             for d in 0..dim {
                 let terms = (0..=t).map(|p| weights[p] / total * values[at(p) + d]);
                 let exact: f64 = terms.clone().sum();
@@ -165,11 +196,11 @@ fn attention_equals_softmax_on_every_isa() {
     let (lengths, dims, groups): (&[_], &[_], &[_]) = if emulated() {
         (&[1, 33, 39], &[16, 20, 64], &[1, 3])
     } else {
-        (&[1, 31, 32, 33, 65, 100], &[16, 20, 64, 80, 128], &[1, 2, 3, 4, 8])
+        (&[1, 31, 32, 33, 65, 100], &[6, 16, 20, 32, 34, 64, 80, 128], &[1, 2, 3, 4, 8])
     };
     for &dim in dims {
         for &group in groups {
-            for format in [Format::F16, Format::F32] {
+            for format in FORMATS {
                 let heads = Heads { dim, kv: if group > 2 { 1 } else { 2 }, group };
                 let (sequences, pages) = sequences(&mut random, heads, lengths);
                 let whole: Vec<_> = sequences.iter().map(|s| (s, 0..s.length)).collect();
@@ -198,9 +229,15 @@ fn attention_equals_softmax_on_every_isa() {
 fn chunks_company_and_threads_change_no_bit() {
     let mut random = Random(32);
     let lengths: &[_] = if emulated() { &[33, 7] } else { &[100, 33, 65, 7] };
-    let shapes =
-        [(64, 1, 3, Format::F16), (20, 2, 1, Format::F32), (16, 3, 8, Format::F16), (80, 1, 2, Format::F16)];
-    for (dim, kv, group, format) in shapes.into_iter().take(if emulated() { 2 } else { 4 }) {
+    let shapes = [
+        (64, 1, 3, Format::F16),
+        (20, 2, 1, Format::Q8_0),
+        (20, 2, 1, Format::F32),
+        (16, 3, 8, Format::F16),
+        (80, 1, 2, Format::F16),
+        (80, 1, 6, Format::Q8_0),
+    ];
+    for (dim, kv, group, format) in shapes.into_iter().take(if emulated() { 2 } else { 6 }) {
         let heads = Heads { dim, kv, group };
         let (sequences, pages) = sequences(&mut random, heads, lengths);
         for isa in Isa::all() {
@@ -256,7 +293,7 @@ fn chunks_company_and_threads_change_no_bit() {
 fn sequences_that_share_a_page_are_apart_after_it() {
     let mut random = Random(33);
     let heads = Heads { dim: 20, kv: 2, group: 2 };
-    for format in [Format::F16, Format::F32] {
+    for format in FORMATS {
         for isa in Isa::all() {
             let mut cpu = Cpu::new(2, isa).unwrap();
             let (mut both, _) = sequences(&mut random, heads, &[60, 60]);
@@ -321,4 +358,64 @@ fn a_page_takes_the_bytes_that_its_shape_says() {
     assert_eq!(shape.padded_head_dim(), 32);
     assert_eq!(shape.page_bytes(), 2 * 3 * 2 * 32 * PAGE * 2);
     assert_eq!(CacheShape { format: Format::F32, ..shape }.page_bytes(), 2 * shape.page_bytes());
+    assert_eq!(CacheShape { format: Format::Q8_0, ..shape }.page_bytes(), 2 * 3 * 2 * 34 * PAGE);
+    // A head that is no whole number of blocks of 32 takes those that it begins.
+    let shape = CacheShape { head_dim: 80, format: Format::Q8_0, ..shape };
+    assert_eq!((shape.padded_head_dim(), shape.page_bytes()), (96, 2 * 3 * 2 * 3 * 34 * PAGE));
+}
+
+/// A sequence of one position answers with its value: in 8 bits within half a step, `max |x| / 254` over 32 dimensions, plus what
+/// rounds the scale to a half (`2^-11` of up to 127 steps, or `2^-25` below the least normal half), whatever the size of the
+/// values and wherever the blocks of a head end.
+#[test]
+fn eight_bits_keep_a_value_within_half_a_step() {
+    let mut random = Random(35);
+    for dim in [1, 8, 16, 31, 32, 33, 63, 64, 65, 80, 96, 128] {
+        for size in [0.0, 1e-9, 1e-5, 1e-3, 1.0, 300.0, 1e6] {
+            let heads = Heads { dim, kv: 2, group: 1 };
+            let (mut sequences, pages) = sequences(&mut random, heads, &[1]);
+            let sequence = &mut sequences[0];
+            sequence.v.iter_mut().for_each(|v| *v *= size);
+            // In each head, one block that is zero but for its last value.
+            sequence.v.chunks_mut(dim).for_each(|head| head[..(dim - 1).min(31)].fill(0.0));
+            let mut cpu = Cpu::new(1, Isa::best()).unwrap();
+            let mut cache = cache(&mut cpu, heads.shape(Format::Q8_0), pages);
+            let found = step(&mut cpu, &mut cache, 0, &[(sequence, 0..1)]);
+            for (x, y) in sequence.v.chunks(dim).zip(found[0].chunks(dim)) {
+                for (x, y) in x.chunks(32).zip(y.chunks(32)) {
+                    let max = x.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
+                    let bound = max * (1.0 / 254.0 + 1.0 / 2048.0) + 127.0 / (1u32 << 25) as f32;
+                    assert!(
+                        x.iter().zip(y).all(|(x, y)| (x - y).abs() <= bound),
+                        "{dim} {size}: {x:?} {y:?}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// What is not finite stays so, and stays with its head: NaN in 8 bits would otherwise pass for a number.
+#[test]
+fn numbers_that_are_not_finite_are_not_hidden() {
+    let mut random = Random(36);
+    let heads = Heads { dim: 64, kv: 2, group: 1 };
+    for format in FORMATS {
+        for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let (mut sequences, pages) = sequences(&mut random, heads, &[1]);
+            sequences[0].v[40] = wrong;
+            for isa in Isa::all() {
+                let mut cpu = Cpu::new(1, isa).unwrap();
+                let mut cache = cache(&mut cpu, heads.shape(format), pages);
+                let found = step(&mut cpu, &mut cache, 0, &[(&sequences[0], 0..1)]);
+                assert!(
+                    !found[0][40].is_finite(),
+                    "{format} on {}: {wrong} became {}",
+                    isa.name(),
+                    found[0][40]
+                );
+                assert!(found[0][..32].iter().chain(&found[0][64..]).all(|y| y.is_finite()));
+            }
+        }
+    }
 }

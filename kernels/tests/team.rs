@@ -78,7 +78,7 @@ fn many_small_jobs_with_pauses() {
                         std::hint::spin_loop();
                     }
                 }
-                2 => team.wake(),
+                2 => drop(team.step()),
                 _ => {}
             }
         }

@@ -481,7 +481,7 @@ impl Engine {
         self.logits_with(tokens, adapters, Format::F32)
     }
 
-    /// [`Engine::logits`] with keys and values cached as `kv`, F16 or F32.
+    /// [`Engine::logits`] with keys and values cached as `kv`, F16, F32 or Q8_0.
     ///
     /// # Errors
     /// As [`Engine::logits`], or another format.
@@ -529,7 +529,10 @@ impl Opening {
                 found: name.clone(),
             })?,
         };
-        let backend = Cpu::new(options.threads, isa).map_err(Error::Threads)?;
+        let backend = match &options.executor {
+            Some(executor) => Cpu::lent(options.threads, executor.clone(), isa),
+            None => Cpu::new(options.threads, isa).map_err(Error::Threads)?,
+        };
         Ok(Self { container, config, names, backend })
     }
 }

@@ -90,4 +90,5 @@ pub use trace::Counters;
 
 pub use graftwork_adapters::file::{map_range, open_bytes};
 pub use graftwork_adapters::{Kind, Source};
+pub use graftwork_kernels::cpu::executor::{Executor, Task};
 pub use graftwork_kernels::{Bytes, Format};

@@ -3,11 +3,19 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use graftwork::{Engine, EngineOptions, Event, Request, RequestId};
+use graftwork::{Engine, EngineOptions, Event, Executor, Format, Request, RequestId};
 use graftwork_tests::reference::{ADAPTERS, example, golden, smollm2};
 
-/// The threads and prefill chunks that must not matter.
-const SETTINGS: [(usize, usize); 6] = [(1, 7), (1, 64), (1, 512), (2, 7), (2, 64), (2, 512)];
+/// The threads and prefill chunks that must not matter, and whether a host lends the threads: the first is the reference.
+type Setting = (usize, usize, bool);
+
+const SETTINGS: [Setting; 6] =
+    [(1, 7, false), (1, 64, false), (1, 512, false), (2, 7, false), (2, 64, true), (3, 512, false)];
+
+/// Threads as a host may lend them: one is started for every task.
+fn lent() -> Executor {
+    Executor::new(|task| _ = std::thread::spawn(task))
+}
 
 /// Tokens of every answer.
 const ANSWER: usize = 6;
@@ -61,12 +69,26 @@ fn three_stacks(adapters: &[(&str, PathBuf)]) -> Vec<Vec<(String, f32)>> {
 }
 
 /// Runs the requests alone and together, some of them joining while others run, under every setting.
-fn mixed_equals_alone(model: &Path, adapters: &[(&str, PathBuf)], stacks: &[Vec<(String, f32)>]) {
+fn mixed_equals_alone(
+    model: &Path,
+    adapters: &[(&str, PathBuf)],
+    stacks: &[Vec<(String, f32)>],
+    kv_format: Format,
+    settings: &[Setting],
+) {
     let mut reference: Option<Vec<Answer>> = None;
-    for (threads, prefill_chunk) in SETTINGS {
+    for &(threads, prefill_chunk, is_lent) in settings {
         // Under the first setting, all were just run alone: with prefixes kept, little would be left to run.
         let keep_prefixes = reference.is_some() && prefill_chunk == 64;
-        let options = EngineOptions { threads, prefill_chunk, keep_prefixes, ..EngineOptions::default() };
+        let executor = is_lent.then(lent);
+        let options = EngineOptions {
+            threads,
+            executor,
+            prefill_chunk,
+            keep_prefixes,
+            kv_format,
+            ..EngineOptions::default()
+        };
         let engine = Engine::open(model, options).unwrap_or_else(|error| panic!("{error}"));
         for (name, path) in adapters {
             engine.load_adapter(name, path.as_path()).unwrap_or_else(|error| panic!("{error}"));
@@ -106,7 +128,11 @@ fn mixed_equals_alone(model: &Path, adapters: &[(&str, PathBuf)], stacks: &[Vec<
             assert_eq!(mixed.len(), ANSWER);
             for (position, (mixed, alone)) in mixed.iter().zip(alone).enumerate() {
                 let same = mixed == alone;
-                assert!(same, "request {index}, token {position}, {threads} threads, chunk {prefill_chunk}");
+                let lent = if is_lent { "lent " } else { "" };
+                assert!(
+                    same,
+                    "request {index}, token {position}, {threads} {lent}threads, chunk {prefill_chunk}"
+                );
             }
         }
         assert_eq!(engine.memory().kv_used, 0);
@@ -116,13 +142,19 @@ fn mixed_equals_alone(model: &Path, adapters: &[(&str, PathBuf)], stacks: &[Vec<
 #[test]
 fn mixed_equals_alone_on_the_tiny_base() {
     let adapters = [("all", golden("adapters/lora_all")), ("bias", golden("adapters/lora_bias"))];
-    mixed_equals_alone(&golden("adapters/base"), &adapters, &three_stacks(&adapters));
+    // Also more threads than there are cores.
+    let settings =
+        |threads| [7, 64, 512].into_iter().flat_map(move |c| [(threads, c, false), (threads, c, true)]);
+    let settings: Vec<Setting> = (1..=8).flat_map(settings).collect();
+    for kv in [Format::F16, Format::Q8_0] {
+        mixed_equals_alone(&golden("adapters/base"), &adapters, &three_stacks(&adapters), kv, &settings);
+    }
 }
 
 #[test]
 fn mixed_equals_alone_on_smollm2() {
     let adapters = [("tools", example("tools-lora")), ("sentiment", example("sentiment-lora"))];
-    mixed_equals_alone(&smollm2(), &adapters, &three_stacks(&adapters));
+    mixed_equals_alone(&smollm2(), &adapters, &three_stacks(&adapters), Format::F16, &SETTINGS);
 }
 
 /// Every kind in one batch with the base and with a stack of two kinds.
@@ -132,5 +164,5 @@ fn mixed_equals_alone_for_every_kind() {
     let stack = |names: &[&str]| names.iter().map(|&name| (name.to_owned(), 1.0)).collect::<Vec<_>>();
     let mut stacks = vec![vec![], stack(&["lokr", "shira"])];
     stacks.extend(ADAPTERS.iter().map(|&name| stack(&[name])));
-    mixed_equals_alone(&golden("adapters/base"), &adapters, &stacks);
+    mixed_equals_alone(&golden("adapters/base"), &adapters, &stacks, Format::F16, &SETTINGS);
 }

@@ -128,6 +128,64 @@ fn truncations_keep_the_sets_of_their_definitions() {
     assert!(checked > 1500, "{checked}");
 }
 
+/// The token that the definition draws: the weights of what the options keep, laid end to end in the order in which they are kept,
+/// by id where nothing ranks them. Sums may round otherwise: too little to choose another token but once in 10^10 draws.
+fn drawn(logits: &[f32], options: &Options, step: u64) -> u32 {
+    let mut kept = definition(logits, options);
+    if options.top_p == 1.0 && !(1..logits.len()).contains(&options.top_k) {
+        kept.sort_by_key(|(token, _)| *token);
+    }
+    let (target, mut passed) = (random::uniform(options.seed, step), 0.0);
+    let found = kept.iter().find(|(_, p)| {
+        passed += p;
+        passed > target
+    });
+    found.or(kept.last()).unwrap().0
+}
+
+/// Vocabularies around the edges of chunks and sums, and large ones, with bans, for every kind of options.
+#[test]
+fn draws_are_those_of_the_definition() {
+    for round in 0..240u64 {
+        let pick = |i: u64| random::uniform(round, 2000 + i);
+        let vocab = [2, 15, 64, 129, 1023, 1025, 3000, 20_000][round as usize % 8];
+        let mut logits = logits(round, vocab);
+        for i in 0..(vocab / 50) as u64 {
+            logits[(pick(100 + i) * vocab as f64) as usize] = f32::NEG_INFINITY;
+        }
+        let allowed = logits.iter().filter(|logit| logit.is_finite()).count();
+        let options = Options {
+            temperature: [0.1, 0.8, 1.0, 4.0][(round / 8) as usize % 4],
+            top_k: [0, 0, 1, 40, allowed - 1, allowed, vocab, usize::MAX][(pick(0) * 8.0) as usize],
+            top_p: [1.0, 0.1, 0.9, 0.999][(pick(1) * 4.0) as usize],
+            min_p: [0.0, 1e-30, 0.02, 1.0][(pick(2) * 4.0) as usize],
+            seed: round,
+            ..Options::default()
+        };
+        let top_k = if options.top_k >= allowed { 0 } else { options.top_k };
+        let defined = Options { top_k, ..options.clone() };
+        // Bans by bias leave the same.
+        let bans = (0u32..).zip(&logits).filter(|(_, logit)| **logit == f32::NEG_INFINITY);
+        let banning = Options {
+            logit_bias: bans.map(|(token, _)| (token, f32::NEG_INFINITY)).collect(),
+            ..options.clone()
+        };
+        let open: Vec<f32> =
+            logits.iter().map(|&logit| if logit.is_finite() { logit } else { 50.0 }).collect();
+        let (mut sampler, mut banning) =
+            (Sampler::new(options.clone()).unwrap(), Sampler::new(banning).unwrap());
+        for step in 0..10 {
+            let expected = drawn(&logits, &defined, step);
+            assert_eq!(
+                sampler.sample(&logits, &[]).unwrap(),
+                expected,
+                "{options:?} of {vocab}, draw {step}"
+            );
+            assert_eq!(banning.sample(&open, &[]).unwrap(), expected, "{options:?} of {vocab}, draw {step}");
+        }
+    }
+}
+
 #[test]
 fn truncations_cut_at_the_edge() {
     // Probabilities 1/2, 1/4, 1/8, 1/8: exact in binary, so the edges are too.
@@ -218,6 +276,19 @@ fn greedy_takes_the_lowest_id_of_equals() {
     assert_eq!(sampler.sample(&[f32::NEG_INFINITY, 1.0, 7.5, 7.5, -2.0], &[]).unwrap(), 2);
     let bias = Options { logit_bias: vec![(4, 9.5)], ..Options::default() };
     assert_eq!(Sampler::new(bias).unwrap().sample(&[0.0, 1.0, 7.5, 7.5, -2.0], &[]).unwrap(), 2);
+    // Wherever it is.
+    for vocab in [1, 63, 64, 65, 1000] {
+        for best in (0..vocab).step_by(7) {
+            let mut logits = vec![f32::NEG_INFINITY; vocab];
+            logits[best..].fill(-3.5);
+            assert_eq!(Sampler::new(Options::default()).unwrap().sample(&logits, &[]).unwrap(), best as u32);
+            logits[best] = -3.0;
+            assert_eq!(Sampler::new(Options::default()).unwrap().sample(&logits, &[]).unwrap(), best as u32);
+            logits[vocab - 1] = f32::NAN;
+            let error = Sampler::new(Options::default()).unwrap().sample(&logits, &[]).unwrap_err();
+            assert!(matches!(error, Error::Logit { token, .. } if token == vocab - 1));
+        }
+    }
 }
 
 #[test]

@@ -5,7 +5,8 @@ use std::io;
 use std::path::Path;
 
 use graftwork_kernels::Bytes;
-use memmap2::MmapOptions;
+use graftwork_kernels::tensor::Owner;
+use memmap2::{Mmap, MmapOptions};
 
 use super::Error;
 
@@ -57,7 +58,27 @@ pub fn map_range(file: &File, offset: u64, length: u64, copy: bool) -> io::Resul
     // someone changes the file underneath; the bytes are plain data of which no bit pattern is invalid,
     // every length and offset taken from them is checked against the mapping's fixed length before use, and
     // the documentation above hands the rest of the duty (not to truncate or rewrite) to the caller.
-    Ok(Bytes::new(unsafe { MmapOptions::new().offset(offset).len(size).map(file) }?))
+    let map = unsafe { MmapOptions::new().offset(offset).len(size).map(file) }?;
+    Ok(Bytes::of(Mapping(map)))
+}
+
+/// A mapped file, only ever read.
+struct Mapping(Mmap);
+
+impl Owner for Mapping {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    #[cfg(unix)]
+    fn unload(&self, range: std::ops::Range<usize>) {
+        let advice = memmap2::UncheckedAdvice::DontNeed;
+        // SAFETY: the mapping is of a file and never written, so the pages that this takes away, those of neighbours at the ends of
+        // the range included, hold what the file does and are read from there again.
+        let refused = unsafe { self.0.unchecked_advise_range(advice, range.start, range.len()) };
+        // Then they stay in memory, which is all that a caller could do about it.
+        let _ = refused;
+    }
 }
 
 /// Fills `bytes` from byte `offset` of the file, which others may be reading through the same descriptor.

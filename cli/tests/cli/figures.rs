@@ -28,7 +28,9 @@ fn bench_has_the_keys_that_scripts_rely_on() {
             "read_limit_gb_per_second",
             "multiply_limit_gop_per_second",
             "load_seconds",
-            "peak_memory_bytes"
+            "peak_memory_bytes",
+            "adapters_prefill_cost",
+            "adapters_decode_cost"
         ]
     );
     let number = |key: &str| lines[0][key].as_f64().unwrap();
@@ -40,6 +42,10 @@ fn bench_has_the_keys_that_scripts_rely_on() {
         // The model has 2.6 MB; measuring the machine takes 256 MB, which are not the model's.
         assert!((1e6..2e8).contains(&number("peak_memory_bytes")), "{}", lines[0]);
     }
+    // Nothing takes less time than none.
+    assert!(number("adapters_prefill_cost") > -1.0 && number("adapters_decode_cost") > -1.0);
+    let plain = json_lines(results(&graftwork(&format!("bench -m {BASE} --pp 8 --tg 2 --repeat 1 --json"))));
+    assert!(plain[0].get("adapters_prefill_cost").is_none(), "{}", plain[0]);
     assert!(
         results(&graftwork(&format!("bench -m {BASE} --pp 8 --tg 2 --repeat 1"))).contains("prefill 1 x 8")
     );

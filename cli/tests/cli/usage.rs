@@ -23,6 +23,7 @@ fn bad_usage_is_status_2_and_help_is_0() {
         "run -m x --top-p 0",
         "run -m x --min-p 1.5",
         "run -m x --threads 1025",
+        "run -m x --cache-type q4_0",
         "logits -m x --out y",
         "logits -m x --out y --tokens 1,two",
         "logits -m x --out y --tokens 1 --tokens-file z",

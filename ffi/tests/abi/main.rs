@@ -81,6 +81,7 @@ programs! {
     silence();
     cycles();
     engines();
+    executor();
     reentry();
     stress("5");
 }

@@ -15,7 +15,7 @@ static void engine_options(void) {
         {"device", GW_ERR_UNSUPPORTED, {.device = GW_DEVICE_GPU}},
         {"device", GW_ERR_INVALID_ARG, {.device = 2}},
         {"threads", GW_ERR_INVALID_ARG, {.threads = 100000}},
-        {"kv_format", GW_ERR_INVALID_ARG, {.kv_format = 2}},
+        {"kv_format", GW_ERR_INVALID_ARG, {.kv_format = 3}},
         {"log_level", GW_ERR_INVALID_ARG, {.log_level = 4}},
         {"log_level", GW_ERR_INVALID_ARG, {.log_level = -1}},
     };

@@ -88,6 +88,44 @@ void takes_empty_prompts(const Engine &engine) {
     }
 }
 
+// Threads that a callback lends: answers are the same, whatever becomes of the tasks.
+void borrows(const graftwork::Source &source, const Engine &other) {
+    const auto answer = [](const Engine &engine) {
+        std::vector<std::uint32_t> tokens;
+        engine.submit(ask().on_event([&](const Event &event) {
+            if (!event.last()) tokens.push_back(event->token);
+        }));
+        while (engine.step()) {
+        }
+        return tokens;
+    };
+    const auto expected = answer(other);
+    CHECK(expected.size() == 5);
+    auto given = std::make_shared<int>(0);
+    for (int way = 0; way < 4; ++way) {
+        std::vector<std::thread> threads;
+        std::vector<std::function<void()>> kept;
+        *given = 0;
+        {
+            graftwork::EngineOptions options;
+            options.threads = 3;
+            options.on_execute = [&, given](std::function<void()> task) {
+                ++*given;
+                if (way == 0) threads.emplace_back(std::move(task));
+                if (way == 1) throw std::runtime_error("no thread");
+                if (way == 2) kept.push_back(std::move(task));
+            };
+            const Engine engine(source, options);
+            CHECK(answer(engine) == expected);
+            CHECK(*given >= 10 && *given % 2 == 0);
+        }
+        // The engine is gone.
+        for (const auto &task : kept) task(), task();
+        for (auto &thread : threads) thread.join();
+    }
+    CHECK(given.use_count() == 1);
+}
+
 void moves(Engine engine) {
     Engine second(std::move(engine));
     Engine &same = second;
@@ -111,5 +149,6 @@ int main(int count, char **arguments) {
     throws_past_others(engine);
     throws_from_its_own_engine(source, engine);
     takes_empty_prompts(engine);
+    borrows(source, engine);
     moves(Engine(source));
 }

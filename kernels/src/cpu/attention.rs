@@ -1,7 +1,7 @@
 //! Attention over paged keys and values, with an online softmax (Milakov and Gimelshein, 2018).
 //!
-//! A query folds the pages of its sequence in order. For each page, with `s[p] = sum_d q[d] k[p,d]` summed over
-//! `d` in order and `-inf` beyond the query's position:
+//! A query folds the pages of its sequence in order. For each page, with `s[p] = sum_d q[d] k[p,d]`, summed in the order of
+//! what is stored ([`Stored::scores`]: floats over `d` in order), and `-inf` beyond the query's position:
 //!
 //! ```text
 //! m' = max(m, max s);  c = exp(m - m');  e[p] = exp(s[p] - m')
@@ -11,17 +11,12 @@
 //! and in the end `y[d] = o[d] (1 / l)`. The pages start at absolute positions, so a query's arithmetic does not
 //! depend on how its sequence was cut into steps.
 
-use bytemuck::Pod;
-
-use super::isa::{Kernel, LANES, Simd};
+use super::isa::{BLOCK, Kernel, LANES, Simd};
 use super::math::exp;
+use super::pages::{Head, PARTS, Pages, Place, Stored};
 use super::scratch::{Need, Scratch};
 use super::team::Tile;
-use crate::backend::{CacheShape, PAGE};
-use crate::tensor::{Error, zeros};
-
-/// Vectors of scores in a page.
-const PARTS: usize = PAGE / LANES;
+use crate::backend::PAGE;
 
 /// Queries folded side by side: their scores and outputs fill the registers.
 const SIDE: usize = 3;
@@ -31,8 +26,8 @@ type Stats = [f32; 2];
 
 /// Floats of `work` that a job of `queries` queries takes: themselves, their outputs, keys and values of a page.
 const fn floats(queries: usize, head_dim: usize) -> usize {
-    let padded = head_dim.next_multiple_of(LANES);
-    queries.saturating_mul(head_dim.saturating_add(padded)).saturating_add(padded.saturating_mul(2 * PAGE))
+    let padded = head_dim.next_multiple_of(BLOCK);
+    queries.saturating_add(PAGE).saturating_mul(padded.saturating_mul(2))
 }
 
 /// Scratch that a job of up to `queries` queries takes.
@@ -40,95 +35,6 @@ pub(super) fn scratch(queries: usize, head_dim: usize) -> Need {
     Need {
         lanes: queries.saturating_mul(size_of::<Stats>()),
         work: floats(queries, head_dim).saturating_mul(size_of::<f32>()),
-    }
-}
-
-/// What keys and values are stored as.
-pub trait Element: Pod + Send + Sync {
-    /// Rounds to nearest, ties to even.
-    fn from_f32(x: f32) -> Self;
-    /// Sixteen elements.
-    fn load<S: Simd>(s: S, x: &[Self; LANES]) -> S::F;
-}
-
-impl Element for f32 {
-    fn from_f32(x: f32) -> Self {
-        x
-    }
-
-    #[inline(always)]
-    fn load<S: Simd>(s: S, x: &[f32; LANES]) -> S::F {
-        s.load(x)
-    }
-}
-
-/// The bits of a half.
-impl Element for u16 {
-    fn from_f32(x: f32) -> Self {
-        half::f16::from_f32(x).to_bits()
-    }
-
-    #[inline(always)]
-    fn load<S: Simd>(s: S, x: &[u16; LANES]) -> S::F {
-        s.load_f16(x)
-    }
-}
-
-/// The pages of a cache. In a page each layer and head has its keys `[head_dim, PAGE]`, positions side by side,
-/// then its values `[PAGE, head_dim]`; `head_dim` is padded to whole vectors.
-pub struct Pages<E> {
-    shape: CacheShape,
-    pages: Vec<Vec<E>>,
-}
-
-impl<E: Element> Pages<E> {
-    /// A cache without pages.
-    pub fn new(shape: CacheShape) -> Self {
-        Self { shape, pages: Vec::new() }
-    }
-
-    /// The shape.
-    pub fn shape(&self) -> CacheShape {
-        self.shape
-    }
-
-    /// Elements of the keys of one head, and of its values.
-    fn half(&self) -> usize {
-        self.shape.padded_head_dim() * PAGE
-    }
-
-    /// Gives it pages `0..pages`.
-    pub fn grow(&mut self, pages: usize) -> Result<(), Error> {
-        let elements = 2 * self.shape.layers * self.shape.kv_heads * self.half();
-        let more = pages.saturating_sub(self.pages.len());
-        let bytes = more.saturating_mul(size_of::<Vec<E>>());
-        self.pages.try_reserve(more).map_err(|_| Error::OutOfMemory { bytes })?;
-        while self.pages.len() < pages {
-            self.pages.push(zeros(elements)?);
-        }
-        Ok(())
-    }
-
-    /// Keys and values of a head.
-    fn head(&self, page: u32, layer: usize, head: usize) -> (&[E], &[E]) {
-        let at = 2 * (layer * self.shape.kv_heads + head) * self.half();
-        self.pages[page as usize][at..][..2 * self.half()].split_at(self.half())
-    }
-
-    /// Stores one position's key and value rows `[kv_heads * head_dim]`.
-    pub fn store(&mut self, (page, slot): (u32, usize), layer: usize, k: &[f32], v: &[f32]) {
-        let (half, dim, padded) = (self.half(), self.shape.head_dim, self.shape.padded_head_dim());
-        let at = 2 * layer * self.shape.kv_heads * half;
-        let heads = self.pages[page as usize][at..].chunks_exact_mut(2 * half);
-        for ((head, k), v) in heads.zip(k.chunks_exact(dim)).zip(v.chunks_exact(dim)) {
-            let (keys, values) = head.split_at_mut(half);
-            for (keys, &k) in keys.chunks_exact_mut(PAGE).zip(k) {
-                keys[slot] = E::from_f32(k);
-            }
-            for (value, &v) in values[slot * padded..].iter_mut().zip(v) {
-                *value = E::from_f32(v);
-            }
-        }
     }
 }
 
@@ -155,59 +61,65 @@ pub struct Attend<'a, E> {
 }
 
 /// The state of the queries of one job.
-struct State<'a> {
-    head_dim: usize,
+struct State<'a, Q> {
     padded: usize,
     /// Query heads per row.
     heads: usize,
     /// Position of the first row.
     position: usize,
-    /// `[queries, head_dim]`, times the scale.
-    q: &'a [f32],
+    /// `[queries, query_len]`, times the scale.
+    q: &'a [Q],
+    query_len: usize,
     /// `[queries, padded]`: `o`.
     out: &'a mut [f32],
     /// `[queries]`.
     stats: &'a mut [Stats],
 }
 
-impl<E: Element> Kernel for Attend<'_, E> {
+impl<E: Stored> Kernel for Attend<'_, E> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let shape = self.cache.shape;
+        let shape = self.cache.shape();
         let (dim, padded) = (shape.head_dim, shape.padded_head_dim());
         let (rows, cols) = (self.y.rows.clone(), self.y.cols.clone());
         let heads = cols.len() / dim;
         let queries = rows.len() * heads;
         let stride = self.q.len() / rows.end.max(1);
 
-        let half = padded * PAGE;
         let work = self.scratch.work.slice::<f32>(floats(queries, dim));
         let stats = self.scratch.lanes.slice::<Stats>(queries);
-        let (q, rest) = work.split_at_mut(queries * dim);
+        let (q, rest) = work.split_at_mut(queries * padded);
         let (out, page) = rest.split_at_mut(queries * padded);
-        for (row, q) in rows.clone().zip(q.chunks_exact_mut(cols.len())) {
-            for (q, x) in q.iter_mut().zip(&self.q[row * stride..][cols.clone()]) {
-                *q = x * self.scale;
+        out.fill(0.0);
+        for (row, out) in rows.clone().zip(out.chunks_exact_mut(heads * padded)) {
+            let heads = self.q[row * stride..][cols.clone()].chunks_exact(dim);
+            for (out, q) in out.chunks_exact_mut(padded).zip(heads) {
+                for (out, q) in out.iter_mut().zip(q) {
+                    *out = q * self.scale;
+                }
             }
+        }
+        let query_len = E::query_len(dim);
+        let words = queries * query_len * size_of::<E::Query>() / size_of::<f32>();
+        let q: &mut [E::Query] = bytemuck::cast_slice_mut(&mut q[..words]);
+        for (q, out) in q.chunks_exact_mut(query_len).zip(out.chunks_exact(padded)) {
+            E::query(s, out, q);
         }
         out.fill(0.0);
         stats.fill([f32::NEG_INFINITY, 0.0]);
-        let mut state = State { head_dim: dim, padded, heads, position: self.position, q, out, stats };
+        let mut state = State { padded, heads, position: self.position, q, query_len, out, stats };
 
         let end = self.position + rows.len();
         for start in (0..end).step_by(PAGE) {
-            let (k, v) = self.cache.head(self.pages[start / PAGE], self.layer, self.kv_head);
+            let head = self.cache.head(self.pages[start / PAGE], self.layer, self.kv_head);
             // Rows before the page's first position do not see it.
             let first = start.saturating_sub(self.position) * heads;
             if queries - first > SIDE {
-                let (keys, values) = page.split_at_mut(half);
-                widen(s, k, keys);
-                widen(s, v, values);
-                state.fold_page::<S, f32>(s, keys, values, start, first);
+                state.fold_page(s, E::widen(s, head, page), start, first);
             } else {
-                state.fold_page(s, k, v, start, first);
+                state.fold_page(s, head, start, first);
             }
         }
 
@@ -223,49 +135,38 @@ impl<E: Element> Kernel for Attend<'_, E> {
     }
 }
 
-#[inline(always)]
-fn widen<S: Simd, E: Element>(s: S, x: &[E], out: &mut [f32]) {
-    for (x, out) in x.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
-        s.store(E::load(s, x), out);
-    }
-}
-
-impl State<'_> {
+impl<Q> State<'_, Q> {
     /// Folds one page into the queries from `first` on.
     #[inline(always)]
-    fn fold_page<S: Simd, E: Element>(&mut self, s: S, k: &[E], v: &[E], start: usize, mut first: usize) {
+    fn fold_page<S: Simd, E: Stored<Query = Q>>(
+        &mut self,
+        s: S,
+        page: Head<&[E]>,
+        start: usize,
+        mut first: usize,
+    ) {
         let queries = self.stats.len();
         while first + SIDE <= queries {
-            self.fold::<S, E, SIDE>(s, k, v, start, first);
+            self.fold::<S, E, SIDE>(s, page, start, first);
             first += SIDE;
         }
         while first < queries {
-            self.fold::<S, E, 1>(s, k, v, start, first);
+            self.fold::<S, E, 1>(s, page, start, first);
             first += 1;
         }
     }
 
     /// Folds one page into `C` queries.
     #[inline(always)]
-    fn fold<S: Simd, E: Element, const C: usize>(
+    fn fold<S: Simd, E: Stored<Query = Q>, const C: usize>(
         &mut self,
         s: S,
-        k: &[E],
-        v: &[E],
+        page: Head<&[E]>,
         start: usize,
         first: usize,
     ) {
-        let dim = self.head_dim;
-        let q: [&[f32]; C] = std::array::from_fn(|c| &self.q[(first + c) * dim..][..dim]);
-        let mut scores = [[s.splat(0.0); PARTS]; C];
-        for (d, k) in k.as_chunks::<PAGE>().0[..dim].iter().enumerate() {
-            for (part, k) in k.as_chunks::<LANES>().0.iter().enumerate() {
-                let k = E::load(s, k);
-                for c in 0..C {
-                    scores[c][part] = s.fma(s.splat(q[c][d]), k, scores[c][part]);
-                }
-            }
-        }
+        let q = std::array::from_fn(|c| &self.q[(first + c) * self.query_len..][..self.query_len]);
+        let mut scores = E::scores::<S, C>(s, page.k, q);
 
         let mut weights = [[0.0; PAGE]; C];
         let mut decay = [0.0; C];
@@ -310,17 +211,17 @@ impl State<'_> {
 
         let mut at = 0;
         while at + 2 * LANES <= self.padded {
-            self.add_values::<S, E, C, 2>(s, v, (first, at, seen), &weights, &decay);
+            self.add_values::<S, E, C, 2>(s, page.v, (first, at, seen), &weights, &decay);
             at += 2 * LANES;
         }
         if at < self.padded {
-            self.add_values::<S, E, C, 1>(s, v, (first, at, seen), &weights, &decay);
+            self.add_values::<S, E, C, 1>(s, page.v, (first, at, seen), &weights, &decay);
         }
     }
 
     /// `o = o c + sum_p e[p] v[p]` for `16 W` dimensions from `at`.
     #[inline(always)]
-    fn add_values<S: Simd, E: Element, const C: usize, const W: usize>(
+    fn add_values<S: Simd, E: Stored, const C: usize, const W: usize>(
         &mut self,
         s: S,
         v: &[E],
@@ -337,15 +238,7 @@ impl State<'_> {
                 }
             }
         }
-        for (p, v) in v.chunks_exact(self.padded).take(seen).enumerate() {
-            let v = &v[at..at + W * LANES].as_chunks::<LANES>().0[..W];
-            for w in 0..W {
-                let v = E::load(s, &v[w]);
-                for c in 0..C {
-                    out[c][w] = s.fma(s.splat(weights[c][p]), v, out[c][w]);
-                }
-            }
-        }
+        E::add(s, v, Place { padded: self.padded, at, seen }, weights, &mut out);
         for c in 0..C {
             for w in 0..W {
                 let at = place(c, w);

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::isa::{Isa, LANES};
-use super::linear::{Inputs, Lane, Matrix};
+use super::linear::{Inputs, Lane, Lanes, Matrix};
 use super::rows::Rescale;
 use super::team::Grid;
 use super::{Cpu, Rows};
@@ -134,14 +134,8 @@ impl Cpu {
                 for k in (0..c).step_by(ROWS) {
                     let lanes = &mut lanes[..ROWS.min(c - k)];
                     let first = (p.rows.start + t) * c + k;
-                    p.right.multiply(
-                        isa,
-                        strip..strip + 1,
-                        &inputs,
-                        first..first + lanes.len(),
-                        false,
-                        lanes,
-                    );
+                    let rows = first..first + lanes.len();
+                    p.right.multiply(isa, strip..strip + 1, &inputs, rows, false, Lanes::strip(lanes));
                     for (j, row) in tile.row(t).chunks_exact_mut(c).enumerate() {
                         for (t, lane) in row[k..].iter_mut().zip(&*lanes) {
                             *t = lane[j];
@@ -173,7 +167,8 @@ impl Cpu {
                 for j in (0..b).step_by(ROWS) {
                     let lanes = &mut lanes[..ROWS.min(b - j)];
                     let first = t * b + j;
-                    p.left.multiply(isa, strip..strip + 1, &inputs, first..first + lanes.len(), false, lanes);
+                    let rows = first..first + lanes.len();
+                    p.left.multiply(isa, strip..strip + 1, &inputs, rows, false, Lanes::strip(lanes));
                     for (i, row) in tile.row(t).chunks_exact_mut(b).enumerate() {
                         for (z, lane) in row[j..].iter_mut().zip(&*lanes) {
                             *z = lane[i] * p.scale;
@@ -197,6 +192,8 @@ pub(super) struct Piece<'a> {
     pub strips: Range<usize>,
     /// Of the batch; all of them the graft's.
     pub rows: Range<usize>,
+    /// Whether the strips are read for the first time.
+    pub fresh: bool,
 }
 
 impl Piece<'_> {
@@ -208,7 +205,8 @@ impl Piece<'_> {
                 unreachable!("computed in layer.rs")
             }
             Change::Delta(delta) | Change::Replace(delta) => {
-                delta.multiply(self.isa, self.strips.clone(), self.x, self.rows.clone(), false, change);
+                let out = Lanes { lanes: change, stride: count, add: false };
+                delta.multiply(self.isa, self.strips.clone(), self.x, self.rows.clone(), self.fresh, out);
                 change.iter_mut().flatten().for_each(|y| *y *= scale);
             }
             Change::Sparse { starts, columns, values } => {

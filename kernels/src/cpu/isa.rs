@@ -40,6 +40,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn prefetch<T>(self, _from: &T, _ahead: usize) {}
 
+    /// `x`, from which nothing is loaded before `sum` is there, where else the compiler would run out of registers.
+    #[inline(always)]
+    fn after<Q>(self, x: &Q, _sum: Self::F) -> &Q {
+        x
+    }
+
     /// `x` in every lane.
     fn splat(self, x: f32) -> Self::F;
     /// Lane `i` is `x[i]`.

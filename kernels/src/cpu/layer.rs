@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::change::{Piece, put};
 use super::isa::{BLOCK, Isa, LANES};
-use super::linear::{Inputs, Lane, Matrix, Quantize};
+use super::linear::{Inputs, Lane, Lanes, Matrix, Quantize};
 use super::scratch::{Need, Scratch};
 use super::strip::Activations;
 use super::team::{Grid, Tile};
@@ -29,10 +29,10 @@ const PROJECT_ROWS: usize = 64;
 
 /// Lanes that a thread takes: outputs, and a graft's change of as many.
 const LANES_NEEDED: usize = 2 * CLOSE;
-const _: () = assert!(LANES_NEEDED >= PROJECT_ROWS);
 
 /// Scratch that a linear layer takes.
 pub(super) fn scratch() -> Need {
+    const { assert!(PROJECT_ROWS <= LANES_NEEDED) };
     Need { lanes: LANES_NEEDED * size_of::<Lane>(), work: 0 }
 }
 
@@ -140,7 +140,7 @@ impl Cpu {
             let lanes = scratch.lanes.slice::<Lane>(tile.rows.len());
             let range = rows.start + tile.rows.start..rows.start + tile.rows.end;
             let strip = tile.cols.start / LANES;
-            a.multiply(isa, strip..strip + 1, &inputs, range, true, lanes);
+            a.multiply(isa, strip..strip + 1, &inputs, range, true, Lanes::strip(lanes));
             for (t, lane) in tile.rows.clone().zip(&*lanes) {
                 for (y, x) in tile.row(t).iter_mut().zip(lane) {
                     *y = x * scale;
@@ -166,19 +166,27 @@ impl Layer<'_> {
     fn compute(&self, isa: Isa, x: &Inputs<'_>, low: &[f32], mut tile: Tile<'_, f32>, scratch: &mut Scratch) {
         let rows = tile.rows.clone();
         let height = rows.len().min(CLOSE_ROWS);
-        let many = (CLOSE / height).min(NEAR / self.weight.strip_bytes()).max(2);
+        // A single row meets a strip once.
+        let near = if height > 1 { NEAR / self.weight.strip_bytes() } else { CLOSE };
+        let many = (CLOSE / height).min(near).max(2);
         let (lanes, change) = scratch.lanes.slice::<Lane>(LANES_NEEDED).split_at_mut(CLOSE);
         let end = tile.cols.end.div_ceil(LANES);
         for first in (tile.cols.start / LANES..end).step_by(many) {
             let strips = first..end.min(first + many);
+            for graft in self.grafts {
+                if let Change::LowRank { b, .. } = &graft.change {
+                    b.ask(isa, strips.clone());
+                }
+            }
             for top in rows.clone().step_by(height) {
                 let part = Part { strips: strips.clone(), rows: top..rows.end.min(top + height) };
-                let lanes = &mut lanes[..strips.len() * part.rows.len()];
+                let (lanes, fresh) = (&mut lanes[..strips.len() * part.rows.len()], top == rows.start);
                 // Rows with another weight have no use for this one.
                 if !self.grafts.iter().any(|graft| replaces(graft, &part.rows)) {
-                    self.weight.multiply(isa, strips.clone(), x, part.rows.clone(), top == rows.start, lanes);
+                    let out = Lanes { lanes: &mut *lanes, stride: part.rows.len(), add: false };
+                    self.weight.multiply(isa, strips.clone(), x, part.rows.clone(), fresh, out);
                 }
-                self.finish(isa, (x, low), &part, (lanes, change));
+                self.finish(isa, (x, low), (&part, fresh), (lanes, change));
                 part.write(&mut tile, lanes, self.accumulate);
             }
         }
@@ -189,7 +197,7 @@ impl Layer<'_> {
         &self,
         isa: Isa,
         (x, low): (&Inputs<'_>, &[f32]),
-        part: &Part,
+        (part, fresh): (&Part, bool),
         (lanes, change): (&mut [Lane], &mut [Lane]),
     ) {
         if let Some(bias) = self.bias {
@@ -198,7 +206,7 @@ impl Layer<'_> {
             }
         }
         for (graft, &place) in self.grafts.iter().zip(&self.places) {
-            add_graft(isa, graft, (x, &low[place..]), part, (lanes, change));
+            add_graft(isa, graft, (x, &low[place..]), (part, fresh), (lanes, change));
         }
     }
 }
@@ -236,43 +244,39 @@ fn add_graft(
     isa: Isa,
     graft: &Graft<'_, Cpu>,
     (x, low): (&Inputs<'_>, &[f32]),
-    part: &Part,
+    (part, fresh): (&Part, bool),
     (lanes, change): (&mut [Lane], &mut [Lane]),
 ) {
     let rows = graft.rows.start.max(part.rows.start)..graft.rows.end.min(part.rows.end);
     if rows.is_empty() {
         return;
     }
+    let (height, top) = (part.rows.len(), rows.start - part.rows.start);
+    let own = rows.start - graft.rows.start..rows.end - graft.rows.start;
     let change = &mut change[..part.strips.len() * rows.len()];
     match &graft.change {
         Change::LowRank { b, .. } => {
             let rank = b.cols();
             let x = Inputs { x: low, stride: rank, cols: rank, x8: &[] };
-            let own = rows.start - graft.rows.start..rows.end - graft.rows.start;
-            b.multiply(isa, part.strips.clone(), &x, own, false, change);
+            let out = Lanes { lanes: &mut lanes[top..], stride: height, add: true };
+            b.multiply(isa, part.strips.clone(), &x, own.clone(), fresh, out);
         }
         Change::Bias(_) | Change::Scale(_) | Change::Rows { .. } => {}
         Change::Delta(_) | Change::Replace(_) | Change::Sparse { .. } | Change::Kronecker { .. } => {
-            let (strips, rows) = (part.strips.clone(), rows.clone());
-            Piece { isa, graft, x, low, strips, rows }.compute(change);
+            Piece { isa, graft, x, low, strips: part.strips.clone(), rows, fresh }.compute(change);
         }
     }
-    let changes = change.chunks_exact(rows.len());
-    let all = lanes.chunks_exact_mut(part.rows.len());
-    for ((strip, lanes), change) in part.strips.clone().zip(all).zip(changes) {
-        let lanes = &mut lanes[rows.start - part.rows.start..];
-        for (t, (lane, change)) in (rows.start - graft.rows.start..).zip(lanes.iter_mut().zip(change)) {
+    let changes = change.chunks_exact(own.len());
+    for ((strip, lanes), changes) in part.strips.clone().zip(lanes.chunks_exact_mut(height)).zip(changes) {
+        for ((t, lane), change) in own.clone().zip(&mut lanes[top..]).zip(changes) {
             match graft.change {
-                Change::Bias(v) => add(lane, slice(v, strip), graft.scale),
+                Change::Bias(v) | Change::LowRank { bias: Some(v), .. } => {
+                    add(lane, slice(v, strip), graft.scale)
+                }
+                Change::LowRank { bias: None, .. } => {}
                 Change::Scale(by) => by.apply(lane, strip, graft.scale),
                 Change::Rows { outputs, .. } => put(lane, strip, outputs, &low[t * outputs.len()..]),
                 Change::Replace(_) => *lane = *change,
-                Change::LowRank { bias, .. } => {
-                    add(lane, change, 1.0);
-                    if let Some(bias) = bias {
-                        add(lane, slice(bias, strip), graft.scale);
-                    }
-                }
                 Change::Delta(_) | Change::Sparse { .. } | Change::Kronecker { .. } => add(lane, change, 1.0),
             }
         }

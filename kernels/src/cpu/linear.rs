@@ -3,12 +3,10 @@
 use std::array::from_fn;
 use std::ops::Range;
 
-use bytemuck::Zeroable;
-
 use super::isa::{BLOCK, GROUP, Isa, Kernel, LANES, Simd};
-use super::strip::{Activations, Input, Strip};
+use super::strip::{AHEAD, Activations, Input, LINE, Strip};
 use crate::format::{Block, Format, Visitor};
-use crate::tensor::{Error, Tensor, reserved};
+use crate::tensor::{Error, Tensor, reserved, zeros};
 
 /// Sixteen rows of one token's outputs.
 pub type Lane = [f32; LANES];
@@ -74,8 +72,13 @@ impl Matrix {
         (self.bytes / self.rows.div_ceil(LANES).max(1)).max(1)
     }
 
-    /// `out[j][t] = W[16 s..16 s + 16, :] x[t]` for the `j`-th strip `s` of `strips` and every row `t` of `rows`. If the strips
-    /// come from memory, `fresh`, they are asked for ahead.
+    /// Asks for what [`Matrix::multiply`] reads first, when that will be soon.
+    pub fn ask(&self, isa: Isa, strips: Range<usize>) {
+        self.strips.ask(isa, strips);
+    }
+
+    /// `W[16 s..16 s + 16, :] x[t]` for every strip `s` of `strips` and every row `t` of `rows`. If the strips come from memory,
+    /// `fresh`, they are asked for ahead.
     pub fn multiply(
         &self,
         isa: Isa,
@@ -83,9 +86,42 @@ impl Matrix {
         x: &Inputs<'_>,
         rows: Range<usize>,
         fresh: bool,
-        out: &mut [Lane],
+        out: Lanes<'_>,
     ) {
         self.strips.multiply(isa, strips, (x, rows), fresh, out);
+    }
+}
+
+/// Asks for the first strips of some that will soon be multiplied.
+struct Ask<'a, Q>(&'a [Q]);
+
+impl<Q> Kernel for Ask<'_, Q> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        if let Some(first) = self.0.first() {
+            for line in (0..size_of_val(self.0).min(AHEAD)).step_by(LINE) {
+                s.prefetch(first, line);
+            }
+        }
+    }
+}
+
+/// Where products go: to `lanes[strip stride + row]`, both counted from 0.
+pub struct Lanes<'a> {
+    /// The outputs of the first strip's first row, and all after.
+    pub lanes: &'a mut [Lane],
+    /// From one strip's outputs to the next.
+    pub stride: usize,
+    /// Add them to what is there.
+    pub add: bool,
+}
+
+impl<'a> Lanes<'a> {
+    /// All of `lanes`, the outputs of one strip.
+    pub fn strip(lanes: &'a mut [Lane]) -> Self {
+        Self { stride: lanes.len(), lanes, add: false }
     }
 }
 
@@ -113,13 +149,14 @@ impl<'a> Inputs<'a> {
 /// A packed matrix of any format.
 trait Strips: Send + Sync {
     fn integer(&self) -> bool;
+    fn ask(&self, isa: Isa, strips: Range<usize>);
     fn multiply(
         &self,
         isa: Isa,
         strips: Range<usize>,
         x: (&Inputs<'_>, Range<usize>),
         fresh: bool,
-        out: &mut [Lane],
+        out: Lanes<'_>,
     );
 }
 
@@ -136,6 +173,10 @@ impl<P: Strip> Packed<P> {
         (length, length.saturating_mul(rows.div_ceil(LANES)))
     }
 
+    fn strips(&self, strips: Range<usize>) -> &[P::Panel] {
+        &self.panels[strips.start * self.length..strips.end * self.length]
+    }
+
     fn bytes(rows: usize, cols: usize) -> usize {
         Self::panels(rows, cols).1.saturating_mul(size_of::<P::Panel>())
     }
@@ -144,14 +185,17 @@ impl<P: Strip> Packed<P> {
         let (length, count) = Self::panels(weight.rows(), weight.cols());
         let mut panels = reserved(count)?;
         let blocks: &[P::Block] = bytemuck::cast_slice(weight.bytes());
-        let missing = P::Block::zeroed();
+        // What stands for the rows missing from the last strip.
+        let mut missing = Vec::new();
+        if !weight.rows().is_multiple_of(LANES) {
+            missing = zeros(length)?;
+        }
         for strip in 0..weight.rows().div_ceil(LANES) {
-            for b in 0..length {
-                panels.push(P::pack(from_fn(|i| {
-                    let row = strip * LANES + i;
-                    if row < weight.rows() { &blocks[row * length + b] } else { &missing }
-                })));
-            }
+            let rows: [&[P::Block]; LANES] = from_fn(|i| {
+                blocks.get((strip * LANES + i) * length..).filter(|rest| !rest.is_empty()).unwrap_or(&missing)
+            });
+            let rows = rows.map(|row| &row[..length]);
+            panels.extend((0..length).map(|b| P::pack(from_fn(|i| &rows[i][b]))));
         }
         Ok(Self { length, panels })
     }
@@ -162,15 +206,19 @@ impl<P: Strip> Strips for Packed<P> {
         P::INTEGER
     }
 
+    fn ask(&self, isa: Isa, strips: Range<usize>) {
+        isa.run(Ask(self.strips(strips)));
+    }
+
     fn multiply(
         &self,
         isa: Isa,
         strips: Range<usize>,
         (x, rows): (&Inputs<'_>, Range<usize>),
         fresh: bool,
-        out: &mut [Lane],
+        out: Lanes<'_>,
     ) {
-        let panels = &self.panels[strips.start * self.length..strips.end * self.length];
+        let panels = self.strips(strips);
         isa.run(Multiply::<P> { panels, length: self.length, x, rows, fresh, out });
     }
 }
@@ -184,8 +232,7 @@ struct Multiply<'a, P: Strip> {
     rows: Range<usize>,
     /// Whether the strips come from memory.
     fresh: bool,
-    /// `[strips][rows]`.
-    out: &'a mut [Lane],
+    out: Lanes<'a>,
 }
 
 impl<P: Strip> Kernel for Multiply<'_, P> {
@@ -199,7 +246,8 @@ impl<P: Strip> Kernel for Multiply<'_, P> {
         if P::tokens::<S>() >= 4 {
             while t + 4 <= self.rows.len() {
                 let mut strip = 0;
-                if S::WIDE {
+                // Codes that come from memory are best asked for and unpacked one strip at a time.
+                if S::WIDE && !(P::INTEGER && self.fresh && t == 0) {
                     while (strip + 2) * self.length <= self.panels.len() {
                         self.tile::<S, 4, 2>(s, t, strip);
                         strip += 2;
@@ -240,9 +288,9 @@ impl<P: Strip> Multiply<'_, P> {
         }
         let dots = P::dot(s, panels, x, self.fresh && t == 0);
         for (n, dots) in dots.into_iter().enumerate() {
-            let out = &mut self.out[(strip + n) * self.rows.len() + t..][..T];
+            let out = &mut self.out.lanes[(strip + n) * self.out.stride + t..][..T];
             for (out, dot) in out.iter_mut().zip(dots) {
-                s.store(dot, out);
+                s.store(if self.out.add { s.add(s.load(out), dot) } else { dot }, out);
             }
         }
     }

@@ -10,15 +10,19 @@ pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
 pub mod change;
+pub mod codes;
 pub mod embedding;
+pub mod executor;
 pub mod isa;
 mod layer;
 pub mod limits;
 pub mod linear;
 pub mod math;
+pub mod pages;
 pub mod portable;
 pub mod rows;
 pub mod scratch;
+pub mod softmax;
 pub mod strip;
 pub mod team;
 
@@ -26,11 +30,14 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
-use attention::{Attend, Element, Pages};
+use attention::Attend;
 use change::Scale;
+use codes::Codes;
 use embedding::Embedding;
+use executor::Executor;
 use isa::Isa;
 use linear::Matrix;
+use pages::{Pages, Store, Stored};
 use rows::{Gate, RmsNorm, Rotate};
 use scratch::{Buffer, Need};
 use strip::Activations;
@@ -120,12 +127,25 @@ impl Rows {
     }
 }
 
-/// The KV cache, in halves or singles.
+/// The KV cache, by what it stores.
 pub enum Cache {
     /// Halves.
     F16(Pages<u16>),
     /// Singles.
     F32(Pages<f32>),
+    /// 8-bit codes.
+    Q8_0(Pages<Codes>),
+}
+
+/// The same for whatever a cache stores.
+macro_rules! with_pages {
+    ($cache:expr, $pages:ident => $what:expr) => {
+        match $cache {
+            Cache::F16($pages) => $what,
+            Cache::F32($pages) => $what,
+            Cache::Q8_0($pages) => $what,
+        }
+    };
 }
 
 /// The CPU as a backend.
@@ -161,8 +181,16 @@ impl Needs {
 impl Cpu {
     /// A CPU backend with `threads` threads (the caller's among them) and this instruction set.
     pub fn new(threads: usize, isa: Isa) -> std::io::Result<Self> {
-        let team = Team::new(threads.max(1))?;
-        Ok(Self { device: Arc::new(CpuDevice), isa, team, x8: Buffer::default(), low: Buffer::default() })
+        Ok(Self::of(Team::new(threads)?, isa))
+    }
+
+    /// A CPU backend with the caller's thread and up to `threads - 1` that `executor` lends.
+    pub fn lent(threads: usize, executor: Executor, isa: Isa) -> Self {
+        Self::of(Team::lent(threads, executor), isa)
+    }
+
+    fn of(team: Team, isa: Isa) -> Self {
+        Self { device: Arc::new(CpuDevice), isa, team, x8: Buffer::default(), low: Buffer::default() }
     }
 
     /// The instruction set in use.
@@ -180,7 +208,7 @@ impl Cpu {
         rows.div_ceil(self.team.threads() * CHUNKS).max(1)
     }
 
-    fn attend_in<E: Element>(
+    fn attend_in<E: Stored>(
         &mut self,
         y: &mut Rows,
         q: &Rows,
@@ -200,9 +228,9 @@ impl Cpu {
             }
         }
         cuts.push(spans.last().map_or(0, |s| s.rows.end));
-        // Heads of a group share the unpacking of a page, unless that leaves threads without work.
-        let shared = owners.len() * shape.kv_heads >= self.team.threads() * CHUNKS;
-        let heads = if shared { group } else { 1 };
+        // Heads of a group share the reading of a page, unless that leaves threads without work.
+        let parts = (self.team.threads() * CHUNKS).div_ceil(owners.len() * shape.kv_heads).min(group);
+        let heads = (1..=group / parts).rev().find(|heads| group.is_multiple_of(*heads)).unwrap_or(1);
         let isa = self.isa;
         let mut grid = [Grid::new(&mut y.data, y.cols, cuts, heads * dim)];
         self.team.tiles(&mut grid, |_, tile, scratch| {
@@ -276,20 +304,19 @@ impl Backend for Cpu {
 
     fn cache(&mut self, shape: CacheShape) -> Cache {
         match shape.format {
+            Format::F16 => Cache::F16(Pages::new(shape)),
             Format::F32 => Cache::F32(Pages::new(shape)),
-            _ => Cache::F16(Pages::new(shape)),
+            Format::Q8_0 => Cache::Q8_0(Pages::new(shape)),
+            format => panic!("a cache in {format}: expected F16, F32 or Q8_0"),
         }
     }
 
     fn grow(&mut self, cache: &mut Cache, pages: usize) -> Result<(), Error> {
-        match cache {
-            Cache::F16(c) => c.grow(pages),
-            Cache::F32(c) => c.grow(pages),
-        }
+        with_pages!(cache, c => c.grow(pages))
     }
 
     fn step<R>(&mut self, operations: impl FnOnce(&mut Self) -> R) -> R {
-        self.team.wake();
+        let _step = self.team.step();
         operations(self)
     }
 
@@ -342,13 +369,10 @@ impl Backend for Cpu {
 
     fn store(&mut self, cache: &mut Cache, layer: usize, (k, v): (&Rows, &Rows), spans: &[Span<'_>]) {
         for span in spans {
-            for (i, row) in span.rows.clone().enumerate() {
-                let position = span.position + i;
+            for (row, position) in span.rows.clone().zip(span.position..) {
                 let place = (span.pages[position / PAGE], position % PAGE);
-                match cache {
-                    Cache::F16(c) => c.store(place, layer, k.row(row), v.row(row)),
-                    Cache::F32(c) => c.store(place, layer, k.row(row), v.row(row)),
-                }
+                let (k, v) = (k.row(row), v.row(row));
+                with_pages!(cache, cache => self.isa.run(Store { cache, layer, place, k, v }));
             }
         }
     }
@@ -362,10 +386,7 @@ impl Backend for Cpu {
         scale: f32,
     ) {
         assert!(y.rows == q.rows && y.cols == q.cols, "attention keeps the shape of the queries");
-        match cache {
-            Cache::F16(c) => self.attend_in(y, q, (c, layer), spans, scale),
-            Cache::F32(c) => self.attend_in(y, q, (c, layer), spans, scale),
-        }
+        with_pages!(cache, c => self.attend_in(y, q, (c, layer), spans, scale));
     }
 
     fn gate(&mut self, y: &mut Rows, x: &Rows, act: Activation) {

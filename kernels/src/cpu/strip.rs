@@ -21,10 +21,10 @@ const SEGMENT: usize = 64;
 
 /// How far ahead of their use weights are asked for, in bytes. Without it, a processor that multiplies several rows of activations
 /// sees too few reads ahead to keep memory busy.
-const AHEAD: usize = 4096;
+pub const AHEAD: usize = 4096;
 
 /// Bytes that memory gives at a time.
-const LINE: usize = 64;
+pub const LINE: usize = 64;
 
 /// Thirty-two activations rounded to 8 bits in two groups: `x = d q`.
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
@@ -167,6 +167,10 @@ fn dot_int<S: Simd, P: IntPanel, const T: usize, const N: usize, const B: usize>
             let x = x.map(|x| &x[i][b]);
             if P::GROUPED {
                 add_group(s, panels, (b, 0), x, &mut sums);
+                let mut panels = panels;
+                for n in 0..N {
+                    panels[n] = s.after(panels[n], sums[n][T - 1]);
+                }
                 add_group(s, panels, (b, 1), x, &mut sums);
             } else {
                 add_block(s, panels, b, x, &mut sums);
@@ -180,12 +184,15 @@ fn dot_int<S: Simd, P: IntPanel, const T: usize, const N: usize, const B: usize>
 #[inline(always)]
 fn add_block<S: Simd, P: IntPanel, const T: usize, const N: usize>(
     s: S,
-    panels: [&P; N],
+    mut panels: [&P; N],
     b: usize,
     x: [&Activations; T],
     sums: &mut [[S::F; T]; N],
 ) {
     let first = dot_group(s, panels, (b, 0), x);
+    for n in 0..N {
+        panels[n] = s.after(panels[n], first[n][T - 1]);
+    }
     let second = dot_group(s, panels, (b, 1), x);
     for n in 0..N {
         let d = panels[n].scale(s, b, 0);
@@ -341,8 +348,14 @@ impl<S: Simd, P: FloatPanel, const T: usize, const N: usize> Columns<'_, S, P, T
     fn add_segments<const G: usize>(&mut self, s: S) {
         let segments = self.strips[0].len() / SEGMENT;
         for _ in 0..segments / G {
-            let panels: [&[[P; SEGMENT]; G]; N] = self.strips.each_mut().map(first_segments);
-            let x: [&[[f32; SEGMENT]; G]; T] = self.x.each_mut().map(first_segments);
+            let mut panels: [&[[P; SEGMENT]; G]; N] = [first_segments(&mut self.strips[0]); N];
+            for n in 1..N {
+                panels[n] = first_segments(&mut self.strips[n]);
+            }
+            let mut x: [&[[f32; SEGMENT]; G]; T] = [first_segments(&mut self.x[0]); T];
+            for t in 1..T {
+                x[t] = first_segments(&mut self.x[t]);
+            }
             let mut parts = [[[s.splat(0.0); G]; T]; N];
             for i in 0..SEGMENT {
                 for g in 0..G {
@@ -378,12 +391,23 @@ impl<S: Simd, P: FloatPanel, const T: usize, const N: usize> Columns<'_, S, P, T
         if rest == 0 {
             return;
         }
-        let (strips, x) = (self.strips.map(|strip| &strip[..rest]), self.x.map(|x| &x[..rest]));
+        for n in 0..N {
+            self.strips[n] = &self.strips[n][..rest];
+        }
+        for t in 0..T {
+            self.x[t] = &self.x[t][..rest];
+        }
         let mut parts = [[s.splat(0.0); T]; N];
         for i in 0..rest {
-            let w = strips.map(|strip| strip[i].values(s));
+            let mut w = [s.splat(0.0); N];
+            for n in 0..N {
+                if self.fresh && (i * size_of::<P>()).is_multiple_of(LINE) {
+                    s.prefetch(&self.strips[n][i], AHEAD);
+                }
+                w[n] = self.strips[n][i].values(s);
+            }
             for t in 0..T {
-                let x = s.splat(x[t][i]);
+                let x = s.splat(self.x[t][i]);
                 for n in 0..N {
                     parts[n][t] = s.fma(w[n], x, parts[n][t]);
                 }

@@ -3,6 +3,9 @@
 //! Within a step the threads stay awake between operations; they sleep once nothing has come for some
 //! microseconds. A chunk is claimed by whoever is free, so a thread that the system has put aside delays nobody.
 //! Results never depend on who ran a chunk.
+//!
+//! The threads are the team's own, or lent by a host's [`Executor`] for a step at a time. Nobody waits for lent ones
+//! to come: they claim chunks like the others once they are there, and those that come late find their step over.
 
 use std::any::Any;
 use std::marker::PhantomData;
@@ -10,15 +13,23 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::executor::Executor;
 use super::scratch::{Need, Scratch};
 use crate::tensor::Error;
 
 /// How long a thread spins for the next operation before it sleeps.
 const SPIN: Duration = Duration::from_micros(20);
+
+/// How long a thread that spins keeps its processor to itself: where there are more threads than processors, others have work.
+const ALONE: Duration = Duration::from_micros(2);
+
+/// How long a lent thread waits for the first operation while the step's tasks are still being given out. An executor
+/// that waits for the end of a task never gets to the next one while this lasts.
+const PATIENCE: Duration = Duration::from_millis(10);
 
 /// One operation: what to do with chunk `i`.
 type Job<'a> = dyn Fn(usize, &mut Scratch) + Sync + 'a;
@@ -30,21 +41,60 @@ struct Shared {
     job: AtomicPtr<&'static Job<'static>>,
     /// Chunks done.
     done: AtomicUsize,
-    /// Threads that sleep or are about to.
+    /// Threads that sleep or are about to: they wait for the bell.
     asleep: AtomicUsize,
+    bell: (Mutex<()>, Condvar),
     quit: AtomicBool,
+    /// For lent threads. Counts up by three with each step: its tasks are being given out; all are out; it is over.
+    phase: AtomicU64,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     /// Each thread's scratch, the caller's first. A thread holds its lock while it works, the caller also to reserve
     /// between operations: nobody ever waits for longer than another takes to let go.
     scratch: Box<[Mutex<Scratch>]>,
 }
 
-/// A scratch is unspecified memory, so a panic while it was locked has broken nothing.
-fn lock(scratch: &Mutex<Scratch>) -> MutexGuard<'_, Scratch> {
-    scratch.lock().unwrap_or_else(PoisonError::into_inner)
+/// How long a thread stays with its team.
+#[derive(Clone, Copy)]
+enum Stay {
+    /// As long as there is a team.
+    Always,
+    /// As long as the step whose tasks were given out in this phase.
+    Step(u64),
+}
+
+/// What a lock guards here is right whatever panicked meanwhile: a scratch is unspecified memory.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shared {
+    fn new(threads: usize) -> Arc<Self> {
+        Arc::new(Self {
+            ticket: AtomicU64::new(0),
+            job: AtomicPtr::new(std::ptr::null_mut()),
+            done: AtomicUsize::new(0),
+            asleep: AtomicUsize::new(0),
+            bell: (Mutex::new(()), Condvar::new()),
+            quit: AtomicBool::new(false),
+            phase: AtomicU64::new(0),
+            panic: Mutex::new(None),
+            scratch: (0..threads.max(1)).map(|_| Mutex::default()).collect(),
+        })
+    }
+
+    /// Whether a chunk is unclaimed.
+    fn has_work(&self) -> bool {
+        let ticket = self.ticket.load(Ordering::SeqCst);
+        (ticket as u32) < (ticket >> 32) as u32
+    }
+
+    fn is_over(&self, stay: Stay) -> bool {
+        match stay {
+            Stay::Always => self.quit.load(Ordering::SeqCst),
+            Stay::Step(phase) => self.phase.load(Ordering::SeqCst) >= phase + 2,
+        }
+    }
+
     /// Claims the next chunk of the operation in progress.
     fn claim(&self) -> Option<usize> {
         let mut ticket = self.ticket.load(Ordering::Acquire);
@@ -57,18 +107,26 @@ impl Shared {
         None
     }
 
-    /// Claims and runs chunks until none is left, in the scratch of thread `thread`.
+    /// Claims and runs chunks until none is left, in the scratch of thread `thread`; `false` if there was none.
     fn work(&self, thread: usize) -> bool {
+        if !self.has_work() {
+            return false;
+        }
+        let mut scratch = match self.scratch[thread].try_lock() {
+            Ok(scratch) => scratch,
+            Err(TryLockError::Poisoned(scratch)) => scratch.into_inner(),
+            // A thread that was lent to an earlier step and has not noticed its end works in this one's place.
+            Err(TryLockError::WouldBlock) => return false,
+        };
         let Some(mut chunk) = self.claim() else {
             return false;
         };
-        let mut scratch = lock(&self.scratch[thread]);
         loop {
             // SAFETY: `run` waits until every claimed chunk is done before the job goes away, and this one
             // is claimed and not done. The pointer was published before the ticket that was claimed.
             let job = unsafe { *self.job.load(Ordering::Relaxed) };
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job(chunk, &mut scratch))) {
-                *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+                *lock(&self.panic) = Some(panic);
             }
             self.done.fetch_add(1, Ordering::Release);
             match self.claim() {
@@ -78,29 +136,59 @@ impl Shared {
         }
     }
 
-    fn worker(&self, thread: usize) {
+    /// Works as thread `thread` until its stay is over.
+    fn worker(&self, thread: usize, stay: Stay) {
         let mut idle = Instant::now();
-        loop {
+        while !self.is_over(stay) {
             if self.work(thread) {
                 idle = Instant::now();
-            }
-            if self.quit.load(Ordering::Acquire) {
-                return;
             }
             for _ in 0..32 {
                 std::hint::spin_loop();
             }
-            if idle.elapsed() < SPIN {
+            let waited = idle.elapsed();
+            if waited >= ALONE {
+                thread::yield_now();
+            }
+            if waited < SPIN {
                 continue;
             }
-            // Say that we sleep, then look once more: either we see the new ticket or its publisher sees us.
-            self.asleep.fetch_add(1, Ordering::SeqCst);
-            let ticket = self.ticket.load(Ordering::SeqCst);
-            if (ticket as u32) >= (ticket >> 32) as u32 && !self.quit.load(Ordering::SeqCst) {
-                thread::park();
+            if !self.sleep(stay) {
+                return;
             }
-            self.asleep.fetch_sub(1, Ordering::SeqCst);
             idle = Instant::now();
+        }
+    }
+
+    /// Sleeps until something happens; `false` if that was too much to wait for.
+    fn sleep(&self, stay: Stay) -> bool {
+        let (mutex, bell) = &self.bell;
+        let guard = lock(mutex);
+        let mut patient = true;
+        // Say that we sleep, then look once more: either we see what came or who brought it sees us.
+        self.asleep.fetch_add(1, Ordering::SeqCst);
+        if !self.has_work() && !self.is_over(stay) {
+            let given_out = |phase| self.phase.load(Ordering::SeqCst) > phase;
+            match stay {
+                Stay::Step(phase) if !given_out(phase) => {
+                    let (guard, waited) =
+                        bell.wait_timeout(guard, PATIENCE).unwrap_or_else(PoisonError::into_inner);
+                    drop(guard);
+                    patient = !waited.timed_out() || given_out(phase);
+                }
+                _ => drop(bell.wait(guard)),
+            }
+        }
+        self.asleep.fetch_sub(1, Ordering::SeqCst);
+        patient
+    }
+
+    /// Wakes whoever sleeps.
+    fn wake(&self) {
+        if self.asleep.load(Ordering::SeqCst) > 0 {
+            // Whoever is about to sleep holds this until it hears the bell.
+            drop(lock(&self.bell.0));
+            self.bell.1.notify_all();
         }
     }
 }
@@ -109,37 +197,49 @@ impl Shared {
 pub struct Team {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    executor: Option<Executor>,
     /// Scratch that every thread has.
     reserved: Need,
+}
+
+/// A step in progress: lent threads stay until this goes.
+#[must_use = "the step is over when this goes"]
+pub struct Step(Option<(Arc<Shared>, u64)>);
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        if let Some((shared, phase)) = &self.0 {
+            shared.phase.store(phase + 2, Ordering::SeqCst);
+            shared.wake();
+        }
+    }
 }
 
 impl Team {
     /// A team of `threads`, at least one: the caller's thread and `threads - 1` of its own.
     pub fn new(threads: usize) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared {
-            ticket: AtomicU64::new(0),
-            job: AtomicPtr::new(std::ptr::null_mut()),
-            done: AtomicUsize::new(0),
-            asleep: AtomicUsize::new(0),
-            quit: AtomicBool::new(false),
-            panic: Mutex::new(None),
-            scratch: (0..threads.max(1)).map(|_| Mutex::default()).collect(),
-        });
-        let mut team = Self { shared, workers: Vec::new(), reserved: Need::default() };
+        let shared = Shared::new(threads);
+        let mut team = Self { shared, workers: Vec::new(), executor: None, reserved: Need::default() };
         for i in 1..threads {
             let shared = team.shared.clone();
             let worker = thread::Builder::new()
                 .name(format!("graftwork-{i}"))
                 .stack_size(1 << 20)
-                .spawn(move || shared.worker(i))?;
+                .spawn(move || shared.worker(i, Stay::Always))?;
             team.workers.push(worker);
         }
         Ok(team)
     }
 
+    /// A team of `threads`, at least one: the caller's thread and up to `threads - 1` that `executor` lends.
+    pub fn lent(threads: usize, executor: Executor) -> Self {
+        let shared = Shared::new(threads);
+        Self { shared, workers: Vec::new(), executor: Some(executor), reserved: Need::default() }
+    }
+
     /// Threads of the team.
     pub fn threads(&self) -> usize {
-        self.workers.len() + 1
+        self.shared.scratch.len()
     }
 
     /// Gives every thread as much scratch as `need` says; none of it shrinks.
@@ -171,16 +271,36 @@ impl Team {
         self.shared.scratch.iter().map(held).sum()
     }
 
-    /// Wakes the team's threads, so that the first operation of a step does not have to.
-    pub fn wake(&self) {
-        if self.shared.asleep.load(Ordering::SeqCst) > 0 {
-            self.workers.iter().for_each(|w| w.thread().unpark());
+    /// Begins a step: wakes the team's own threads, so that the first operation does not have to, or asks for lent ones.
+    pub fn step(&self) -> Step {
+        let shared = &self.shared;
+        let Some(executor) = &self.executor else {
+            shared.wake();
+            return Step(None);
+        };
+        let phase = shared.phase.load(Ordering::Relaxed) + 1;
+        shared.phase.store(phase, Ordering::SeqCst);
+        let step = Step(Some((shared.clone(), phase)));
+        let caller = thread::current().id();
+        for i in 1..self.threads() {
+            let shared = Arc::downgrade(shared);
+            executor.execute(Box::new(move || {
+                // The caller cannot wait for itself.
+                if thread::current().id() != caller
+                    && let Some(shared) = shared.upgrade()
+                {
+                    shared.worker(i, Stay::Step(phase));
+                }
+            }));
         }
+        shared.phase.store(phase + 1, Ordering::SeqCst);
+        step
     }
 
-    /// Runs `f(i)` for every `i < chunks`, each once, on any thread. A panic in `f` comes out here.
+    /// Runs `f(i)` for every `i < chunks`, each once, on any thread. A panic in `f` comes out here. Lent threads take
+    /// part within a [`Step`] only.
     pub fn run(&mut self, chunks: usize, f: impl Fn(usize, &mut Scratch) + Sync) {
-        if self.workers.is_empty() || chunks <= 1 {
+        if self.threads() == 1 || chunks <= 1 {
             let mut scratch = lock(&self.shared.scratch[0]);
             (0..chunks).for_each(|i| f(i, &mut scratch));
             return;
@@ -194,14 +314,15 @@ impl Team {
         shared.job.store((&raw const job).cast_mut(), Ordering::Relaxed);
         shared.done.store(0, Ordering::Relaxed);
         shared.ticket.store((chunks as u64) << 32, Ordering::SeqCst);
-        self.wake();
+        shared.wake();
         shared.work(0);
+        // Where there are fewer processors than threads, whoever has the last chunk may need this one.
         let mut spins = 0u32;
         while shared.done.load(Ordering::Acquire) < chunks {
             spins += 1;
-            if spins < 4096 { std::hint::spin_loop() } else { thread::yield_now() }
+            if spins < 256 { std::hint::spin_loop() } else { thread::yield_now() }
         }
-        let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let panic = lock(&shared.panic).take();
         if let Some(panic) = panic {
             resume_unwind(panic);
         }
@@ -231,8 +352,8 @@ impl Team {
 impl Drop for Team {
     fn drop(&mut self) {
         self.shared.quit.store(true, Ordering::SeqCst);
+        self.shared.wake();
         for worker in self.workers.drain(..) {
-            worker.thread().unpark();
             // A worker catches the panics of its chunks, so there is nothing to hear from it.
             let _ = worker.join();
         }

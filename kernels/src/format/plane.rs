@@ -14,17 +14,21 @@ impl<const W: usize> Plane<W> {
     const STEPS: usize = 8 / W;
 
     /// The bits from bit `shift` on of the codes of each row.
-    pub fn pack(rows: &[[u8; BLOCK]; LANES], shift: usize) -> Self {
+    #[inline(always)]
+    pub fn pack(rows: [&[u8; BLOCK]; LANES], shift: usize) -> Self {
         let mask = u32::from_le_bytes([u8::MAX >> (8 - W); 4]);
         let mut vectors = [[0; LANES]; W];
-        for (step, columns) in (0..BLOCK).step_by(4).enumerate() {
-            let place = W * (step % Self::STEPS);
-            for (four, row) in vectors[step / Self::STEPS].iter_mut().zip(rows) {
-                let codes = u32::from_le_bytes(std::array::from_fn(|i| row[columns + i]));
-                *four |= (codes >> shift & mask) << place;
+        for (lane, row) in rows.into_iter().enumerate() {
+            for (step, four) in row.as_chunks().0.iter().enumerate() {
+                let codes = u32::from_le_bytes(*four) >> shift & mask;
+                vectors[step / Self::STEPS][lane] |= codes << (W * (step % Self::STEPS));
             }
         }
-        Self(bytemuck::cast(vectors.map(|vector| vector.map(u32::to_le_bytes))))
+        let mut bytes = [[[0; 4]; LANES]; W];
+        for (bytes, four) in bytes.as_flattened_mut().iter_mut().zip(vectors.as_flattened()) {
+            *bytes = four.to_le_bytes();
+        }
+        Self(bytemuck::cast(bytes))
     }
 
     /// The bits of columns `4 step..4 step + 4`.
@@ -34,7 +38,24 @@ impl<const W: usize> Plane<W> {
     }
 }
 
-/// Block `b` of 32 of the codes of each row.
-pub fn part(codes: &[[u8; 256]; LANES], b: usize) -> [[u8; BLOCK]; LANES] {
-    codes.map(|codes| std::array::from_fn(|i| codes[b * BLOCK + i]))
+/// The codes of 256 values, in blocks: `code(b, i)` of value `i` of block `b`, which the compiler computes for all `i` at once.
+#[inline(always)]
+pub fn codes(code: impl Fn(usize, usize) -> u8) -> [u8; 256] {
+    let mut codes = [[0; BLOCK]; 8];
+    for (b, codes) in codes.iter_mut().enumerate() {
+        for (i, to) in codes.iter_mut().enumerate() {
+            *to = code(b, i);
+        }
+    }
+    bytemuck::cast(codes)
+}
+
+/// Block `b` of the codes of each row.
+#[inline(always)]
+pub fn part(codes: &[[u8; 256]; LANES], b: usize) -> [&[u8; BLOCK]; LANES] {
+    let mut part = [&codes[0].as_chunks().0[b]; LANES];
+    for (part, codes) in part.iter_mut().zip(codes) {
+        *part = &codes.as_chunks().0[b];
+    }
+    part
 }

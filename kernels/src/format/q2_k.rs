@@ -9,7 +9,7 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::Block;
-use super::plane::{Plane, part};
+use super::plane::{self, Plane, part};
 use super::search::{Tries, affine, nearest};
 use crate::cpu::isa::{LANES, Simd};
 use crate::cpu::strip::{CodeRange, Int, IntPanel};
@@ -29,7 +29,8 @@ const TRIES: Tries = Tries { most: 3, first: -0.5, step: 0.1, steps: 15, absolut
 
 impl BlockQ2K {
     fn codes(&self) -> [u8; 256] {
-        from_fn(|i| self.codes[i / 128 * 32 + i % 32] >> (2 * (i / 32 % 4)) & 3)
+        let codes = self.codes.as_chunks::<32>().0;
+        plane::codes(|b, i| codes[b / 4][i] >> (2 * (b % 4)) & 3)
     }
 
     fn d_and_min(&self, g: usize) -> (f32, f32) {
@@ -106,7 +107,7 @@ impl IntPanel for PanelQ2K {
             d: blocks.map(|b| u16::from_le_bytes(b.d)),
             dmin: blocks.map(|b| u16::from_le_bytes(b.dmin)),
             scales: from_fn(|g| blocks.map(|b| b.scales[g])),
-            codes: from_fn(|b| Plane::pack(&part(&codes, b), 0)),
+            codes: from_fn(|b| Plane::pack(part(&codes, b), 0)),
         }
     }
 

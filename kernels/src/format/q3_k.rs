@@ -10,7 +10,7 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::Block;
-use super::plane::{Plane, part};
+use super::plane::{self, Plane, part};
 use super::search::{by_turns, extreme, nearest};
 use crate::cpu::isa::{LANES, Simd};
 use crate::cpu::strip::{CodeRange, Int, IntPanel};
@@ -28,10 +28,8 @@ const _: () = assert!(size_of::<BlockQ3K>() == 110);
 
 impl BlockQ3K {
     fn codes(&self) -> [u8; 256] {
-        from_fn(|i| {
-            let low = self.low[i / 128 * 32 + i % 32] >> (2 * (i / 32 % 4)) & 3;
-            low | (self.third[i % 32] >> (i / 32) & 1) << 2
-        })
+        let low = self.low.as_chunks::<32>().0;
+        plane::codes(|b, i| low[b / 4][i] >> (2 * (b % 4)) & 3 | (self.third[i] >> b & 1) << 2)
     }
 
     fn scales(&self) -> [i8; 16] {
@@ -109,8 +107,8 @@ impl IntPanel for PanelQ3K {
         Self {
             d: blocks.map(|b| u16::from_le_bytes(b.d)),
             scales: from_fn(|g| scales.map(|scales| scales[g])),
-            low: from_fn(|b| Plane::pack(&part(&codes, b), 0)),
-            high: from_fn(|b| Plane::pack(&part(&codes, b), 2)),
+            low: from_fn(|b| Plane::pack(part(&codes, b), 0)),
+            high: from_fn(|b| Plane::pack(part(&codes, b), 2)),
         }
     }
 

@@ -9,7 +9,7 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::Block;
-use super::plane::{Plane, part};
+use super::plane::{self, Plane, part};
 use super::search::{Tries, affine, nearest};
 use crate::cpu::isa::{LANES, Simd};
 use crate::cpu::strip::{CodeRange, Int, IntPanel};
@@ -29,7 +29,8 @@ const TRIES: Tries = Tries { most: 15, first: -1.0, step: 0.1, steps: 20, absolu
 
 impl BlockQ4K {
     fn codes(&self) -> [u8; 256] {
-        from_fn(|i| self.low[i / 64 * 32 + i % 32] >> (4 * (i / 32 % 2)) & 15)
+        let low = self.low.as_chunks::<32>().0;
+        plane::codes(|b, i| low[b / 2][i] >> (4 * (b % 2)) & 15)
     }
 }
 
@@ -139,7 +140,7 @@ impl IntPanel for PanelQ4K {
             dmin: blocks.map(|b| u16::from_le_bytes(b.dmin)),
             scales: from_fn(|b| pairs.map(|pairs| pairs[b].0.cast_signed())),
             mins: from_fn(|b| pairs.map(|pairs| -pairs[b].1.cast_signed())),
-            codes: from_fn(|b| Plane::pack(&part(&codes, b), 0)),
+            codes: from_fn(|b| Plane::pack(part(&codes, b), 0)),
         }
     }
 

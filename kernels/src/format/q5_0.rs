@@ -79,8 +79,8 @@ impl IntPanel for PanelQ5_0 {
         let codes = blocks.map(|b| b.codes());
         Self {
             d: blocks.map(|b| u16::from_le_bytes(b.d)),
-            low: Plane::pack(&codes, 0),
-            high: Plane::pack(&codes, 4),
+            low: Plane::pack(codes.each_ref(), 0),
+            high: Plane::pack(codes.each_ref(), 4),
         }
     }
 

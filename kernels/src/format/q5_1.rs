@@ -84,8 +84,8 @@ impl IntPanel for PanelQ5_1 {
         Self {
             d: blocks.map(|b| u16::from_le_bytes(b.d)),
             m: blocks.map(|b| u16::from_le_bytes(b.m)),
-            low: Plane::pack(&codes, 0),
-            high: Plane::pack(&codes, 4),
+            low: Plane::pack(codes.each_ref(), 0),
+            high: Plane::pack(codes.each_ref(), 4),
         }
     }
 

@@ -9,7 +9,7 @@ use std::array::from_fn;
 use bytemuck::{Pod, Zeroable};
 
 use super::Block;
-use super::plane::{Plane, part};
+use super::plane::{self, Plane, part};
 use super::q4_k::{encode, six_bits, steps};
 use super::search::Tries;
 use crate::cpu::isa::{LANES, Simd};
@@ -31,10 +31,8 @@ const TRIES: Tries = Tries { most: 31, first: -0.5, step: 0.1, steps: 15, absolu
 
 impl BlockQ5K {
     fn codes(&self) -> [u8; 256] {
-        from_fn(|i| {
-            let low = self.low[i / 64 * 32 + i % 32] >> (4 * (i / 32 % 2)) & 15;
-            low | (self.fifth[i % 32] >> (i / 32) & 1) << 4
-        })
+        let low = self.low.as_chunks::<32>().0;
+        plane::codes(|b, i| low[b / 2][i] >> (4 * (b % 2)) & 15 | (self.fifth[i] >> b & 1) << 4)
     }
 }
 
@@ -87,8 +85,8 @@ impl IntPanel for PanelQ5K {
             dmin: blocks.map(|b| u16::from_le_bytes(b.dmin)),
             scales: from_fn(|b| pairs.map(|pairs| pairs[b].0.cast_signed())),
             mins: from_fn(|b| pairs.map(|pairs| -pairs[b].1.cast_signed())),
-            low: from_fn(|b| Plane::pack(&part(&codes, b), 0)),
-            high: from_fn(|b| Plane::pack(&part(&codes, b), 4)),
+            low: from_fn(|b| Plane::pack(part(&codes, b), 0)),
+            high: from_fn(|b| Plane::pack(part(&codes, b), 4)),
         }
     }
 

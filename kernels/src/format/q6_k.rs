@@ -9,7 +9,7 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::Block;
-use super::plane::{Plane, part};
+use super::plane::{self, Plane, part};
 use super::search::{TINY, extreme, nearest, signed};
 use crate::cpu::isa::{LANES, Simd};
 use crate::cpu::strip::{CodeRange, Int, IntPanel};
@@ -27,9 +27,10 @@ const _: () = assert!(size_of::<BlockQ6K>() == 210);
 
 impl BlockQ6K {
     fn codes(&self) -> [u8; 256] {
-        from_fn(|i| {
-            let low = self.low[i / 128 * 64 + i % 64] >> (4 * (i / 64 % 2)) & 15;
-            low | (self.high[i / 128 * 32 + i % 32] >> (2 * (i / 32 % 4)) & 3) << 4
+        let (low, high) = (self.low.as_chunks::<32>().0, self.high.as_chunks::<32>().0);
+        plane::codes(|b, i| {
+            let low = low[b / 4 * 2 + b % 2][i] >> (4 * (b / 2 % 2)) & 15;
+            low | (high[b / 4][i] >> (2 * (b % 4)) & 3) << 4
         })
     }
 }
@@ -97,8 +98,8 @@ impl IntPanel for PanelQ6K {
         Self {
             d: blocks.map(|b| u16::from_le_bytes(b.d)),
             scales: from_fn(|g| blocks.map(|b| b.scales[g])),
-            low: from_fn(|b| Plane::pack(&part(&codes, b), 0)),
-            high: from_fn(|b| Plane::pack(&part(&codes, b), 4)),
+            low: from_fn(|b| Plane::pack(part(&codes, b), 0)),
+            high: from_fn(|b| Plane::pack(part(&codes, b), 4)),
         }
     }
 

@@ -24,11 +24,9 @@ pub struct Cache {
 impl Cache {
     pub(super) fn new(shape: CacheShape) -> Self {
         assert!(shape.head_dim <= WIDEST, "heads wider than {WIDEST} have no shader yet");
-        let format = match shape.format {
-            Format::F32 => Format::F32,
-            _ => Format::F16,
-        };
-        Self { shape: CacheShape { format, ..shape }, layers: Vec::new(), pages: 0 }
+        let format = shape.format;
+        assert!(matches!(format, Format::F16 | Format::F32), "a cache in {format} has no shader yet");
+        Self { shape, layers: Vec::new(), pages: 0 }
     }
 
     fn halves(&self) -> bool {

@@ -14,7 +14,7 @@ use graftwork_kernels::{Format, Tensor, tensor};
 
 use super::base::Base;
 use super::config::Config;
-use super::weights::{Model, shape_of};
+use super::weights::{Linear, Model, shape_of};
 use crate::Error;
 use crate::batch::Batch;
 use crate::registry::Prepared;
@@ -157,8 +157,7 @@ pub fn prepare<D: Device>(
             _ => None,
         };
         let orders = rotated.then(|| (adapter.row_order, order_of(config)));
-        let bias = linear.bias_values.as_deref();
-        let binder = Binder { device, shape, weight, bias, orders, head_dim: config.head_dim };
+        let binder = Binder { device, shape, weight, linear, orders, head_dim: config.head_dim };
         bytes += binder.bind(&edit.change, place).map_err(refused)?;
     }
     bound.widest = bound.most_values();
@@ -233,9 +232,9 @@ type Result<T> = std::result::Result<T, graftwork_kernels::Error>;
 struct Binder<'a, D: Device> {
     device: &'a D,
     shape: Shape,
-    /// The base's weight where a change depends on it, and its bias.
+    /// The base's weight where a change depends on it, as its files have it.
     weight: Option<Tensor>,
-    bias: Option<&'a [f32]>,
+    linear: &'a Linear<D>,
     /// The rows' order in the adapter and in the model, where outputs are rotated.
     orders: Option<(RowOrder, RowOrder)>,
     head_dim: usize,
@@ -245,6 +244,7 @@ impl<D: Device> Binder<'_, D> {
     /// Adds the change to those of its place; gives the bytes it keeps.
     fn bind(&self, change: &Edit, place: &mut Changes<D>) -> Result<usize> {
         let outputs = &mut place.outputs;
+        let base_bias = self.linear.bias_values.as_deref();
         match change {
             Edit::LowRank { a, b, scale, bias, magnitude } => {
                 let b = self.reordered(b)?;
@@ -254,13 +254,13 @@ impl<D: Device> Binder<'_, D> {
                 let mut factors = expand::dora_factors(weight, (a, &b, *scale), &self.vector(magnitude)?)?;
                 let b = expand::scaled_rows(&b, &factors)?;
                 factors.iter_mut().for_each(|c| *c -= 1.0);
-                outputs.push(Bound::Scale(self.device.scale(&factors, self.bias)?));
-                let bytes = size_of_val(&factors[..]) + self.bias.map_or(0, size_of_val);
+                outputs.push(Bound::Scale(self.device.scale(&factors, base_bias)?));
+                let bytes = size_of_val(&factors[..]) + base_bias.map_or(0, size_of_val);
                 Ok(bytes + self.low_rank((a, b), *scale, None, outputs)?)
             }
             Edit::Bias { values } => {
                 let mut values = self.vector(values)?;
-                for (value, base) in values.iter_mut().zip(self.bias.unwrap_or_default()) {
+                for (value, base) in values.iter_mut().zip(base_bias.unwrap_or_default()) {
                     *value -= base;
                 }
                 outputs.push(Bound::Bias(self.device.vector(&values)?));
@@ -330,7 +330,9 @@ impl<D: Device> Binder<'_, D> {
         bias: Option<&Tensor>,
         outputs: &mut Vec<Bound<D>>,
     ) -> Result<usize> {
-        let (rank, a, b) = (a.rows(), self.device.matrix(a)?, self.device.matrix(&in_floats(b)?)?);
+        let (rank, format) = (a.rows(), self.linear.format);
+        let a = self.device.matrix(&first_factor(a, format)?)?;
+        let b = self.device.matrix(&second_factor(b, format)?)?;
         let values = bias.map(|bias| self.vector(bias)).transpose()?;
         let bytes = self.device.matrix_bytes(&a)
             + self.device.matrix_bytes(&b)
@@ -368,12 +370,42 @@ impl<D: Device> Binder<'_, D> {
     }
 }
 
-/// A tensor whose values stand by themselves, the same values: what multiplies the few numbers of a low-rank
-/// activation gains nothing from blocks, and backends need not round such activations to 8 bits.
+/// A tensor whose values stand by themselves, the same values.
 fn in_floats(tensor: Tensor) -> Result<Tensor> {
     match tensor.format().block_len() {
         1 => Ok(tensor),
         _ => Tensor::encode(Format::F32, tensor.rows(), tensor.cols(), &tensor.decode()?),
+    }
+}
+
+/// The least that the largest value of a row must be for [`first_factor`] to round it: the scale of smaller ones is a subnormal half.
+const LEAST: f32 = 1.0 / 1024.0;
+
+/// `A` as it is kept. On a base in blocks it meets activations of 8 bits, so it is rounded to `Q8_0` too: each value by at most
+/// 1/128 of the largest in its row, half of that where no scale is subnormal. What would lose more stays as it is.
+fn first_factor(a: &Tensor, base: Format) -> Result<Tensor> {
+    let whole = a.cols().is_multiple_of(Format::Q8_0.block_len());
+    if a.format().block_len() > 1 || base.block_len() == 1 || !whole {
+        return Ok(a.clone());
+    }
+    let values = a.decode()?;
+    let fits = |row: &[f32]| {
+        row.iter().all(|x| x.is_finite())
+            && (row.iter().all(|&x| x == 0.0) || row.iter().any(|x| x.abs() >= LEAST))
+    };
+    if !values.chunks(a.cols().max(1)).all(fits) {
+        return Ok(a.clone());
+    }
+    Tensor::encode(Format::Q8_0, a.rows(), a.cols(), &values)
+}
+
+/// `B` as it is kept, in a float format: what multiplies the few numbers of a low-rank activation gains nothing from blocks, and
+/// backends need not round such activations to 8 bits. On a base in blocks, F32 is rounded to BF16: each value by at most 2^-9 of itself.
+fn second_factor(b: Tensor, base: Format) -> Result<Tensor> {
+    match b.format() {
+        Format::F16 | Format::BF16 => Ok(b),
+        _ if base.block_len() > 1 => Tensor::encode(Format::BF16, b.rows(), b.cols(), &b.decode()?),
+        _ => in_floats(b),
     }
 }
 
@@ -493,4 +525,39 @@ fn graft<'a, B: Backend>(bound: &'a Bound<B::Device>, weight: f32, rows: &Range<
         }
     };
     Graft { rows: rows.clone(), scale: weight * scale, change }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is kept of `A` with two rows whose largest values are `scale` and a third of it, and the format.
+    fn kept(scale: f32) -> (Vec<f32>, Vec<f32>, Format) {
+        let row = |scale: f32| (0..64).map(move |i| scale * ((i * 37 + 11) % 64 - 32) as f32 / 32.0);
+        let values: Vec<f32> = row(scale).chain(row(scale / 3.0)).collect();
+        let a = Tensor::encode(Format::F32, 2, 64, &values).expect("whole rows");
+        let kept = first_factor(&a, Format::Q4K).expect("memory");
+        (values, kept.decode().expect("memory"), kept.format())
+    }
+
+    #[test]
+    fn first_factors_lose_no_more_than_is_said() {
+        // Down to values that halves cannot scale.
+        for power in 0..40 {
+            let (values, kept, format) = kept(0.5f32.powi(power));
+            assert_eq!(format == Format::Q8_0, 0.5f32.powi(power) / 3.0 >= LEAST, "2^-{power}");
+            for (row, kept) in values.chunks(64).zip(kept.chunks(64)) {
+                let largest = row.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+                let error = row.iter().zip(kept).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+                assert!(error <= largest / 128.0, "2^-{power}: {error} of {largest}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_stays() {
+        let (_, kept, format) = kept(f32::INFINITY);
+        assert_eq!(format, Format::F32);
+        assert!(kept.iter().any(|x| !x.is_finite()));
+    }
 }

@@ -6,8 +6,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use graftwork_adapters::{Module, TensorFile};
-use graftwork_kernels::Tensor;
 use graftwork_kernels::backend::Device;
+use graftwork_kernels::{Format, Tensor};
 
 use super::arch::Names;
 use super::config::Config;
@@ -27,6 +27,8 @@ pub const STACK: usize = 2 << 20;
 pub struct Linear<D: Device> {
     /// `[outputs, inputs]`.
     pub weight: D::Matrix,
+    /// The format of the weight.
+    pub format: Format,
     /// `[outputs]`.
     pub bias: Option<D::Vector>,
     /// The bias' values, for adapters that replace it.
@@ -174,11 +176,15 @@ impl<D: Device> Loader<'_, D> {
 
     fn linear(&self, name: &str, (rows, cols): (usize, usize), bias: bool) -> Result<Linear<D>, Error> {
         let refused = |e| self.refused(name, e);
-        let weight = self.device.matrix(&self.tensor(name, "weight", rows, cols)?).map_err(refused)?;
+        let tensor = self.tensor(name, "weight", rows, cols)?;
+        let format = tensor.format();
+        let weight = self.device.matrix(&tensor).map_err(refused)?;
+        // The device has its own.
+        tensor.bytes().unload();
         let bias = bias.then(|| self.tensor(name, "bias", 1, rows)).transpose()?;
         let bias_values = bias.map(|bias| bias.decode()).transpose().map_err(refused)?;
         let bias = bias_values.as_deref().map(|v| self.device.vector(v)).transpose().map_err(refused)?;
-        Ok(Linear { weight, bias, bias_values })
+        Ok(Linear { weight, format, bias, bias_values })
     }
 
     fn layer(&self, layer: usize) -> Result<Layer<D>, Error> {

@@ -28,7 +28,6 @@
 //! ```
 
 mod candidates;
-mod exp;
 mod options;
 pub mod random;
 
@@ -106,17 +105,34 @@ impl Sampler {
         let step = self.step;
         self.step += 1;
         let changes = self.changes(logits, history)?;
-        if self.options.temperature == 0.0 && changes.is_empty() {
-            return greedy(logits);
-        }
-        ROOM.with_borrow_mut(|candidates| {
-            candidates.fill(logits, &changes)?;
-            if self.options.temperature == 0.0 {
-                return Ok(candidates.likeliest());
+        ROOM.with_borrow_mut(|room| {
+            if changes.is_empty() {
+                return self.choose(room, logits, step, candidates::first);
             }
-            candidates.truncate(&self.options);
-            Ok(candidates.draw(random::uniform(self.options.seed, step)))
+            let changed = room.change(logits, &changes)?;
+            let token = self.choose(room, &changed, step, Candidates::likeliest);
+            room.give_back(changed);
+            token
         })
+    }
+
+    /// The next token, from logits with bias and penalties; without a temperature the one that `greedy` finds.
+    fn choose(
+        &self,
+        room: &mut Candidates,
+        logits: &[f32],
+        step: u64,
+        greedy: fn(&[f32], f32) -> u32,
+    ) -> Result<u32, Error> {
+        check(logits)?;
+        let highest = candidates::largest(logits);
+        if highest == f32::NEG_INFINITY {
+            return Err(Error::NoToken { vocab: logits.len() });
+        }
+        match self.options.temperature {
+            0.0 => Ok(greedy(logits, highest)),
+            _ => room.draw(logits, highest, &self.options, random::uniform(self.options.seed, step)),
+        }
     }
 
     /// The logits that bias and penalties change, with their new values, each token once.
@@ -146,22 +162,15 @@ impl Sampler {
     }
 }
 
-/// The token of the highest logit, the lowest id of equals.
-fn greedy(logits: &[f32]) -> Result<u32, Error> {
-    let mut best: Option<(f32, u32)> = None;
-    for (token, &logit) in (0u32..).zip(logits) {
-        check(token, logit)?;
-        if logit > best.map_or(f32::NEG_INFINITY, |(highest, _)| highest) {
-            best = Some((logit, token));
-        }
+/// Whether all logits can be compared.
+fn check(logits: &[f32]) -> Result<(), Error> {
+    // All of a chunk at once, so that the compiler makes vectors of them.
+    let wrong = |logit: f32| logit.is_nan() || logit == f32::INFINITY;
+    let chunk =
+        logits.chunks(64).position(|chunk| chunk.iter().fold(false, |any, &logit| any | wrong(logit)));
+    let Some(start) = chunk.map(|chunk| chunk * 64) else { return Ok(()) };
+    match (start..).zip(&logits[start..]).find(|(_, logit)| wrong(**logit)) {
+        Some((token, &found)) => Err(Error::Logit { token, found }),
+        None => Ok(()),
     }
-    best.map(|(_, token)| token).ok_or(Error::NoToken { vocab: logits.len() })
-}
-
-/// Whether a logit can be compared.
-fn check(token: u32, logit: f32) -> Result<(), Error> {
-    if logit.is_nan() || logit == f32::INFINITY {
-        return Err(Error::Logit { token: token as usize, found: logit });
-    }
-    Ok(())
 }

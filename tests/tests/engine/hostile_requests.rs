@@ -12,7 +12,7 @@ use crate::{answer, ask, engine, load, prompt};
 /// pages answer as if it had never been.
 #[test]
 fn numbers_that_overflow_stay_with_their_request() {
-    for kv_format in [Format::F16, Format::F32] {
+    for kv_format in [Format::F16, Format::F32, Format::Q8_0] {
         let options = EngineOptions { kv_format, keep_prefixes: false, ..EngineOptions::default() };
         let engine = engine(options);
         for name in ["lora", "lora_all", "lora_bias"] {

@@ -2,6 +2,7 @@
 //!
 //! The two differ in the integer dot products alone, so they are one type with a constant for the difference.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::isa::{GROUP, LANES, Simd, steps_in_16_bits};
@@ -68,6 +69,12 @@ impl<const VNNI: bool> Simd for Wide<VNNI> {
         let address = std::ptr::from_ref(from).cast::<i8>().wrapping_add(ahead);
         // SAFETY: a hint; it reads nothing that the program could see, and may name any address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address) }
+    }
+
+    #[inline(always)]
+    fn after<Q>(self, x: &Q, sum: Self::F) -> &Q {
+        // SAFETY: `self` proves AVX-512 F.
+        unsafe { after(x, sum) }
     }
 
     #[inline(always)]
@@ -366,19 +373,68 @@ unsafe fn add_products<const T: usize, const N: usize>(
 ) {
     // SAFETY: the caller's duty.
     unsafe {
-        for step in 0..GROUP / 4 {
-            let mut w = [_mm512_setzero_si512(); N];
-            for n in 0..N {
-                w[n] = codes(n, step);
-            }
-            for t in 0..T {
-                let x = group(x[t], step);
+        add_step::<0, T, N>(dots, &codes, x);
+        add_step::<1, T, N>(dots, &codes, x);
+        add_step::<2, T, N>(dots, &codes, x);
+        add_step::<3, T, N>(dots, &codes, x);
+    }
+}
+
+/// The products of columns `4 STEP..4 STEP + 4`.
+///
+/// # Safety
+/// The CPU must have AVX-512 F and VNNI.
+#[inline(always)]
+unsafe fn add_step<const STEP: usize, const T: usize, const N: usize>(
+    dots: &mut [[__m512i; T]; N],
+    codes: &impl Fn(usize, usize) -> __m512i,
+    x: [&[i8; GROUP]; T],
+) {
+    let mut w = [codes(0, STEP); N];
+    for n in 1..N {
+        w[n] = codes(n, STEP);
+    }
+    for t in 0..T {
+        // SAFETY: the caller's duty.
+        unsafe {
+            if N == 2 {
+                [dots[0][t], dots[1][t]] = add_two::<STEP>([dots[0][t], dots[1][t]], [w[0], w[1]], x[t]);
+            } else {
                 for n in 0..N {
-                    dots[n][t] = _mm512_dpbusd_epi32(dots[n][t], w[n], x);
+                    dots[n][t] = _mm512_dpbusd_epi32(dots[n][t], w[n], group(x[t], STEP));
                 }
             }
         }
     }
+}
+
+/// The products of one row of activations and two strips. In assembly, since the compiler would load activations long before
+/// it needs them and then run out of registers.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn add_two<const STEP: usize>(
+    [mut first, mut second]: [__m512i; 2],
+    w: [__m512i; 2],
+    x: &[i8; GROUP],
+) -> [__m512i; 2] {
+    let _x: __m512i;
+    // SAFETY: reads the four bytes of the step, which `x` has.
+    unsafe {
+        asm!(
+            "vpbroadcastd {x}, dword ptr [{from} + {at}]",
+            "vpdpbusd {first}, {w0}, {x}",
+            "vpdpbusd {second}, {w1}, {x}",
+            x = out(zmm_reg) _x,
+            from = in(reg) x.as_ptr(),
+            at = const 4 * STEP,
+            w0 = in(zmm_reg) w[0],
+            w1 = in(zmm_reg) w[1],
+            first = inout(zmm_reg) first,
+            second = inout(zmm_reg) second,
+            options(pure, readonly, nostack, preserves_flags)
+        );
+    }
+    [first, second]
 }
 
 /// Columns `4 step..4 step + 4` of `x`, for every row.
@@ -392,13 +448,25 @@ unsafe fn group(x: &[i8; GROUP], step: usize) -> __m512i {
     unsafe { _mm512_set1_epi32(bytemuck::pod_read_unaligned(four)) }
 }
 
+/// `x`, which the compiler takes to depend on `sum`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn after<Q>(x: &Q, sum: __m512) -> &Q {
+    let mut x = std::ptr::from_ref(x);
+    // SAFETY: no instruction at all; the pointer only passes through its register.
+    unsafe {
+        asm!("/* {0} {1} */", inout(reg) x, in(zmm_reg) sum, options(pure, readonly, nostack, preserves_flags));
+        &*x
+    }
+}
+
 /// Keeps the compiler from turning a chain of additions into a tree, for which it would run out of registers.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn in_order(mut sum: __m512i) -> __m512i {
     // SAFETY: no instruction at all; the operand only passes through its register.
     unsafe {
-        std::arch::asm!("/* {0} */", inout(zmm_reg) sum, options(pure, nomem, nostack, preserves_flags));
+        asm!("/* {0} */", inout(zmm_reg) sum, options(pure, nomem, nostack, preserves_flags));
     }
     sum
 }
