@@ -16,7 +16,7 @@ pub enum Error {
         /// What is wrong.
         source: Box<Error>,
     },
-    /// A safetensors file came without the configuration that says what its tensors mean.
+    /// A file of tensors came without the configuration that says what its tensors mean.
     #[error("{file}: expected adapter_config.json beside it, found none")]
     NoConfig {
         /// The file of tensors.

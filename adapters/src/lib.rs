@@ -278,9 +278,9 @@ impl Change {
 impl Adapter {
     /// Opens an adapter from a path or from memory and checks it.
     ///
-    /// The container decides: a directory is PEFT's (`adapter_config.json`, `adapter_model.safetensors`), a file
-    /// that starts with `GGUF` is a GGUF LoRA, any other file is safetensors with its `adapter_config.json` in
-    /// the same directory. Files up to [`file::SMALL`] bytes are read into memory and checked
+    /// The container decides: a directory is PEFT's (`adapter_config.json`, `adapter_model.safetensors` or else
+    /// `adapter_model.bin`), a file that starts with `GGUF` is a GGUF LoRA, any other file is safetensors or torch's, with its
+    /// `adapter_config.json` in the same directory. Files up to [`file::SMALL`] bytes are read into memory and checked
     /// whole (every value finite); larger ones are mapped and checked for names and shapes.
     ///
     /// # Errors
@@ -289,7 +289,7 @@ impl Adapter {
         open::open(source.into())
     }
 
-    /// Reads a PEFT adapter from the bytes of `adapter_config.json` and `adapter_model.safetensors`.
+    /// Reads a PEFT adapter from the bytes of `adapter_config.json` and of `adapter_model.safetensors` or `.bin`.
     ///
     /// # Errors
     /// As [`Adapter::open`].

@@ -9,7 +9,8 @@ use crate::peft::{self, Config};
 use crate::{Adapter, Error, Kind, RowOrder, Source, lora_gguf};
 
 const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
+/// What the file of weights may be called, the first there is.
+const WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
 
 pub(crate) fn open(source: Source) -> Result<Adapter, Error> {
     match &source {
@@ -52,18 +53,18 @@ fn directory(source: &Source) -> Result<Adapter, Error> {
     let missing = |name: &str| file::Error::Missing { what: "file", name: name.to_owned() };
     let config = source.json(CONFIG, peft::MAX_CONFIG)?.ok_or_else(|| missing(CONFIG))?;
     let config = Config::new(config)?;
-    let weights = match source {
+    let source = match source {
         Source::Path { path, copy_up_to } => {
-            let copying = Source::Path { path: path.clone(), copy_up_to: (*copy_up_to).max(SMALL) };
-            copying.file(WEIGHTS)?
+            &Source::Path { path: path.clone(), copy_up_to: (*copy_up_to).max(SMALL) }
         }
-        _ => source.file(WEIGHTS)?,
+        source => source,
     };
-    if weights.is_none() && source.file("adapter_model.bin")?.is_some() {
-        let reason = "convert it to safetensors";
-        return Err(Error::Unsupported { what: "adapter_model.bin".to_owned(), reason });
+    for name in WEIGHTS {
+        if let Some(weights) = source.file(name)? {
+            return by_kind(&config, weights);
+        }
     }
-    by_kind(&config, weights.ok_or_else(|| missing(WEIGHTS))?)
+    Err(missing(WEIGHTS[0]).into())
 }
 
 /// A PEFT adapter of whichever kind its configuration says.

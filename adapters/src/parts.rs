@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use graftwork_kernels::{Bytes, Tensor, tensor};
 
-use crate::file::{SMALL, Safetensors};
-use crate::{Edit, Error, Site, TensorFile, expand, finite, names};
+use crate::file::{Named, SMALL, Safetensors, TensorInfo, Torch, matrix};
+use crate::{Edit, Error, Site, expand, file, finite, names};
 
 /// What PEFT puts before every module path.
 pub(crate) const PREFIX: &str = "base_model.model.";
@@ -60,16 +60,28 @@ impl<'a, P: Copy + Ord> Module<'a, P> {
     }
 }
 
+/// The tensors of a file, whichever format they came in.
+struct Weights(Named<TensorInfo>);
+
+impl Weights {
+    fn tensors(&self) -> &Named<TensorInfo> {
+        &self.0
+    }
+}
+
 /// A PEFT file, with shapes and values checked as they are read.
 pub(crate) struct Reader {
-    file: Safetensors,
+    file: Weights,
     check_values: bool,
 }
 
 impl Reader {
     pub fn new(weights: Bytes) -> Result<Self, Error> {
         let check_values = weights.len() as u64 <= SMALL;
-        let file = Safetensors::parse(weights)?;
+        let file = Weights(match Torch::is(&weights) {
+            true => Torch::parse(weights)?.into_tensors(),
+            false => Safetensors::parse(weights)?.into_named(),
+        });
         if file.tensors().is_empty() {
             return Err(Error::Empty);
         }
@@ -111,7 +123,7 @@ impl Reader {
 
     /// The file's shape of a tensor.
     pub fn shape(&self, name: &str) -> Vec<u64> {
-        self.file.shape(name).unwrap_or_default()
+        self.file.tensors().get(name).map(|info| info.shape.clone()).unwrap_or_default()
     }
 
     /// A matrix with these dimensions where they are known, and at least one row and column.
@@ -151,7 +163,8 @@ impl Reader {
     }
 
     fn tensor(&self, name: &str) -> Result<Tensor, Error> {
-        let tensor = self.file.require(name)?;
+        let missing = || file::Error::Missing { what: "tensor", name: name.to_owned() };
+        let tensor = matrix(name, self.file.tensors().get(name).ok_or_else(missing)?)?;
         if self.check_values {
             finite::check(name, &tensor)?;
         }

@@ -6,7 +6,7 @@ use std::path::Path;
 use graftwork::EngineOptions;
 use graftwork_adapters::file::gguf::{self, Gguf};
 use graftwork_adapters::file::hf::HfModel;
-use graftwork_adapters::file::{Named, Safetensors, TensorInfo};
+use graftwork_adapters::file::{Named, Safetensors, TensorInfo, Torch};
 use graftwork_adapters::{Adapter, Change, Factor, Site, Source};
 use serde_json::{Value, json};
 
@@ -94,7 +94,7 @@ fn is_adapter(path: &Path) -> Result<bool, Failure> {
     if path.is_dir() {
         return Ok(path.join("adapter_config.json").exists());
     }
-    if is_safetensors(path) {
+    if is_safetensors(path) || is_torch(path) {
         return Ok(path.with_file_name("adapter_config.json").exists());
     }
     let file = Gguf::open(path)?;
@@ -103,6 +103,11 @@ fn is_adapter(path: &Path) -> Result<bool, Failure> {
 
 fn is_safetensors(path: &Path) -> bool {
     path.extension().is_some_and(|e| e == "safetensors")
+}
+
+/// Whether this is what `torch.save` wrote.
+fn is_torch(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "bin" || e == "pt" || e == "pth")
 }
 
 /// How many tensors there are, and of each format.
@@ -138,6 +143,11 @@ fn model_report(path: &Path) -> Result<Vec<Item>, Failure> {
     if is_safetensors(path) {
         let mut report = vec![container("safetensors")];
         report.extend(safetensors_report(Safetensors::open(path)?.tensors()));
+        return Ok(report);
+    }
+    if is_torch(path) {
+        let mut report = vec![container("torch")];
+        report.extend(safetensors_report(Torch::open(path)?.tensors()));
         return Ok(report);
     }
     let file = Gguf::open(path)?;

@@ -120,7 +120,9 @@ fn of_file(error: &file::Error) -> Meaning<'_> {
         }
         E::Duplicate { name, .. } | E::Missing { name, .. } => (ErrorKind::Format, name),
         E::Value { key, .. } | E::FileName { key, .. } => (ErrorKind::Format, key),
-        E::Magic { .. } | E::Json { .. } => (ErrorKind::Format, ""),
+        E::Entry { entry, .. } => (ErrorKind::Format, entry),
+        E::Code { what, .. } => (ErrorKind::Unsupported, what),
+        E::Magic { .. } | E::Json { .. } | E::Pickle { .. } => (ErrorKind::Format, ""),
         E::Tensor { tensor, .. } | E::Overlap { second: tensor, .. } => (ErrorKind::Format, tensor),
         E::Unsupported { tensor, .. } => (ErrorKind::Unsupported, tensor),
         E::Matrix { tensor, source } => (of_tensor(source), tensor),

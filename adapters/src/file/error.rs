@@ -137,6 +137,34 @@ pub enum Error {
         /// Why.
         source: tensor::Error,
     },
+    /// An entry of a zip archive is not as torch writes them.
+    #[error("zip entry {entry}: expected {expected}, found {found}")]
+    Entry {
+        /// Its name, or that of a part of the archive.
+        entry: String,
+        /// What it should be.
+        expected: &'static str,
+        /// What it is.
+        found: String,
+    },
+    /// A pickle is malformed, or holds something else than tensors.
+    #[error("pickle at byte {at}: expected {expected}, found {found}")]
+    Pickle {
+        /// Where in the pickle.
+        at: usize,
+        /// What there should be.
+        expected: &'static str,
+        /// What there is.
+        found: String,
+    },
+    /// A pickle that would run code. It is refused; nothing of it was run.
+    #[error("pickle with code at byte {at}: {what}; only dictionaries of tensors are read, nothing is run")]
+    Code {
+        /// Where in the pickle.
+        at: usize,
+        /// The function, or the instruction.
+        what: String,
+    },
     /// A writer was given something that its format cannot hold.
     #[error("cannot write {what}: {reason}")]
     Write {

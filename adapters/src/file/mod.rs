@@ -1,6 +1,6 @@
 //! Files of named tensors. Everything is checked at the door; afterwards shapes and lengths cannot be wrong.
 //!
-//! The parsers are pure functions of bytes: [`Gguf::parse`], [`Safetensors::parse`], [`HfModel::load`] on files in
+//! The parsers are pure functions of bytes: [`Gguf::parse`], [`Safetensors::parse`], [`Torch::parse`], [`HfModel::load`] on files in
 //! memory. None panics on any input, none allocates more than a small multiple of what it was given.
 
 mod error;
@@ -12,6 +12,7 @@ mod map;
 mod named;
 pub mod safetensors;
 mod source;
+pub mod torch;
 
 pub use error::Error;
 pub use gguf::{Gguf, GgufWriter};
@@ -20,8 +21,10 @@ pub use map::{map_range, open_bytes};
 pub use named::Named;
 pub use safetensors::{Dtype, Safetensors, TensorInfo, TensorView, write_safetensors};
 pub use source::Source;
+pub use torch::Torch;
 
 pub(crate) use json::parse as parse_json;
+pub(crate) use safetensors::matrix;
 
 use graftwork_kernels::Tensor;
 
@@ -30,7 +33,7 @@ pub const SMALL: u64 = 64 << 20;
 
 /// A file, or several that belong together, of tensors with unique names.
 ///
-/// Implemented by [`Gguf`], [`Safetensors`] and [`Shards`], so that a model is loaded the same way from each.
+/// Implemented by [`Gguf`], [`Safetensors`], [`Shards`] and [`Torch`], so that a model is loaded the same way from each.
 pub trait TensorFile: Send + Sync {
     /// All names, in the order of the file.
     fn names(&self) -> Vec<&str>;

@@ -7,6 +7,7 @@ mod allocation;
 mod kinds;
 mod mutation;
 mod parsers;
+mod pickles;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -131,6 +132,8 @@ fn many_small_things_take_a_bounded_amount_of_memory() {
         check(what, (FACTOR, CONSTANT), size, held);
         answer.unwrap();
     }
+
+    pickles::many_small_things(count, check);
 
     // A JSON value takes many times its text, which is why configurations may have one MiB at most.
     let config = format!("{{\"x\":[{}]}}", entries(&|_| "0".to_owned()));

@@ -9,6 +9,7 @@ use graftwork_kernels::{Bytes, Format, Tensor};
 
 use crate::allocation::peak;
 use crate::mutation::Random;
+use crate::pickles;
 use crate::{CONSTANT, FACTOR, PATTERN};
 
 /// The files of one model or adapter, by name.
@@ -28,7 +29,7 @@ pub fn owned(files: Files) -> Vec<(String, Bytes)> {
 }
 
 /// Reads everything that a file lists.
-fn read_all(file: &dyn TensorFile) {
+pub fn read_all(file: &dyn TensorFile) {
     for name in file.names() {
         let shape = file.shape(name).expect("a listed tensor has a shape");
         if let Ok(tensor) = file.tensor(name) {
@@ -38,7 +39,7 @@ fn read_all(file: &dyn TensorFile) {
     }
 }
 
-fn read_adapter(adapter: &Adapter) {
+pub fn read_adapter(adapter: &Adapter) {
     for edit in &adapter.edits {
         for tensor in edit.change.tensors() {
             assert!(tensor.decode().unwrap().iter().all(|x| x.is_finite()));
@@ -73,7 +74,7 @@ fn read_adapter(adapter: &Adapter) {
 }
 
 /// What a parser that succeeded within the bound goes on to do; not counted.
-fn parsed<T, E: ToString>(
+pub fn parsed<T, E: ToString>(
     files: Files,
     constant: usize,
     parse: impl FnOnce(Vec<(String, Bytes)>) -> Result<T, E>,
@@ -304,6 +305,6 @@ fn gguf_lora() -> Parser {
     }
 }
 
-pub fn parsers() -> [Parser; 6] {
-    [gguf(), gguf_shards(), safetensors(), hugging_face(), peft(), gguf_lora()]
+pub fn parsers() -> Vec<Parser> {
+    vec![gguf(), gguf_shards(), safetensors(), hugging_face(), peft(), gguf_lora(), pickles::parser()]
 }

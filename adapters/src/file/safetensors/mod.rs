@@ -96,6 +96,10 @@ impl Safetensors {
         &self.metadata
     }
 
+    pub(crate) fn into_named(self) -> Named<TensorInfo> {
+        self.tensors
+    }
+
     pub(super) fn into_tensors(self) -> Vec<(String, TensorInfo)> {
         self.tensors.into_items()
     }
@@ -116,7 +120,7 @@ impl TensorFile for Safetensors {
 }
 
 /// A tensor as a matrix.
-pub(super) fn matrix(name: &str, info: &TensorInfo) -> Result<Tensor, Error> {
+pub(crate) fn matrix(name: &str, info: &TensorInfo) -> Result<Tensor, Error> {
     let Some(format) = info.dtype.format() else {
         return Err(Error::Unsupported { tensor: name.to_owned(), found: info.dtype.to_string() });
     };
