@@ -113,6 +113,9 @@ pub struct Adapter {
     pub architecture: Option<String>,
     /// The base model that the file says it was trained on, for messages only.
     pub base_model: Option<String>,
+    /// The adapter acts on the tokens from the last of these sequences in the prompt on, itself included; on none where the
+    /// prompt holds none (aLoRA). Empty: on all tokens.
+    pub invocation: Vec<u32>,
 }
 
 /// One change at one site.

@@ -18,8 +18,12 @@ use crate::parts::{self, Module, Reader, Suffixes};
 use crate::peft::{self, Config};
 use crate::{Change, Edit, Error, Site, expand, pattern};
 
-/// The fields of the configuration that [`Settings`] reads.
+/// The field of aLoRA.
+const INVOCATION: &str = "alora_invocation_tokens";
+
+/// The fields of the configuration that [`Settings`] and [`invocation`] read.
 const UNDERSTOOD: &[&str] = &[
+    INVOCATION,
     "alpha_pattern",
     "bias",
     "fan_in_fan_out",
@@ -39,7 +43,6 @@ const UNDERSTOOD: &[&str] = &[
 
 /// Fields that say plainly what the adapter needs, and that it cannot be had yet.
 const UNSUPPORTED: &[(&str, &str)] = &[
-    ("alora_invocation_tokens", "adapters that start at an invocation sequence are not applied yet"),
     ("layer_replication", "the base would need its layers replicated"),
     ("target_parameters", "LoRA on parameters of expert layers is not applied yet"),
 ];
@@ -133,6 +136,30 @@ pub(crate) fn read(config: &Config, reader: &Reader) -> Result<Vec<Edit>, Error>
         }
     }
     Ok(edits)
+}
+
+/// The tokens that start the adapter, none if it acts on all (aLoRA: Greenewald et al., arXiv 2504.12397; peft's `lora/variants.py`).
+/// What peft does not bind to these tokens, it applies to all of them, or refuses: so do we refuse it.
+pub(crate) fn invocation(config: &Config, edits: &[Edit]) -> Result<Vec<u32>, Error> {
+    let Some(found) = config.get(INVOCATION) else { return Ok(Vec::new()) };
+    let wrong = || peft::field(INVOCATION, "a list of tokens", found);
+    let token = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(wrong);
+    let tokens = found.as_array().ok_or_else(wrong)?.iter().map(token).collect::<Result<Vec<u32>, _>>()?;
+    let can_start = |edit: &&Edit| {
+        let low_rank = matches!(edit.change, Change::LowRank { magnitude: None, .. });
+        low_rank && (edit.site.is_linear() || edit.site == Site::Head)
+    };
+    match edits.iter().find(|edit| !can_start(edit)).filter(|_| !tokens.is_empty()) {
+        Some(edit) => Err(Error::Unsupported {
+            what: format!(
+                "adapter field {INVOCATION} = {}, with another change of {}",
+                peft::short(found),
+                edit.site
+            ),
+            reason: "only LoRA on linear layers can start at an invocation sequence",
+        }),
+        None => Ok(tokens),
+    }
 }
 
 /// Refuses parts that a site does not have.

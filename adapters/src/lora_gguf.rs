@@ -13,8 +13,15 @@ use crate::file::{Gguf, SMALL, TensorFile};
 use crate::{Adapter, Change, Edit, Error, Kind, RowOrder, Site, finite, names, parts};
 
 /// Keys under `adapter.` that do not change the arithmetic, or that are read here.
-const KEYS: &[&str] =
-    &["adapter.type", "adapter.lora.alpha", "adapter.lora.task_name", "adapter.lora.prompt_prefix"];
+const KEYS: &[&str] = &[
+    "adapter.type",
+    "adapter.lora.alpha",
+    "adapter.lora.task_name",
+    "adapter.lora.prompt_prefix",
+    INVOCATION,
+];
+/// The tokens that start the adapter, u32 (aLoRA).
+const INVOCATION: &str = "adapter.alora.invocation_tokens";
 const EXPECTED: &str = "LoRA tensors of GGUF are blk.<layer>.<linear layer>.weight.lora_a and .lora_b";
 
 /// Reads a LoRA from the bytes of a GGUF file.
@@ -52,6 +59,7 @@ pub fn from_gguf(bytes: Bytes) -> Result<Adapter, Error> {
         let scale = if alpha == 0.0 { 1.0 } else { alpha / a.rows() as f32 };
         edits.push(Edit { site, change: Change::LowRank { a, b, scale, bias: None, magnitude: None } });
     }
+    let invocation = file.metadata().get::<Vec<u32>>(INVOCATION)?.unwrap_or_default();
     let architecture = file.metadata().require::<&str>("general.architecture")?.to_owned();
     let base_model = file.metadata().get::<&str>("general.base_model.0.name")?.map(str::to_owned);
     Ok(Adapter {
@@ -60,6 +68,7 @@ pub fn from_gguf(bytes: Bytes) -> Result<Adapter, Error> {
         row_order: RowOrder::Gguf,
         architecture: Some(architecture),
         base_model,
+        invocation,
     })
 }
 
@@ -72,10 +81,6 @@ fn check_metadata(metadata: &Metadata) -> Result<(), Error> {
         }
     }
     for (key, value) in metadata.iter() {
-        if key == "adapter.alora.invocation_tokens" {
-            let reason = "adapters that start at an invocation sequence are not applied yet";
-            return Err(Error::Unsupported { what: format!("adapter key {key}"), reason });
-        }
         if key.starts_with("adapter.") && !KEYS.contains(&key) {
             return Err(Error::UnknownField { field: key.to_owned(), value: value.type_name() });
         }

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::file::{self, SMALL, gguf, open_bytes};
 use crate::parts::Reader;
 use crate::peft::{self, Config};
-use crate::{Adapter, Error, Kind, RowOrder, Source, lora_gguf};
+use crate::{Adapter, Error, Kind, RowOrder, Source, lora, lora_gguf};
 
 const CONFIG: &str = "adapter_config.json";
 /// What the file of weights may be called, the first there is.
@@ -78,5 +78,7 @@ pub(crate) fn by_kind(config: &Config, weights: Bytes) -> Result<Adapter, Error>
     };
     let edits = kind.read(config, &Reader::new(weights)?)?;
     let base_model = config.str("base_model_name_or_path")?.map(str::to_owned);
-    Ok(Adapter { kind, edits, row_order: RowOrder::HuggingFace, architecture: None, base_model })
+    let invocation = lora::invocation(config, &edits)?;
+    let row_order = RowOrder::HuggingFace;
+    Ok(Adapter { kind, edits, row_order, architecture: None, base_model, invocation })
 }

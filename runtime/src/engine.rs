@@ -290,10 +290,16 @@ impl Engine {
             None => return Err(Error::NoTokenizer),
         };
         self.check_tokens("logit_bias", request.sampling.logit_bias.iter().map(|&(token, _)| token))?;
+        let (stacks, absent) = stack.over(&tokens);
+        if !absent.is_empty() {
+            self.say(Level::Warn, || {
+                format!("the prompt holds no invocation sequence of {absent:?}: they do nothing")
+            });
+        }
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let session = Session {
             id,
-            stack,
+            stacks,
             prompt: tokens.len(),
             filled: 0,
             chain: None,
@@ -307,7 +313,7 @@ impl Engine {
             tokens,
         };
         self.say(Level::Debug, || {
-            format!("request {id}: {} tokens of prompt, adapters {:?}", session.prompt, session.stack)
+            format!("request {id}: {} tokens of prompt, adapters {:?}", session.prompt, session.stacks)
         });
         self.mail.submit(session, route);
         Ok(id)
@@ -501,7 +507,7 @@ impl Engine {
             return Err(Error::EmptyPrompt);
         }
         self.check_tokens("prompt", tokens.iter().copied())?;
-        self.turn()?.runner.score(tokens, &stack, kv, self.options.prefill_chunk)
+        self.turn()?.runner.score(tokens, &stack.over(tokens).0, kv, self.options.prefill_chunk)
     }
 }
 

@@ -1,8 +1,8 @@
 //! Pages of the KV cache that outlive their request, for the next that starts alike.
 //!
 //! Keys and values depend on every token before them and on the adapters, so a page may stand in only for
-//! one with the same tokens, the same page before it and the same stack: all three are its key, compared
-//! whole and never by a hash alone. What was computed is equal to the bit whoever computes it, so a request
+//! one with the same tokens, the same page before it and the same stack at every position: all three are its key, compared
+//! whole and never by a hash alone. (Where an adapter starts at its invocation sequence, the pages before are the base's.) What was computed is equal to the bit whoever computes it, so a request
 //! cannot tell by its answer that it was spared the work.
 
 use std::collections::HashMap;
@@ -10,20 +10,27 @@ use std::collections::HashMap;
 use graftwork_kernels::backend::PAGE;
 
 use crate::kv::{Chain, Pool};
-use crate::registry::{Generation, Stack};
+use crate::registry::{StackKey, Stacks};
 
-/// What comes before a page.
+/// What a page holds.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Before {
-    /// Nothing: the sequence starts here, under a stack with this key.
-    Start(Vec<(Generation, u32)>),
-    /// Another page that is kept.
-    Page(u32),
+struct Key {
+    /// The kept page before it; none where the sequence starts.
+    before: Option<u32>,
+    /// Where in the page another stack takes over from the one before, and its key: at the start of a sequence from the base.
+    changes: Vec<(usize, StackKey)>,
+    tokens: [u32; PAGE],
+}
+
+impl Key {
+    fn new(before: Option<u32>, stacks: &Stacks, index: usize, tokens: [u32; PAGE]) -> Self {
+        Self { before, changes: stacks.changes(index * PAGE..(index + 1) * PAGE), tokens }
+    }
 }
 
 /// A page that is kept.
 struct Kept {
-    key: (Before, [u32; PAGE]),
+    key: Key,
     /// Kept pages that follow it.
     followers: usize,
     /// When it was last of use.
@@ -33,41 +40,41 @@ struct Kept {
 /// The pages that are kept.
 #[derive(Default)]
 pub struct Prefixes {
-    next: HashMap<(Before, [u32; PAGE]), u32>,
+    next: HashMap<Key, u32>,
     pages: HashMap<u32, Kept>,
     clock: u64,
 }
 
 impl Prefixes {
-    /// The kept pages that hold the longest beginning of `tokens` under `stack`; at least one token is
+    /// The kept pages that hold the longest beginning of `tokens` under `stacks`; at least one token is
     /// left over, for there must be logits.
-    pub fn find(&mut self, stack: &Stack, tokens: &[u32]) -> Vec<u32> {
+    pub fn find(&mut self, stacks: &Stacks, tokens: &[u32]) -> Vec<u32> {
         self.clock += 1;
         let mut found = Vec::new();
-        let mut before = Before::Start(stack.key().collect());
+        let mut before = None;
         let whole = &tokens[..tokens.len().saturating_sub(1)];
-        for &chunk in whole.as_chunks::<PAGE>().0 {
-            let Some(&page) = self.next.get(&(before, chunk)) else { break };
+        for (index, &chunk) in whole.as_chunks::<PAGE>().0.iter().enumerate() {
+            let Some(&page) = self.next.get(&Key::new(before, stacks, index, chunk)) else { break };
             if let Some(kept) = self.pages.get_mut(&page) {
                 kept.used = self.clock;
             }
             found.push(page);
-            before = Before::Page(page);
+            before = Some(page);
         }
         found
     }
 
     /// Keeps the full pages of a sequence that ends, `tokens` being those whose keys and values it holds.
-    pub fn keep(&mut self, stack: &Stack, tokens: &[u32], chain: &Chain, pool: &mut Pool) {
+    pub fn keep(&mut self, stacks: &Stacks, tokens: &[u32], chain: &Chain, pool: &mut Pool) {
         self.clock += 1;
-        let mut before = Before::Start(stack.key().collect());
+        let mut before = None;
         for (index, &chunk) in tokens.as_chunks::<PAGE>().0.iter().enumerate() {
-            let key = (before.clone(), chunk);
+            let key = Key::new(before, stacks, index, chunk);
             let page = match self.next.get(&key) {
                 Some(&page) => page,
                 None => {
                     let page = pool.keep(chain, index);
-                    if let Before::Page(before) = before
+                    if let Some(before) = before
                         && let Some(kept) = self.pages.get_mut(&before)
                     {
                         kept.followers += 1;
@@ -80,7 +87,7 @@ impl Prefixes {
             if let Some(kept) = self.pages.get_mut(&page) {
                 kept.used = self.clock;
             }
-            before = Before::Page(page);
+            before = Some(page);
         }
     }
 
@@ -103,7 +110,7 @@ impl Prefixes {
             return false;
         };
         if let Some(kept) = self.pages.remove(&page) {
-            if let Before::Page(before) = kept.key.0
+            if let Some(before) = kept.key.before
                 && let Some(before) = self.pages.get_mut(&before)
             {
                 before.followers -= 1;
@@ -127,14 +134,14 @@ mod tests {
 
     /// Runs a sequence to its end; gives how many positions it did not have to compute.
     fn run(prefixes: &mut Prefixes, pool: &mut Pool, tokens: &[u32]) -> usize {
-        let stack = Stack::default();
-        let shared = prefixes.find(&stack, tokens);
+        let (stacks, _) = crate::registry::Stack::default().over(tokens);
+        let shared = prefixes.find(&stacks, tokens);
         let pages = pages_for(tokens.len());
         prefixes.make_room(pages - shared.len(), &shared, pool);
         let mut chain = pool.open(&shared, pages).expect("room");
         let reused = chain.pages().len() * PAGE;
         pool.cover(&mut chain, tokens.len());
-        prefixes.keep(&stack, tokens, &chain, pool);
+        prefixes.keep(&stacks, tokens, &chain, pool);
         pool.close(chain);
         reused
     }

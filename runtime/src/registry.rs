@@ -7,6 +7,7 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -86,6 +87,8 @@ pub struct Prepared {
     pub bytes: usize,
     /// A site that it replaces: then its weight is 0 or 1.
     pub whole: Option<Site>,
+    /// The tokens that it starts at, see [`graftwork_adapters::Adapter::invocation`].
+    pub invocation: Vec<u32>,
 }
 
 impl Loaded {
@@ -95,25 +98,103 @@ impl Loaded {
     }
 }
 
-/// The adapters of one request, in order, each with its weight.
+/// The adapters that act at a position of one request, in order, each with its weight.
 #[derive(Clone, Default)]
-pub struct Stack(Vec<(Arc<Loaded>, f32)>);
+pub struct Stack {
+    /// Those of the whole request.
+    adapters: Arc<[Stacked]>,
+    position: usize,
+}
+
+/// One adapter of a request.
+#[derive(Clone)]
+struct Stacked {
+    adapter: Arc<Loaded>,
+    weight: f32,
+    /// The first position that it acts on.
+    from: usize,
+}
 
 impl Stack {
     /// No adapter: the base model alone.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.iter().next().is_none()
     }
 
     /// The adapters and their weights.
     pub fn iter(&self) -> impl Iterator<Item = (&Loaded, f32)> {
-        self.0.iter().map(|(adapter, weight)| (&**adapter, *weight))
+        self.active().map(|stacked| (&*stacked.adapter, stacked.weight))
     }
 
     /// What distinguishes this stack from others: rows, and cached keys and values, of equal stacks can
     /// stand in for each other. The base alone comes first.
     pub fn key(&self) -> impl Iterator<Item = (Generation, u32)> {
-        self.0.iter().map(|(adapter, weight)| (adapter.generation, weight.to_bits()))
+        self.active().map(|stacked| (stacked.adapter.generation, stacked.weight.to_bits()))
+    }
+
+    fn active(&self) -> impl Iterator<Item = &Stacked> {
+        self.adapters.iter().filter(|stacked| stacked.from <= self.position)
+    }
+
+    /// The stacks of a sequence that starts with `prompt`: adapters with an invocation sequence act from the last one on, or
+    /// not at all. Gives the names of the latter, too.
+    pub fn over(&self, prompt: &[u32]) -> (Stacks, Vec<&str>) {
+        let (mut adapters, mut absent) = (Vec::with_capacity(self.adapters.len()), Vec::new());
+        for stacked in &*self.adapters {
+            let Loaded { name, prepared, .. } = &*stacked.adapter;
+            match last(&prepared.invocation, prompt) {
+                Some(from) => adapters.push(Stacked { from, ..stacked.clone() }),
+                None => absent.push(name.as_str()),
+            }
+        }
+        let mut starts: Vec<usize> = adapters.iter().map(|stacked| stacked.from).chain([0]).collect();
+        starts.sort_unstable();
+        starts.dedup();
+        let adapters: Arc<[Stacked]> = adapters.into();
+        let stack = |position| Stack { adapters: adapters.clone(), position };
+        (Stacks(starts.into_iter().map(stack).collect()), absent)
+    }
+}
+
+/// Where the last `sequence` in `tokens` starts; 0 for an empty one.
+fn last(sequence: &[u32], tokens: &[u32]) -> Option<usize> {
+    match sequence.len() {
+        0 => Some(0),
+        len => tokens.windows(len).rposition(|window| window == sequence),
+    }
+}
+
+/// What a stack is to the cache of keys and values.
+pub type StackKey = Vec<(Generation, u32)>;
+
+/// The adapters of one sequence, position by position: one stack for each run of positions, each from its own on.
+#[derive(Clone)]
+pub struct Stacks(Vec<Stack>);
+
+impl Stacks {
+    /// The stack at a position.
+    pub fn at(&self, position: usize) -> &Stack {
+        // The first starts at 0.
+        &self.0[self.0.partition_point(|stack| stack.position <= position) - 1]
+    }
+
+    /// Of `rows` rows from `position` on, how many have the stack of the first.
+    pub fn alike(&self, position: usize, rows: usize) -> usize {
+        let next = self.0.iter().find(|stack| stack.position > position);
+        next.map_or(rows, |next| rows.min(next.position - position))
+    }
+
+    /// Where in `positions` another stack takes over, counted from their start, and its key. Before the first position there is
+    /// the base alone.
+    pub fn changes(&self, positions: Range<usize>) -> Vec<(usize, StackKey)> {
+        let new = self.0.iter().filter(|stack| positions.contains(&stack.position) && !stack.is_empty());
+        new.map(|stack| (stack.position - positions.start, stack.key().collect())).collect()
+    }
+}
+
+impl fmt::Debug for Stacks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.last().fmt(f)
     }
 }
 
@@ -232,10 +313,10 @@ impl Registry {
                 return Err(Error::WholeWeight { name: name.clone(), site, found: *weight });
             }
             if *weight != 0.0 {
-                stack.push((adapter.clone(), *weight));
+                stack.push(Stacked { adapter: adapter.clone(), weight: *weight, from: 0 });
             }
         }
-        Ok(Stack(stack))
+        Ok(Stack { adapters: stack.into(), position: 0 })
     }
 }
 

@@ -110,7 +110,7 @@ impl Schedule {
         if let Some(chain) = session.chain.take() {
             if let Some(prefixes) = &mut self.prefixes {
                 let tokens = &session.tokens[..session.filled];
-                prefixes.keep(&session.stack, tokens, &chain, &mut self.pool);
+                prefixes.keep(&session.stacks, tokens, &chain, &mut self.pool);
             }
             self.pool.close(chain);
         }
@@ -126,7 +126,8 @@ impl Schedule {
             let rows = match session.pending().len() {
                 1 => 1,
                 pending => {
-                    let rows = pending.min(room);
+                    // A step takes rows of one stack only.
+                    let rows = session.stacks.alike(session.filled, pending).min(room);
                     room -= rows;
                     rows
                 }
@@ -136,7 +137,7 @@ impl Schedule {
             }
         }
         let running = &mut self.running;
-        plan.parts.sort_by(|a, b| running[a.session].stack.cmp(&running[b.session].stack));
+        plan.parts.sort_by(|a, b| running[a.session].stack().cmp(running[b.session].stack()));
         for part in &plan.parts {
             let session = &mut running[part.session];
             if let Some(chain) = &mut session.chain {
@@ -181,7 +182,7 @@ impl Schedule {
             let session = &self.running[part.session];
             let pending = session.pending();
             Piece {
-                stack: &session.stack,
+                stack: session.stack(),
                 tokens: &pending[..part.rows],
                 position: session.filled,
                 pages: session.chain.as_ref().map_or(&[], |chain| chain.pages()),
@@ -222,7 +223,7 @@ fn open(pool: &mut Pool, prefixes: Option<&mut Prefixes>, session: &Session) -> 
     let pages = pages_for(session.most_tokens - 1);
     let mut shared = Vec::new();
     if let Some(prefixes) = prefixes {
-        shared = prefixes.find(&session.stack, &session.tokens);
+        shared = prefixes.find(&session.stacks, &session.tokens);
         prefixes.make_room(pages - shared.len(), &shared, pool);
     }
     pool.open(&shared, pages)

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use graftwork_kernels::tensor::reserved;
 
 use crate::kv::Chain;
-use crate::registry::Stack;
+use crate::registry::{Stack, Stacks};
 use crate::request::{Event, FinishReason, Logprob, RequestId};
 use crate::sample::{self, Sampler};
 use crate::stream::TextStream;
@@ -16,7 +16,7 @@ pub struct Session {
     /// Its id.
     pub id: RequestId,
     /// The adapters that it started with and keeps.
-    pub stack: Stack,
+    pub stacks: Stacks,
     /// The prompt, then what was answered so far.
     pub tokens: Vec<u32>,
     /// How many of the tokens are the prompt.
@@ -57,6 +57,11 @@ impl Session {
     /// Tokens whose keys and values are not in the cache yet; never 0.
     pub fn pending(&self) -> &[u32] {
         &self.tokens[self.filled..]
+    }
+
+    /// The adapters of the next rows.
+    pub fn stack(&self) -> &Stack {
+        self.stacks.at(self.filled)
     }
 
     /// Chooses the next token from its `logits` and says what follows.

@@ -28,7 +28,11 @@ pub const ADAPTERS: &[&str] = &[
     "lora_modules_to_save",
     "lora_trainable_tokens",
     "ln_tuning",
+    "alora",
 ];
+
+/// The tokens at which the adapter `alora` starts.
+pub const INVOCATION: [u32; 3] = [7, 301, 7];
 
 /// Sequences of tokens, and the logits of their last positions under a model.
 pub struct Expected {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use graftwork::{Engine, EngineOptions, Event, Executor, Format, Request, RequestId};
-use graftwork_tests::reference::{ADAPTERS, example, golden, smollm2};
+use graftwork_tests::reference::{ADAPTERS, INVOCATION, example, golden, smollm2};
 
 /// The threads and prefill chunks that must not matter, and whether a host lends the threads: the first is the reference.
 type Setting = (usize, usize, bool);
@@ -52,12 +52,15 @@ fn requests(vocab: usize, stacks: &[Vec<(String, f32)>]) -> Vec<Request> {
         (state >> 33) as usize % bound
     };
     let lengths = [1, 2, 7, 8, 31, 32, 33, 63, 64, 65, 5, 20, 40, 90, 130, 150];
-    let request = |(index, length): (usize, usize)| Request {
-        adapters: stacks[index % stacks.len()].clone(),
-        max_tokens: Some(ANSWER),
-        ignore_eos: true,
-        logits: true,
-        ..Request::new((0..length).map(|_| next(vocab) as u32).collect::<Vec<_>>())
+    let request = |(index, length): (usize, usize)| {
+        let adapters = stacks[index % stacks.len()].clone();
+        let mut tokens: Vec<u32> = (0..length).map(|_| next(vocab) as u32).collect();
+        // Not at the start, so that the adapter does; across the places where prompts are cut.
+        if adapters.iter().any(|(name, _)| name == "alora") && length > 3 {
+            tokens[length * 2 / 3 - 1..][..3].copy_from_slice(&INVOCATION);
+        }
+        let request = Request::new(tokens);
+        Request { adapters, max_tokens: Some(ANSWER), ignore_eos: true, logits: true, ..request }
     };
     (0..stacks.len().max(lengths.len())).zip(lengths.into_iter().cycle()).map(request).collect()
 }
@@ -164,5 +167,10 @@ fn mixed_equals_alone_for_every_kind() {
     let stack = |names: &[&str]| names.iter().map(|&name| (name.to_owned(), 1.0)).collect::<Vec<_>>();
     let mut stacks = vec![vec![], stack(&["lokr", "shira"])];
     stacks.extend(ADAPTERS.iter().map(|&name| stack(&[name])));
+    // One that starts late, beside others that do not, at prompts of several lengths.
+    stacks.extend(
+        [&["alora"][..], &["lora_all", "alora"], &["alora", "ia3"], &["alora"], &["dora", "alora"]]
+            .map(stack),
+    );
     mixed_equals_alone(&golden("adapters/base"), &adapters, &stacks, Format::F16, &SETTINGS);
 }

@@ -1,8 +1,8 @@
 //! Logits against transformers and peft.
 
 use graftwork::chat::{ChatInput, Message};
-use graftwork::{Bytes, Engine, EngineOptions, Format, Prompt, Request};
-use graftwork_adapters::file::{Dtype, Gguf, GgufWriter, TensorView, write_safetensors};
+use graftwork::{Bytes, Engine, EngineOptions, Event, Format, Prompt, Request};
+use graftwork_adapters::file::{Dtype, Gguf, GgufWriter, Safetensors, TensorView, write_safetensors};
 use graftwork_adapters::{Source, TensorFile};
 use graftwork_kernels::Tensor;
 use graftwork_tests::reference::{ADAPTERS, Closeness, Expected, example, golden, smollm2, tensors};
@@ -27,6 +27,36 @@ fn adapters_agree_with_peft() {
         let closeness = expected.compare(|tokens| engine.logits(tokens, &stack).unwrap());
         println!("{name}: {closeness:?}");
         assert!(closeness.max_difference <= 2e-3, "{name}: {closeness:?}");
+    }
+}
+
+/// An adapter that starts at its invocation tokens answers as peft does, from the first token of them on; without them, as the base.
+#[test]
+fn adapters_start_at_their_invocation() {
+    let engine = open("adapters/base");
+    engine.load_adapter("alora", golden("adapters/alora")).unwrap();
+    let stack = [("alora".to_owned(), 1.0)];
+    let expected = Expected::read("adapters/alora/expected.safetensors", "logits");
+    // Where the last invocation starts in each sequence.
+    let starts = [Some(0), Some(11), Some(15), Some(21), None, None];
+    for (tokens, start) in expected.tokens.iter().zip(starts) {
+        let [adapted, base] = [&stack[..], &[]].map(|stack| engine.logits(tokens, stack).unwrap());
+        let differs = |position: usize| adapted[position * 512..][..512] != base[position * 512..][..512];
+        let first = (0..tokens.len()).find(|&position| differs(position));
+        assert_eq!(first, start);
+    }
+    let answers = Safetensors::open(golden("adapters/alora/answers.safetensors")).unwrap();
+    let answers = answers.tensors().get("tokens").unwrap().integers().unwrap();
+    for (tokens, answer) in expected.tokens.iter().zip(answers.chunks(8)) {
+        let request = Request { max_tokens: Some(8), ignore_eos: true, ..Request::new(tokens.clone()) };
+        let events = engine.generate(request.adapter("alora")).unwrap();
+        let found: Vec<i64> = events
+            .filter_map(|event| match event.unwrap() {
+                Event::Token { token, .. } => Some(token.into()),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(found, answer);
     }
 }
 

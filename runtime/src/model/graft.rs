@@ -161,7 +161,8 @@ pub fn prepare<D: Device>(
         bytes += binder.bind(&edit.change, place).map_err(refused)?;
     }
     bound.widest = bound.most_values();
-    Ok(Prepared { bound: Box::new(bound), edits: adapter.edits.len(), bytes, whole })
+    let (edits, invocation) = (adapter.edits.len(), adapter.invocation.clone());
+    Ok(Prepared { bound: Box::new(bound), edits, bytes, whole, invocation })
 }
 
 /// Whether two matrices of one shape hold the same values.

@@ -16,7 +16,7 @@ use super::weights::Model;
 use crate::Error;
 use crate::batch::{Batch, Outputs, Piece};
 use crate::kv;
-use crate::registry::{Prepared, Stack};
+use crate::registry::{Prepared, Stacks};
 
 /// Prepares adapters for a model, on any thread, also while steps run.
 pub trait Prepare: Send + Sync {
@@ -52,7 +52,8 @@ pub trait Run: Send {
 
     /// The logits `[tokens, vocab]` of one sequence, at most `chunk` rows at a time, in a cache of its own whose
     /// values have the format `kv`.
-    fn score(&mut self, tokens: &[u32], stack: &Stack, kv: Format, chunk: usize) -> Result<Vec<f32>, Error>;
+    fn score(&mut self, tokens: &[u32], stacks: &Stacks, kv: Format, chunk: usize)
+    -> Result<Vec<f32>, Error>;
 }
 
 struct Preparer<B: Backend> {
@@ -140,17 +141,26 @@ impl<B: Backend> Run for Runner<B> {
         self.backend.read(&self.scratch.logits)
     }
 
-    fn score(&mut self, tokens: &[u32], stack: &Stack, kv: Format, chunk: usize) -> Result<Vec<f32>, Error> {
+    fn score(
+        &mut self,
+        tokens: &[u32],
+        stacks: &Stacks,
+        kv: Format,
+        chunk: usize,
+    ) -> Result<Vec<f32>, Error> {
         let mut cache = self.backend.cache(CacheShape { format: kv, ..self.shape });
         let pages: Vec<u32> = (0..kv::pages_for(tokens.len()) as u32).collect();
         self.backend.grow(&mut cache, pages.len()).map_err(Error::Memory)?;
         let values = tokens.len().saturating_mul(self.model.config.vocab);
         let mut logits = tensor::reserved(values).map_err(Error::Memory)?;
         let chunk = chunk.min(SCORED);
-        for (index, tokens) in tokens.chunks(chunk).enumerate() {
-            let position = index * chunk;
-            let piece =
-                Piece { stack, tokens, position, pages: &pages, prompt: tokens.len(), outputs: Outputs::All };
+        let mut position = 0;
+        while position < tokens.len() {
+            let stack = stacks.at(position);
+            let rows = stacks.alike(position, chunk.min(tokens.len() - position));
+            let tokens = &tokens[position..position + rows];
+            let piece = Piece { stack, tokens, position, pages: &pages, prompt: rows, outputs: Outputs::All };
+            position += rows;
             let batch = Batch::new(&[piece]).map_err(Error::Memory)?;
             forward(&mut self.backend, &self.model, &mut cache, &mut self.scratch, &batch, &|| true)
                 .map_err(Error::Memory)?;

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use graftwork::{Bytes, Format};
-use graftwork_adapters::file::{Dtype, GgufWriter, TensorView, gguf::Value, write_safetensors};
+use graftwork_adapters::file::gguf::{Array, Value};
+use graftwork_adapters::file::{Dtype, GgufWriter, TensorView, write_safetensors};
 use graftwork_adapters::{Module, Source};
 use graftwork_kernels::Tensor;
 use graftwork_tests::reference::{golden, tensors};
@@ -53,6 +54,9 @@ pub fn bytes(writer: &GgufWriter) -> Bytes {
 
 /// The GGUF name of a part of a layer, and its rows as a GGUF file has them.
 fn converted(name: &str, tensor: Tensor, rows_are_outputs: bool) -> (String, Tensor) {
+    if name == "lm_head" {
+        return ("output".to_owned(), tensor);
+    }
     let rest = name.strip_prefix("model.layers.").expect("a layer");
     let (layer, part) = rest.split_once('.').expect("a part of a layer");
     let (_, gguf) = PARTS.iter().find(|(hf, _)| *hf == part).expect("a known part");
@@ -170,6 +174,12 @@ pub fn lora_file(alpha: f32) -> GgufWriter {
 /// A PEFT LoRA as llama.cpp's converter writes it.
 pub fn lora_as_gguf(name: &str, alpha: f32) -> Source {
     let mut file = lora_file(alpha);
+    if let Some(tokens) =
+        json(golden(&format!("adapters/{name}/adapter_config.json")))["alora_invocation_tokens"].as_array()
+    {
+        let tokens = tokens.iter().map(|token| token.as_u64().unwrap() as u32).collect();
+        file.key("adapter.alora.invocation_tokens", Value::Array(Array::U32(tokens)));
+    }
     for (name, tensor) in tensors(&format!("adapters/{name}/adapter_model.safetensors")) {
         let name = name.strip_prefix("base_model.model.").unwrap();
         let (name, is_b) = match name.strip_suffix(".lora_A.weight") {

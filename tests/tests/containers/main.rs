@@ -24,7 +24,7 @@ fn open(source: impl Into<Source>) -> Engine {
 #[test]
 fn four_pairs_of_containers_agree() {
     let (hugging_face, gguf) = (open(golden("adapters/base")), open(model_as_gguf("adapters/base")));
-    for name in ["lora", "lora_all", "lora_bias"] {
+    for name in ["lora", "lora_all", "lora_bias", "alora"] {
         let expected = Expected::read(&format!("adapters/{name}/expected.safetensors"), "logits");
         let path = golden(&format!("adapters/{name}"));
         let config = json(path.join("adapter_config.json"));

@@ -1,7 +1,7 @@
 //! Keys and values that are kept for requests that start alike.
 
 use graftwork::{Engine, EngineOptions, Event, Request};
-use graftwork_tests::reference::{golden, smollm2};
+use graftwork_tests::reference::{INVOCATION, golden, smollm2};
 
 use crate::{Answers, answer, ask, engine, load};
 
@@ -36,6 +36,45 @@ fn prefixes_are_reused_under_equal_stacks_only() {
     check(ask(370, 8, &[]), 64);
     check(ask(100, 8, &[("lora", 1.0)]), 0);
     assert!(engine.memory().kv <= 12 * PAGE && engine.memory().kv_used == 0);
+}
+
+/// What comes before an invocation is the base's: its pages serve base and adapters alike, those after only whom they belong to.
+#[test]
+fn pages_before_an_invocation_are_the_bases() {
+    let fresh = engine(EngineOptions { keep_prefixes: false, ..EngineOptions::default() });
+    let engine = engine(EngineOptions::default());
+    for engine in [&engine, &fresh] {
+        load(engine, "alora");
+        load(engine, "lora");
+    }
+    let mut reused = 0;
+    let mut check = |at: usize, adapters: &[(&str, f32)], expected_reuse| {
+        let mut request = ask(150, 8, adapters);
+        let graftwork::Prompt::Tokens(tokens) = &mut request.prompt else { panic!("tokens") };
+        tokens[at..at + 3].copy_from_slice(&INVOCATION);
+        assert_eq!(answer(&engine, request.clone()), answer(&fresh, request));
+        let now = engine.counters().reused_rows;
+        assert_eq!(now - reused, expected_reuse, "{at} {adapters:?}");
+        reused = now;
+    };
+    // All tokens are equal but for the invocation, at 70: two pages come before it, and two more are full.
+    check(70, &[], 0);
+    check(70, &[("alora", 1.0)], 64);
+    check(70, &[("alora", 1.0)], 128);
+    check(70, &[("alora", 0.5)], 64);
+    check(70, &[], 128);
+    // At the edge of a page.
+    check(96, &[("alora", 1.0)], 64);
+    check(96, &[("alora", 1.0)], 128);
+    check(96, &[], 96);
+    check(96, &[("alora", 1.0)], 128);
+    // Another adapter below it acts on the first token already.
+    check(70, &[("lora", 1.0), ("alora", 1.0)], 0);
+    check(70, &[("lora", 1.0)], 64);
+    check(70, &[("lora", 1.0), ("alora", 1.0)], 128);
+    // A stack that starts where this one does, in another order.
+    check(70, &[("alora", 1.0), ("lora", 1.0)], 64);
+    assert_eq!(engine.adapter("alora").unwrap().requests, 0);
 }
 
 /// Pages that requests share count once: a cache of 12 pages holds four requests of six pages with five in common.
