@@ -1,6 +1,6 @@
 //! Does this adapter fit that base?
 
-use crate::{Adapter, Change, Error, Factor, Site};
+use crate::{Adapter, Change, Error, Factor, Key, Site};
 use graftwork_kernels::Tensor;
 
 /// The shape of a site of the base, `[outputs, inputs]`: a linear layer's, `[vocabulary, width]`, `[1, width]` of a norm.
@@ -16,14 +16,37 @@ pub struct Shape {
 ///
 /// # Errors
 /// The first edit that does not fit: [`Error::NoSite`], or [`Error::Misfit`] with the shape expected and found; in
-/// [`Error::OtherBase`] where the adapter names the base that it was trained on.
+/// [`Error::Tensors`] with the tensors of the file that it is about, and in [`Error::OtherBase`] where the adapter names the base that it was trained on.
 pub fn fits(adapter: &Adapter, shape: impl Fn(Site) -> Option<Shape>) -> Result<(), Error> {
-    edits_fit(adapter, shape).map_err(|source| match &adapter.base_model {
+    let fits = edits_fit(adapter, shape).map_err(|error| named(adapter, error));
+    fits.map_err(|source| match &adapter.base_model {
         Some(base) => {
             Error::OtherBase { base_model: base.chars().take(80).collect(), source: Box::new(source) }
         }
         None => source,
     })
+}
+
+/// The error with the file's tensors: the one of the shape found, or all of the site.
+fn named(adapter: &Adapter, error: Error) -> Error {
+    let (site, found) = match &error {
+        Error::NoSite { site } => (*site, ""),
+        Error::Misfit { site, found, .. } => (*site, found.as_str()),
+        _ => return error,
+    };
+    let is_here = |key: &&Key| key.site.is_none_or(|own| own == site);
+    let is_found = |key: &&Key| match key.shape[..] {
+        [n] | [n, 1] if format!("[1, {n}]") == found => true,
+        _ => format!("{:?}", key.shape) == found,
+    };
+    let here: Vec<&Key> = adapter.keys.iter().filter(is_here).collect();
+    let exact: Vec<&Key> = here.iter().copied().filter(is_found).collect();
+    let keys = if exact.is_empty() { here } else { exact };
+    if keys.is_empty() {
+        return error;
+    }
+    let tensors = keys.iter().map(|key| key.tensor.as_str()).collect::<Vec<_>>().join(", ");
+    Error::Tensors { tensors, source: Box::new(error) }
 }
 
 fn edits_fit(adapter: &Adapter, shape: impl Fn(Site) -> Option<Shape>) -> Result<(), Error> {

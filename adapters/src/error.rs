@@ -151,6 +151,26 @@ pub enum Error {
         /// Shape found.
         found: String,
     },
+    /// What is wrong with a change, and which tensors of the file say it.
+    #[error("{source} ({tensors})")]
+    Tensors {
+        /// Their names.
+        tensors: String,
+        /// What is wrong.
+        source: Box<Error>,
+    },
+    /// The change of DoRA has no norm to divide by: a row of `W + s B A` is zero, or too large.
+    #[error(
+        "adapter at {site}: expected a finite factor magnitude / norm of W + s B A, found {found} in row {row} of the base"
+    )]
+    Norm {
+        /// The site.
+        site: Site,
+        /// The row.
+        row: usize,
+        /// The factor.
+        found: f32,
+    },
     /// The adapter does not fit the base, and names the one that it was trained on.
     #[error("{source}; the adapter says that it was trained on {base_model:?}")]
     OtherBase {

@@ -69,7 +69,8 @@ pub fn product(a: &Tensor, b: &Tensor) -> Result<Tensor, tensor::Error> {
     Tensor::encode(Format::F32, a.rows(), cols, &out)
 }
 
-/// `c[o] = m[o] / |W[o,:] + scale (B A)[o,:]|`, the norm over inputs (DoRA). `weight` gives the rows of `W`.
+/// `c[o] = m[o] / |W[o,:] + scale (B A)[o,:]|`, the norm over inputs (DoRA). `weight` gives the rows of `W`; infinite or not a
+/// number where a row is zero. Computed on `threads` threads at most, each for rows of its own.
 ///
 /// # Errors
 /// [`tensor::Error::OutOfMemory`].
@@ -77,19 +78,43 @@ pub fn dora_factors(
     weight: &Tensor,
     (a, b, scale): (&Tensor, &Tensor, f32),
     magnitude: &[f32],
+    threads: usize,
 ) -> Result<Vec<f32>, tensor::Error> {
     let (a_values, b_values) = (a.decode()?, b.decode()?);
-    let mut row = tensor::reserved(weight.cols())?;
-    row.resize(weight.cols(), 0.0f32);
     let mut factors = tensor::reserved(magnitude.len())?;
-    for (o, (m, b)) in magnitude.iter().zip(b_values.chunks_exact(b.cols())).enumerate() {
-        weight.decode_row(o, &mut row);
-        for (b, a) in b.iter().zip(a_values.chunks_exact(a.cols())) {
-            row.iter_mut().zip(a).for_each(|(w, a)| *w += scale * b * a);
+    factors.extend_from_slice(magnitude);
+    let share = magnitude.len().div_ceil(threads.max(1)).max(1);
+    // The magnitudes of `factors` become factors.
+    let part = |start: usize, factors: &mut [f32]| {
+        let mut row = tensor::reserved(weight.cols())?;
+        row.resize(weight.cols(), 0.0f32);
+        for (o, factor) in (start..).zip(factors) {
+            weight.decode_row(o, &mut row);
+            let b = &b_values[o * b.cols()..][..b.cols()];
+            for (b, a) in b.iter().zip(a_values.chunks_exact(a.cols())) {
+                row.iter_mut().zip(a).for_each(|(w, a)| *w += scale * b * a);
+            }
+            let square = row.iter().map(|&w| f64::from(w) * f64::from(w)).sum::<f64>();
+            *factor = (f64::from(*factor) / square.sqrt()) as f32;
         }
-        let square = row.iter().map(|&w| f64::from(w) * f64::from(w)).sum::<f64>();
-        factors.push((f64::from(*m) / square.sqrt()) as f32);
-    }
+        Ok(())
+    };
+    let part = &part;
+    std::thread::scope(|scope| {
+        let mut parts = (0..).step_by(share).zip(factors.chunks_mut(share));
+        let mine = parts.next();
+        let mut others = Vec::new();
+        for (start, factors) in parts {
+            let thread = std::thread::Builder::new().name("graftwork-load".to_owned()).stack_size(1 << 20);
+            others.push(thread.spawn_scoped(scope, move || part(start, factors)));
+        }
+        mine.map_or(Ok(()), |(start, factors)| part(start, factors))?;
+        others.into_iter().try_for_each(|other| match other.map(std::thread::ScopedJoinHandle::join) {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            Err(_) => Err(tensor::Error::OutOfMemory { bytes: 1 << 20 }),
+        })
+    })?;
     Ok(factors)
 }
 

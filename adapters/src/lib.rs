@@ -116,6 +116,19 @@ pub struct Adapter {
     /// The adapter acts on the tokens from the last of these sequences in the prompt on, itself included; on none where the
     /// prompt holds none (aLoRA). Empty: on all tokens.
     pub invocation: Vec<u32>,
+    /// The tensors of the file, for messages only.
+    pub keys: Vec<Key>,
+}
+
+/// A tensor of an adapter's file.
+#[derive(Clone, Debug)]
+pub struct Key {
+    /// Its name.
+    pub tensor: String,
+    /// The site that it belongs to; none if it belongs to all.
+    pub site: Option<Site>,
+    /// Its shape.
+    pub shape: Vec<u64>,
 }
 
 /// One change at one site.

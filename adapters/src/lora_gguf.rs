@@ -10,7 +10,7 @@ use graftwork_kernels::{Bytes, Tensor};
 
 use crate::file::gguf::Metadata;
 use crate::file::{Gguf, SMALL, TensorFile};
-use crate::{Adapter, Change, Edit, Error, Kind, RowOrder, Site, finite, names, parts};
+use crate::{Adapter, Change, Edit, Error, Key, Kind, RowOrder, Site, finite, names, parts};
 
 /// Keys under `adapter.` that do not change the arithmetic, or that are read here.
 const KEYS: &[&str] = &[
@@ -41,8 +41,12 @@ pub fn from_gguf(bytes: Bytes) -> Result<Adapter, Error> {
         return Err(Error::Empty);
     }
     let pairs = pairs(&file)?;
-    let mut edits = parts::edits(pairs.len())?;
+    let (mut edits, mut keys) = (parts::edits(pairs.len())?, Vec::new());
     for (site, pair) in pairs {
+        for tensor in [&pair.0, &pair.1] {
+            let shape = file.shape(tensor).unwrap_or_default();
+            keys.push(Key { tensor: tensor.clone(), site: Some(site), shape });
+        }
         let read = |name: &str| -> Result<Tensor, Error> {
             let tensor = file.require(name)?;
             if check_values {
@@ -69,6 +73,7 @@ pub fn from_gguf(bytes: Bytes) -> Result<Adapter, Error> {
         architecture: Some(architecture),
         base_model,
         invocation,
+        keys,
     })
 }
 

@@ -76,9 +76,10 @@ pub(crate) fn by_kind(config: &Config, weights: Bytes) -> Result<Adapter, Error>
             reason: "docs/adapters.md lists the kinds that this version applies",
         });
     };
-    let edits = kind.read(config, &Reader::new(weights)?)?;
+    let reader = Reader::new(weights)?;
+    let edits = kind.read(config, &reader)?;
     let base_model = config.str("base_model_name_or_path")?.map(str::to_owned);
     let invocation = lora::invocation(config, &edits)?;
     let row_order = RowOrder::HuggingFace;
-    Ok(Adapter { kind, edits, row_order, architecture: None, base_model, invocation })
+    Ok(Adapter { kind, edits, row_order, architecture: None, base_model, invocation, keys: reader.keys() })
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use graftwork_kernels::{Bytes, Tensor, tensor};
 
 use crate::file::{Named, SMALL, Safetensors, TensorInfo, Torch, matrix};
-use crate::{Edit, Error, Site, expand, file, finite, names};
+use crate::{Edit, Error, Key, Site, expand, file, finite, names};
 
 /// What PEFT puts before every module path.
 pub(crate) const PREFIX: &str = "base_model.model.";
@@ -114,6 +114,17 @@ impl Reader {
             }
         }
         Ok(modules)
+    }
+
+    /// All tensors.
+    pub fn keys(&self) -> Vec<Key> {
+        let key = |(name, info): (&str, &TensorInfo)| {
+            let path = name.strip_prefix(PREFIX).unwrap_or(name);
+            // The longest beginning that is a module's.
+            let site = path.rmatch_indices('.').find_map(|(end, _)| names::hf_site(&path[..end]));
+            Key { tensor: name.to_owned(), site, shape: info.shape.clone() }
+        };
+        self.file.tensors().iter().map(key).collect()
     }
 
     /// Whether there is a tensor of this name.

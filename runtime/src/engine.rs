@@ -84,7 +84,7 @@ impl Engine {
         })?;
         let mut end_tokens = container.end_tokens()?;
         let base = Base::new(container, names, model.config.tied_head);
-        let (model, runner) = erase(backend, model, base, options.kv_format);
+        let (model, runner) = erase((backend, options.threads), model, base, options.kv_format);
         end_tokens.extend(text.iter().flat_map(|text| text.tokenizer().ends_of_generation()));
         end_tokens.sort_unstable();
         end_tokens.dedup();

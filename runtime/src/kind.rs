@@ -151,7 +151,10 @@ fn of_adapter(error: &AdapterError) -> Meaning<'_> {
         | E::Index { tensor, .. }
         | E::NotFinite { tensor, .. } => (ErrorKind::Format, tensor),
         E::Conflict { second, .. } => (ErrorKind::Format, second),
-        E::NoSite { .. } | E::Misfit { .. } | E::Architecture { .. } => (ErrorKind::IncompatibleAdapter, ""),
+        E::Tensors { tensors, .. } => (ErrorKind::IncompatibleAdapter, tensors),
+        E::NoSite { .. } | E::Misfit { .. } | E::Norm { .. } | E::Architecture { .. } => {
+            (ErrorKind::IncompatibleAdapter, "")
+        }
         E::OtherBase { base_model, .. } => (ErrorKind::IncompatibleAdapter, base_model),
     }
 }

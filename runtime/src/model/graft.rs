@@ -92,14 +92,14 @@ impl<D: Device> BoundAdapter<D> {
     }
 }
 
-/// Checks that `adapter` fits `model`, loaded from `base`, and prepares it, rows of queries and keys in the model's order.
+/// Checks that `adapter` fits `model`, loaded from `base`, and prepares it for `device` on `threads` threads at most, rows of queries and keys in the model's order.
 ///
 /// # Errors
 /// The adapter does not fit, changes what cannot be changed yet, or the device refuses a matrix.
 pub fn prepare<D: Device>(
     model: &Model<D>,
     base: &Base,
-    device: &D,
+    (device, threads): (&D, usize),
     adapter: &Adapter,
 ) -> std::result::Result<Prepared, Error> {
     let config = &model.config;
@@ -158,7 +158,12 @@ pub fn prepare<D: Device>(
         };
         let orders = rotated.then(|| (adapter.row_order, order_of(config)));
         let binder = Binder { device, shape, weight, linear, orders, head_dim: config.head_dim };
-        bytes += binder.bind(&edit.change, place).map_err(refused)?;
+        let factors = binder.dora_factors(&edit.change, threads).map_err(refused)?;
+        if let Some(row) = factors.iter().flatten().position(|factor| !factor.is_finite()) {
+            let found = factors.map_or(0.0, |factors| factors[row]);
+            return Err(graftwork_adapters::Error::Norm { site, row, found }.into());
+        }
+        bytes += binder.bind(&edit.change, factors, place).map_err(refused)?;
     }
     bound.widest = bound.most_values();
     let (edits, invocation) = (adapter.edits.len(), adapter.invocation.clone());
@@ -242,17 +247,27 @@ struct Binder<'a, D: Device> {
 }
 
 impl<D: Device> Binder<'_, D> {
-    /// Adds the change to those of its place; gives the bytes it keeps.
-    fn bind(&self, change: &Edit, place: &mut Changes<D>) -> Result<usize> {
+    /// The factors of the outputs under DoRA, in the model's order; none of any other change.
+    fn dora_factors(&self, change: &Edit, threads: usize) -> Result<Option<Vec<f32>>> {
+        let (Edit::LowRank { a, b, scale, magnitude: Some(magnitude), .. }, Some(weight)) =
+            (change, &self.weight)
+        else {
+            return Ok(None);
+        };
+        let (b, magnitude) = (self.reordered(b)?, self.vector(magnitude)?);
+        expand::dora_factors(weight, (a, &b, *scale), &magnitude, threads).map(Some)
+    }
+
+    /// Adds the change, with the factors of DoRA if it has any, to those of its place; gives the bytes it keeps.
+    fn bind(&self, change: &Edit, factors: Option<Vec<f32>>, place: &mut Changes<D>) -> Result<usize> {
         let outputs = &mut place.outputs;
         let base_bias = self.linear.bias_values.as_deref();
         match change {
-            Edit::LowRank { a, b, scale, bias, magnitude } => {
+            Edit::LowRank { a, b, scale, bias, .. } => {
                 let b = self.reordered(b)?;
-                let Some((magnitude, weight)) = magnitude.as_ref().zip(self.weight.as_ref()) else {
+                let Some(mut factors) = factors else {
                     return self.low_rank((a, b), *scale, bias.as_ref(), outputs);
                 };
-                let mut factors = expand::dora_factors(weight, (a, &b, *scale), &self.vector(magnitude)?)?;
                 let b = expand::scaled_rows(&b, &factors)?;
                 factors.iter_mut().for_each(|c| *c -= 1.0);
                 outputs.push(Bound::Scale(self.device.scale(&factors, base_bias)?));

@@ -60,6 +60,7 @@ struct Preparer<B: Backend> {
     model: Arc<Model<B::Device>>,
     base: Base,
     device: Arc<B::Device>,
+    threads: usize,
 }
 
 struct Runner<B: Backend> {
@@ -86,16 +87,16 @@ pub fn most_scratch<B: Backend>(backend: &B, config: &Config, chunk: usize, batc
     Scratch::<B>::most_bytes(backend, config, rows, batch.max(SCORED.min(chunk)))
 }
 
-/// The two sides of `model`, loaded from `base`, on `backend`, with keys and values cached in the format `kv`.
+/// The two sides of `model`, loaded from `base`, on `backend` and `threads` threads, with keys and values cached in the format `kv`.
 pub fn erase<B: Backend>(
-    mut backend: B,
+    (mut backend, threads): (B, usize),
     model: Model<B::Device>,
     base: Base,
     kv: Format,
 ) -> (Arc<dyn Prepare>, Box<dyn Run>) {
     let shape = cache_shape(&model.config, kv);
     let model = Arc::new(model);
-    let preparer = Preparer::<B> { model: model.clone(), base, device: backend.device().clone() };
+    let preparer = Preparer::<B> { model: model.clone(), base, device: backend.device().clone(), threads };
     let cache = backend.cache(shape);
     let scratch = Scratch::new(&mut backend, &model);
     (Arc::new(preparer), Box::new(Runner { model, backend, cache, shape, scratch }))
@@ -103,7 +104,7 @@ pub fn erase<B: Backend>(
 
 impl<B: Backend> Prepare for Preparer<B> {
     fn prepare(&self, adapter: &Adapter) -> Result<Prepared, Error> {
-        graft::prepare(&self.model, &self.base, &*self.device, adapter)
+        graft::prepare(&self.model, &self.base, (&*self.device, self.threads), adapter)
     }
 
     fn config(&self) -> &Config {

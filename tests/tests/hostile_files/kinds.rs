@@ -2,11 +2,13 @@
 //! which field or tensor.
 
 use graftwork::{Engine, EngineOptions};
-use graftwork_adapters::file::{Dtype, Safetensors, Source, TensorView, write_safetensors};
+use graftwork_adapters::file::{Dtype, Safetensors, Source, TensorInfo, TensorView, write_safetensors};
 use graftwork_adapters::{Adapter, Error};
 use graftwork_kernels::Bytes;
 use graftwork_tests::reference::{ADAPTERS, golden};
 use serde_json::{Value as Json, json};
+
+use crate::parsers::{Parser, safetensors_header};
 
 /// An adapter's configuration and tensors.
 #[derive(Clone)]
@@ -146,13 +148,15 @@ fn shapes_that_do_not_fit_are_refused() {
                     damaged_tensor.shape[dim] = shape;
                     let size = damaged_tensor.shape.iter().product::<u64>() as usize * 4;
                     damaged_tensor.bytes.resize(size, 0);
-                    let error = engine.load_adapter("damaged", damaged.source()).err();
-                    assert!(
-                        error.is_some(),
-                        "{name}: {} of shape {:?}",
-                        tensor.name,
-                        damaged.tensors[i].shape
-                    );
+                    let Err(error) = engine.load_adapter("damaged", damaged.source()) else {
+                        panic!("{name}: {} of shape {:?}", tensor.name, damaged.tensors[i].shape)
+                    };
+                    // It, or what it does not fit to, by the key in the file.
+                    let message = error.to_string();
+                    let path = tensor.name.trim_end_matches(".weight");
+                    let module = path.rsplit_once('.').map_or(path, |(module, _)| module);
+                    let module = if module == "base_model" { path } else { module };
+                    assert!(message.contains(module), "{name}: {}: {message}", tensor.name);
                 }
             }
             let mut damaged = whole.clone();
@@ -162,6 +166,81 @@ fn shapes_that_do_not_fit_are_refused() {
             assert!(message.contains(&tensor.name), "{name}: {message}");
         }
     }
+}
+
+/// A base as a directory in memory, with one tensor changed.
+fn base_with(name: &str, change: impl Fn(&mut [u8])) -> Source {
+    let file = Safetensors::open(golden("adapters/base/model.safetensors")).unwrap();
+    let mut tensors: Vec<_> =
+        (file.tensors().iter()).map(|(name, info)| (name, info, info.bytes.to_vec())).collect();
+    change(&mut tensors.iter_mut().find(|tensor| tensor.0 == name).unwrap().2);
+    let view = |(name, info, bytes): &'_ (&str, &TensorInfo, Vec<u8>)| {
+        (name.to_string(), info.dtype, info.shape.clone(), bytes.clone())
+    };
+    let tensors: Vec<Tensor> = tensors
+        .iter()
+        .map(view)
+        .map(|(name, dtype, shape, bytes)| Tensor { name, dtype, shape, bytes })
+        .collect();
+    let weights = Peft { config: Json::Null, tensors }.weights();
+    let config = std::fs::read(golden("adapters/base/config.json")).unwrap();
+    let files = [("config.json", config), ("model.safetensors", weights)];
+    Source::files(files.map(|(name, bytes)| (name.to_owned(), Bytes::new(bytes))).into()).unwrap()
+}
+
+/// peft divides by the norm of a row of zeros and gives no numbers; here the adapter is refused, with the row.
+#[test]
+fn a_row_without_norm_refuses_dora() {
+    let mut dora = Peft::golden("dora");
+    let b = dora.tensors.iter_mut().find(|tensor| tensor.name.ends_with("lora_B.weight")).unwrap();
+    let row = b.shape[1] as usize * 4;
+    b.bytes[3 * row..4 * row].fill(0);
+    let module =
+        b.name.strip_prefix("base_model.model.").unwrap().strip_suffix(".lora_B.weight").unwrap().to_owned();
+    let options = || EngineOptions { threads: 2, ..EngineOptions::default() };
+    let weight = format!("{module}.weight");
+    let whole = Engine::open(base_with(&weight, |_| {}), options()).unwrap();
+    whole.load_adapter("dora", dora.source()).unwrap();
+    let inputs = |bytes: &[u8]| bytes.len() / b_rows(&dora, &module);
+    let zero = base_with(&weight, |bytes| {
+        let row = inputs(bytes);
+        bytes[3 * row..4 * row].fill(0);
+    });
+    let error =
+        Engine::open(zero, options()).unwrap().load_adapter("dora", dora.source()).unwrap_err().to_string();
+    let expected = "expected a finite factor magnitude / norm of W + s B A, found inf in row 3 of the base";
+    assert!(error.contains(expected), "{error}");
+}
+
+/// Rows of `B` of a module.
+fn b_rows(peft: &Peft, module: &str) -> usize {
+    let name = format!("base_model.model.{module}.lora_B.weight");
+    peft.tensors.iter().find(|tensor| tensor.name == name).unwrap().shape[0] as usize
+}
+
+/// A base that was copied is not kept twice: DoRA, which needs it, is refused by name.
+#[test]
+fn a_copied_base_refuses_dora() {
+    let options = EngineOptions { threads: 1, ..EngineOptions::default() };
+    let engine = Engine::open(Source::copied(golden("adapters/base")), options).unwrap();
+    let error = engine.load_adapter("dora", golden("adapters/dora")).unwrap_err().to_string();
+    assert!(error.contains("it depends on the base's weights, but these were copied"), "{error}");
+    engine.load_adapter("lora", golden("adapters/lora")).unwrap();
+}
+
+/// Every kind as a parser to be damaged: its golden files, with the tensors of layers above the first left out.
+pub fn parsers() -> impl Iterator<Item = Parser> {
+    ADAPTERS.iter().map(|&name| {
+        let mut peft = Peft::golden(name);
+        peft.tensors.retain(|tensor| !tensor.name.contains(".layers.") || tensor.name.contains(".layers.0."));
+        let (config, weights) = (peft.config.to_string().into_bytes(), peft.weights());
+        let headers = vec![config.len(), safetensors_header(&weights)];
+        Parser {
+            headers,
+            files: vec![("adapter_config.json", config), ("adapter_model.safetensors", weights)],
+            ..crate::parsers::peft_as(name)
+        }
+    })
 }
 
 /// Cut anywhere, and with fields of any type: an error or an adapter, no panic.

@@ -9,8 +9,8 @@ use graftwork_kernels::{Bytes, Format, Tensor};
 
 use crate::allocation::peak;
 use crate::mutation::Random;
-use crate::pickles;
 use crate::{CONSTANT, FACTOR, PATTERN};
+use crate::{kinds, pickles};
 
 /// The files of one model or adapter, by name.
 pub type Files = Vec<(&'static str, Vec<u8>)>;
@@ -114,7 +114,7 @@ fn write_f32(tensors: &[(&str, &[u64])], metadata: &[(&str, &str)]) -> Vec<u8> {
     out
 }
 
-fn safetensors_header(bytes: &[u8]) -> usize {
+pub fn safetensors_header(bytes: &[u8]) -> usize {
     8 + u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize
 }
 
@@ -262,12 +262,21 @@ pub fn peft() -> Parser {
         "rank_pattern": {"layers.*.v_proj": 3}, "alpha_pattern": {"q_proj|k_proj": 0.5, "model\\.layers\\.\\d+\\..*": 7},
         "target_modules": ["q_proj", "v_proj"], "bias": "none", "use_dora": false, "init_lora_weights": true}"#;
     Parser {
-        name: "peft lora",
         headers: vec![config.len(), safetensors_header(&weights)],
         files: vec![
             ("adapter_config.json", config.as_bytes().to_vec()),
             ("adapter_model.safetensors", weights),
         ],
+        ..peft_as("peft lora")
+    }
+}
+
+/// The reader of PEFT directories, without files.
+pub fn peft_as(name: &'static str) -> Parser {
+    Parser {
+        name,
+        headers: Vec::new(),
+        files: Vec::new(),
         parse: |files| {
             parsed(
                 files,
@@ -306,5 +315,6 @@ fn gguf_lora() -> Parser {
 }
 
 pub fn parsers() -> Vec<Parser> {
-    vec![gguf(), gguf_shards(), safetensors(), hugging_face(), peft(), gguf_lora(), pickles::parser()]
+    let own = [gguf(), gguf_shards(), safetensors(), hugging_face(), peft(), gguf_lora(), pickles::parser()];
+    own.into_iter().chain(kinds::parsers()).collect()
 }
