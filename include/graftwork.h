@@ -556,8 +556,8 @@ GW_API GW_MUST_USE gw_status gw_detokenize(const gw_engine *engine, const uint32
                                            gw_error **error GW_OPTIONAL);
 
 /* The logits at every position of a sequence under some adapters, computed now, apart from all requests, with keys
- * and values in f32. Writes token_count rows of gw_engine_info.vocab values; `capacity` counts values. Waits for a
- * step in progress, and steps wait for it: it cannot be cancelled. */
+ * and values in f32. Writes token_count rows of gw_engine_info.vocab values (more where an adapter has tokens of its
+ * own: the error for too few says how many); `capacity` counts values. Waits for a step in progress, and steps wait for it: it cannot be cancelled. */
 GW_API GW_MUST_USE gw_status gw_logits(const gw_engine *engine, const uint32_t *tokens, size_t token_count,
                                        const gw_use *adapters GW_OPTIONAL, size_t adapter_count, float *logits,
                                        size_t capacity, gw_error **error GW_OPTIONAL);

@@ -27,6 +27,49 @@ pub fn fits(adapter: &Adapter, shape: impl Fn(Site) -> Option<Shape>) -> Result<
     })
 }
 
+/// How many tokens a model has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vocabulary {
+    /// Those that can be read: rows of the embedding.
+    pub embedding: usize,
+    /// Those that can be written: rows of the head.
+    pub head: usize,
+}
+
+/// The tokens there are with the adapter, if it replaces embedding or head by larger ones than the base's of `base` tokens.
+///
+/// # Errors
+/// [`Error::Misfit`] in [`Error::Tensors`], as [`fits`]: the head has more tokens than the embedding, so that an answer could
+/// not go on after them; or one of both is changed in another way too.
+pub fn vocabulary(adapter: &Adapter, base: usize) -> Result<Option<Vocabulary>, Error> {
+    let weight = |site| {
+        let mut of_site = adapter.edits.iter().filter(move |edit| edit.site == site);
+        of_site.find_map(|edit| match &edit.change {
+            Change::Replace { weight } => Some(weight),
+            _ => None,
+        })
+    };
+    let [embedding, head] = [Site::Embedding, Site::Head].map(weight);
+    let [tokens, of_head] = [embedding, head].map(|weight| weight.map_or(base, Tensor::rows));
+    if tokens.max(of_head) <= base {
+        return Ok(None);
+    }
+    let misfit =
+        |site, part, expected, found| Err(named(adapter, Error::Misfit { site, part, expected, found }));
+    if let Some(head) = head.filter(|head| head.rows() > tokens) {
+        let expected = format!("at most the {tokens} tokens of the embedding");
+        return misfit(Site::Head, "weight", expected, format!("{:?}", [head.rows(), head.cols()]));
+    }
+    let is_other = |change: &Change| !matches!(change, Change::Replace { .. });
+    match adapter.edits.iter().find(|edit| edit.site.is_of_tokens() && is_other(&edit.change)) {
+        Some(edit) => {
+            let expected = format!("no other beside a weight of {tokens} tokens");
+            misfit(edit.site, "change", expected, "one".to_owned())
+        }
+        None => Ok(Some(Vocabulary { embedding: tokens, head: of_head })),
+    }
+}
+
 /// The error with the file's tensors: the one of the shape found, or all of the site.
 fn named(adapter: &Adapter, error: Error) -> Error {
     let (site, found) = match &error {
@@ -67,7 +110,14 @@ fn edits_fit(adapter: &Adapter, shape: impl Fn(Site) -> Option<Shape>) -> Result
                 }
             }
             Change::Bias { values } => part(site, "bias", values, [1, outputs])?,
-            Change::Replace { weight } => part(site, "weight", weight, [outputs, inputs])?,
+            Change::Replace { weight } => {
+                // Embedding and head may have tokens of their own after the base's.
+                let outputs = match site {
+                    Site::Embedding | Site::Head => outputs.max(weight.rows()),
+                    _ => outputs,
+                };
+                part(site, "weight", weight, [outputs, inputs])?;
+            }
             Change::Rows { tokens, rows } => {
                 part(site, "rows of tokens", rows, [tokens.len(), inputs])?;
                 if let Some(token) = tokens.last().filter(|&&token| token as usize >= outputs) {

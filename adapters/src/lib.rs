@@ -118,6 +118,19 @@ pub struct Adapter {
     pub invocation: Vec<u32>,
     /// The tensors of the file, for messages only.
     pub keys: Vec<Key>,
+    /// The tokenizer that lies in the directory of an adapter that changes the embedding: it may have tokens of its own.
+    pub text: Option<TextFiles>,
+}
+
+/// A tokenizer as a Hugging Face directory has it.
+#[derive(Clone, Debug)]
+pub struct TextFiles {
+    /// `tokenizer.json`, as it is in the file.
+    pub tokenizer: Bytes,
+    /// `tokenizer_config.json`, if there is one.
+    pub config: Option<serde_json::Value>,
+    /// `chat_template.jinja`, if there is one.
+    pub chat_template: Option<String>,
 }
 
 /// A tensor of an adapter's file.

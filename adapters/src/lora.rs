@@ -62,6 +62,9 @@ const SUFFIXES: &Suffixes<Part> = &Suffixes {
         (".lora_embedding_A", Part::EmbeddingA, "A"),
         (".lora_embedding_B", Part::EmbeddingB, "B"),
         (".token_adapter.trainable_tokens_delta", Part::Tokens, "the rows of tokens"),
+        // With embedding layers saved, a file holds the module that replaces once more, and the one that it replaced.
+        (".modules_to_save.weight", Part::Saved, "the weight"),
+        (".original_module.weight", Part::Original, "the weight before"),
         // Under an adapter of the module, and of a module that was replaced as a whole.
         (".base_layer.weight", Part::Weight, "the weight"),
         (".weight", Part::Weight, "the weight"),
@@ -83,6 +86,8 @@ enum Part {
     EmbeddingB,
     Tokens,
     Weight,
+    Saved,
+    Original,
 }
 
 /// The parts of a low-rank update.
@@ -112,6 +117,19 @@ pub(crate) fn read(config: &Config, reader: &Reader) -> Result<Vec<Edit>, Error>
         let rank = rank.unwrap_or(settings.rank);
         let alpha = alpha.unwrap_or(settings.alpha);
         check_parts(site, module)?;
+        if let Some(saved) = module.get(Part::Saved) {
+            let (name, weight) = (module.need(Part::Weight)?, |name| reader.matrix(name, [None, None]));
+            if reader.shape(name) != reader.shape(saved)
+                || **weight(name)?.bytes() != **weight(saved)?.bytes()
+            {
+                let [first, second] = [name, saved].map(str::to_owned);
+                return Err(Error::Conflict { first, second, what: "the weight", site });
+            }
+        }
+        if module.get(Part::Original).is_some() {
+            // Of no effect where another takes its place.
+            module.need(Part::Weight)?;
+        }
         if let Some(name) = module.get(Part::Weight) {
             let weight = match site.is_norm() {
                 true => reader.vector(name, None)?,
@@ -165,7 +183,9 @@ pub(crate) fn invocation(config: &Config, edits: &[Edit]) -> Result<Vec<u32>, Er
 /// Refuses parts that a site does not have.
 fn check_parts(site: Site, module: &Module<'_, Part>) -> Result<(), Error> {
     let refused: &[Part] = match site {
-        Site::Linear { .. } => &[Part::EmbeddingA, Part::EmbeddingB, Part::Tokens, Part::Weight],
+        Site::Linear { .. } => {
+            &[Part::EmbeddingA, Part::EmbeddingB, Part::Tokens, Part::Weight, Part::Saved, Part::Original]
+        }
         Site::Embedding => &[Part::A, Part::B, Part::BBias, Part::Bias, Part::Magnitude],
         Site::Head => &[Part::EmbeddingA, Part::EmbeddingB, Part::Bias],
         Site::AttentionNorm { .. } | Site::FfnNorm { .. } | Site::Norm => &[
@@ -177,6 +197,8 @@ fn check_parts(site: Site, module: &Module<'_, Part>) -> Result<(), Error> {
             Part::EmbeddingA,
             Part::EmbeddingB,
             Part::Tokens,
+            Part::Saved,
+            Part::Original,
         ],
     };
     match refused.iter().find(|&&part| module.get(part).is_some()) {

@@ -74,6 +74,7 @@ pub fn from_gguf(bytes: Bytes) -> Result<Adapter, Error> {
         base_model,
         invocation,
         keys,
+        text: None,
     })
 }
 

@@ -3,10 +3,10 @@
 use graftwork_kernels::Bytes;
 use std::path::Path;
 
-use crate::file::{self, SMALL, gguf, open_bytes};
+use crate::file::{self, SMALL, gguf, hf, open_bytes};
 use crate::parts::Reader;
 use crate::peft::{self, Config};
-use crate::{Adapter, Error, Kind, RowOrder, Source, lora, lora_gguf};
+use crate::{Adapter, Error, Kind, RowOrder, Site, Source, TextFiles, lora, lora_gguf};
 
 const CONFIG: &str = "adapter_config.json";
 /// What the file of weights may be called, the first there is.
@@ -61,10 +61,21 @@ fn directory(source: &Source) -> Result<Adapter, Error> {
     };
     for name in WEIGHTS {
         if let Some(weights) = source.file(name)? {
-            return by_kind(&config, weights);
+            let mut adapter = by_kind(&config, weights)?;
+            if adapter.edits.iter().any(|edit| edit.site == Site::Embedding) {
+                adapter.text = text(source)?;
+            }
+            return Ok(adapter);
         }
     }
     Err(missing(WEIGHTS[0]).into())
+}
+
+/// The tokenizer beside an adapter.
+fn text(source: &Source) -> Result<Option<TextFiles>, Error> {
+    let Some(tokenizer) = source.small_file("tokenizer.json")? else { return Ok(None) };
+    let config = source.json("tokenizer_config.json", hf::MAX_TOKENIZER_CONFIG)?;
+    Ok(Some(TextFiles { tokenizer, config, chat_template: hf::chat_template(source)? }))
 }
 
 /// A PEFT adapter of whichever kind its configuration says.
@@ -81,5 +92,14 @@ pub(crate) fn by_kind(config: &Config, weights: Bytes) -> Result<Adapter, Error>
     let base_model = config.str("base_model_name_or_path")?.map(str::to_owned);
     let invocation = lora::invocation(config, &edits)?;
     let row_order = RowOrder::HuggingFace;
-    Ok(Adapter { kind, edits, row_order, architecture: None, base_model, invocation, keys: reader.keys() })
+    Ok(Adapter {
+        kind,
+        edits,
+        row_order,
+        architecture: None,
+        base_model,
+        invocation,
+        keys: reader.keys(),
+        text: None,
+    })
 }

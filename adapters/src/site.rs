@@ -82,6 +82,11 @@ impl Site {
         matches!(self, Site::Linear { .. })
     }
 
+    /// Whether this is the embedding or the head, which have a row for every token.
+    pub fn is_of_tokens(self) -> bool {
+        matches!(self, Site::Embedding | Site::Head)
+    }
+
     /// Whether this is a norm.
     pub fn is_norm(self) -> bool {
         matches!(self, Site::AttentionNorm { .. } | Site::FfnNorm { .. } | Site::Norm)

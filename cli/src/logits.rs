@@ -29,7 +29,9 @@ pub fn logits(arguments: &Logits) -> Result<(), Failure> {
         bytes.extend(logits.iter().flat_map(|x| x.to_le_bytes()));
     }
     let sequences = tokens.len() / positions;
-    let shape = [sequences as u64, positions as u64, engine.config().vocab as u64];
+    // Adapters may have tokens of their own.
+    let vocab = bytes.len() / size_of::<f32>() / tokens.len().max(1);
+    let shape = [sequences as u64, positions as u64, vocab as u64];
     let tensor = TensorView { name: "logits", dtype: Dtype::F32, shape: &shape, bytes: &bytes };
 
     write(&arguments.out, &[tensor]).map_err(Failure::io(arguments.out.display().to_string()))?;

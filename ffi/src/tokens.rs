@@ -105,6 +105,10 @@ pub unsafe extern "C" fn gw_logits(
                 return Err(Failure::argument("capacity", &format!("at least {needed} values"), capacity));
             }
             let values = engine.logits(tokens, &stack(adapters, adapter_count)?)?;
+            if capacity < values.len() {
+                let needed = format!("at least {} values", values.len());
+                return Err(Failure::argument("capacity", &needed, capacity));
+            }
             logits.copy_from_nonoverlapping(values.as_ptr(), values.len());
             Ok(())
         })

@@ -119,9 +119,12 @@ impl Core {
                 // Most of it was cancelled in the meantime: the rest again, without.
                 continue;
             }
+            let wide = runner.wide_logits()?;
             let logits = runner.logits();
             let mut ended = Vec::new();
-            for (session, logits) in schedule.filled(&plan).into_iter().zip(logits.chunks_exact(*vocab)) {
+            let rows = logits.chunks_exact(*vocab).enumerate();
+            for (session, (output, logits)) in schedule.filled(&plan).into_iter().zip(rows) {
+                let logits = wide.iter().find(|wide| wide.0 == output).map_or(logits, |wide| &wide.1);
                 for event in session.advance(logits) {
                     if event.is_last() {
                         ended.push(session.id);

@@ -212,7 +212,11 @@ impl Engine {
     fn put_adapter(&self, name: &str, source: Source, expect: Expect) -> Result<Generation, Error> {
         self.registry.check(name, expect)?;
         let adapter = Adapter::open(source)?;
-        let prepared = self.model.prepare(&adapter)?;
+        let mut prepared = self.model.prepare(&adapter)?;
+        if let Some(files) = &adapter.text {
+            let rows = prepared.vocabulary.map_or(self.config().vocab, |vocabulary| vocabulary.embedding);
+            prepared.text = Text::of_adapter(self.text.as_ref(), files, rows)?;
+        }
         let (edits, bytes) = (prepared.edits, prepared.bytes);
         let generation = self.registry.put(name, expect, adapter.kind, prepared)?;
         self.say(Level::Info, || format!("adapter {name}#{generation}: {edits} sites, {bytes} bytes"));
@@ -278,18 +282,22 @@ impl Engine {
     fn accept(&self, request: Request, route: Route) -> Result<RequestId, Error> {
         self.mail.check_open()?;
         let stack = self.registry.stack(&request.adapters)?;
-        let Tokens { tokens, new_text } = Text::tokens_of(self.text.as_ref(), request.prompt)?;
-        let most_tokens = self.most_tokens(&tokens, request.max_tokens)?;
+        let vocabulary = stack.vocabulary(self.config().vocab);
+        let text = stack.text().or(self.text.as_ref());
+        let Tokens { tokens, new_text } = Text::tokens_of(text, request.prompt)?;
+        let most_tokens = self.most_tokens(&tokens, request.max_tokens, vocabulary.embedding)?;
         let mut end_tokens = request.stop_tokens;
         if !request.ignore_eos {
             end_tokens.extend_from_slice(&self.end_tokens);
+            end_tokens.extend(stack.text().iter().flat_map(|text| text.tokenizer().ends_of_generation()));
         }
-        let text = match &self.text {
+        let text = match text {
             Some(text) => Some(text.stream(request.stop, new_text)?),
             None if request.stop.is_empty() => None,
             None => return Err(Error::NoTokenizer),
         };
-        self.check_tokens("logit_bias", request.sampling.logit_bias.iter().map(|&(token, _)| token))?;
+        let biased = request.sampling.logit_bias.iter().map(|&(token, _)| token);
+        check_tokens("logit_bias", biased, vocabulary.head)?;
         let (stacks, absent) = stack.over(&tokens);
         if !absent.is_empty() {
             self.say(Level::Warn, || {
@@ -319,7 +327,7 @@ impl Engine {
         Ok(id)
     }
 
-    /// The tokens that a prompt becomes.
+    /// The tokens that a prompt becomes with the model's own tokenizer.
     ///
     /// # Errors
     /// The model has no tokenizer or template for it, or they refuse it.
@@ -333,12 +341,12 @@ impl Engine {
     /// The model has no tokenizer, or a token is not the model's.
     pub fn detokenize(&self, tokens: &[u32]) -> Result<String, Error> {
         let text = self.text.as_ref().ok_or(Error::NoTokenizer)?;
-        self.check_tokens("tokens", tokens.iter().copied())?;
+        check_tokens("tokens", tokens.iter().copied(), self.config().vocab)?;
         Ok(text.tokenizer().decode(tokens))
     }
 
-    /// Tokens at which a sequence that starts with `prompt` ends; an error if it cannot start.
-    fn most_tokens(&self, prompt: &[u32], answer: Option<usize>) -> Result<usize, Error> {
+    /// Tokens at which a sequence that starts with `prompt` ends, in a vocabulary of `vocab`; an error if it cannot start.
+    fn most_tokens(&self, prompt: &[u32], answer: Option<usize>, vocab: usize) -> Result<usize, Error> {
         let config = self.model.config();
         let found = prompt.len();
         if found == 0 {
@@ -348,7 +356,7 @@ impl Engine {
             let found = "0".to_owned();
             return Err(Error::Option { option: "max_tokens", expected: "1 or more", found });
         }
-        self.check_tokens("prompt", prompt.iter().copied())?;
+        check_tokens("prompt", prompt.iter().copied(), vocab)?;
         if found >= config.context {
             return Err(Error::TooLong { context: config.context, found });
         }
@@ -361,15 +369,6 @@ impl Engine {
         match needed <= self.kv_pages {
             true => Ok(most),
             false => Err(Error::Budget { needed, limit: self.kv_pages }),
-        }
-    }
-
-    /// Refuses tokens that the model does not have.
-    fn check_tokens(&self, place: &'static str, tokens: impl Iterator<Item = u32>) -> Result<(), Error> {
-        let vocab = self.model.config().vocab;
-        match tokens.enumerate().find(|&(_, token)| token as usize >= vocab) {
-            Some((index, found)) => Err(Error::Token { place, index, vocab, found }),
-            None => Ok(()),
         }
     }
 
@@ -479,7 +478,7 @@ impl Engine {
     }
 
     /// The logits `[tokens, vocab]` at every position of one sequence under a stack of adapters, with keys
-    /// and values cached in f32. Waits for a step in progress.
+    /// and values cached in f32; `vocab` is the adapter's where one has tokens of its own. Waits for a step in progress.
     ///
     /// # Errors
     /// An adapter is not loaded, the tokens are none, too many or not the model's, or memory was refused.
@@ -506,8 +505,16 @@ impl Engine {
         if tokens.is_empty() {
             return Err(Error::EmptyPrompt);
         }
-        self.check_tokens("prompt", tokens.iter().copied())?;
+        check_tokens("prompt", tokens.iter().copied(), stack.vocabulary(config.vocab).embedding)?;
         self.turn()?.runner.score(tokens, &stack.over(tokens).0, kv, self.options.prefill_chunk)
+    }
+}
+
+/// Refuses tokens that a vocabulary of `vocab` does not have.
+fn check_tokens(place: &'static str, tokens: impl Iterator<Item = u32>, vocab: usize) -> Result<(), Error> {
+    match tokens.enumerate().find(|&(_, token)| token as usize >= vocab) {
+        Some((index, found)) => Err(Error::Token { place, index, vocab, found }),
+        None => Ok(()),
     }
 }
 

@@ -113,6 +113,24 @@ pub enum Error {
         /// The weight.
         found: f32,
     },
+    /// An adapter has tokens of its own, and another changes embedding or head, which may not have these.
+    #[error(
+        "adapters \"{own}\" and \"{other}\": the one has tokens of its own, so no other may change embedding or head"
+    )]
+    Together {
+        /// The adapter that has tokens of its own.
+        own: String,
+        /// The other.
+        other: String,
+    },
+    /// The tokenizer that came with an adapter does not extend the base's.
+    #[error("the adapter's tokenizer: expected {expected}, found {found}")]
+    AdapterTokenizer {
+        /// What it should have.
+        expected: String,
+        /// What it has.
+        found: String,
+    },
     /// An option has a value that has no meaning.
     #[error("option {option}: expected {expected}, found {found}")]
     Option {

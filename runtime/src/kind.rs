@@ -67,6 +67,8 @@ impl Error {
             Self::NoAdapter { name } => (K::NotFound, name),
             Self::NameTaken { name } | Self::Changed { name, .. } => (K::Conflict, name),
             Self::Weighting { name, .. } | Self::WholeWeight { name, .. } => (K::InvalidArgument, name),
+            Self::Together { own, .. } => (K::InvalidArgument, own),
+            Self::AdapterTokenizer { .. } => (K::IncompatibleAdapter, "tokenizer.json"),
             Self::Option { option, .. } => (K::InvalidArgument, option),
             Self::EmptyPrompt | Self::TooLong { .. } => (K::InvalidArgument, "prompt"),
             Self::Token { place, .. } => (K::InvalidArgument, place),

@@ -11,9 +11,11 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use graftwork_adapters::check::Vocabulary;
 use graftwork_adapters::{Kind, Site};
 
 use crate::Error;
+use crate::text::Text;
 
 /// Identifies one loaded adapter: unique in the process, never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -89,6 +91,19 @@ pub struct Prepared {
     pub whole: Option<Site>,
     /// The tokens that it starts at, see [`graftwork_adapters::Adapter::invocation`].
     pub invocation: Vec<u32>,
+    /// How many tokens embedding and head have, where it gives them more than the base has.
+    pub vocabulary: Option<Vocabulary>,
+    /// Whether it changes the embedding or the head.
+    pub changes_tokens: bool,
+    /// Its own tokenizer, where that has more tokens than the base's.
+    pub text: Option<Text>,
+}
+
+impl Prepared {
+    /// Whether there are tokens that the base does not have.
+    fn has_tokens(&self) -> bool {
+        self.vocabulary.is_some() || self.text.is_some()
+    }
 }
 
 impl Loaded {
@@ -130,6 +145,17 @@ impl Stack {
     /// stand in for each other. The base alone comes first.
     pub fn key(&self) -> impl Iterator<Item = (Generation, u32)> {
         self.active().map(|stacked| (stacked.adapter.generation, stacked.weight.to_bits()))
+    }
+
+    /// The tokens that a request with these adapters has, on a base of `base` tokens.
+    pub fn vocabulary(&self, base: usize) -> Vocabulary {
+        let own = self.active().find_map(|stacked| stacked.adapter.prepared.vocabulary);
+        own.unwrap_or(Vocabulary { embedding: base, head: base })
+    }
+
+    /// The tokenizer that one of the adapters brings.
+    pub fn text(&self) -> Option<&Text> {
+        self.active().find_map(|stacked| stacked.adapter.prepared.text.as_ref())
     }
 
     fn active(&self) -> impl Iterator<Item = &Stacked> {
@@ -314,6 +340,15 @@ impl Registry {
             }
             if *weight != 0.0 {
                 stack.push(Stacked { adapter: adapter.clone(), weight: *weight, from: 0 });
+            }
+        }
+        for (i, own) in stack.iter().enumerate().filter(|(_, stacked)| stacked.adapter.prepared.has_tokens())
+        {
+            let other = (stack.iter().enumerate())
+                .find(|(j, other)| *j != i && other.adapter.prepared.changes_tokens);
+            if let Some((_, other)) = other {
+                let (own, other) = (own.adapter.name.clone(), other.adapter.name.clone());
+                return Err(Error::Together { own, other });
             }
         }
         Ok(Stack { adapters: stack.into(), position: 0 })

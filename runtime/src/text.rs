@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use graftwork_adapters::TextFiles;
+
 use crate::Error;
 use crate::chat::{self, ChatInput, ChatTemplate};
 use crate::model::container::Container;
@@ -40,12 +42,48 @@ impl Text {
                 (tokenizer, model.chat_template.as_deref())
             }
         };
+        Ok(Some(Self::new(tokenizer, template)))
+    }
+
+    fn new(tokenizer: Tokenizer, template: Option<&str>) -> Self {
         let token = |id: Option<u32>| id.map(|id| tokenizer.decode(&[id]));
         let (bos, eos) = (token(tokenizer.bos()), token(tokenizer.eos()));
         let template = template
             .or(tokenizer.chat_template())
             .map(|source| ChatTemplate::new(source, bos.as_deref(), eos.as_deref()));
-        Ok(Some(Self { tokenizer: Arc::new(tokenizer), template }))
+        Self { tokenizer: Arc::new(tokenizer), template }
+    }
+
+    /// What an adapter brings, if its tokenizer has tokens that `base` does not have; the embedding has `rows` rows.
+    ///
+    /// # Errors
+    /// The tokenizer is malformed, has more tokens than there are rows, or other ones where the base has some.
+    pub(crate) fn of_adapter(
+        base: Option<&Self>,
+        files: &TextFiles,
+        rows: usize,
+    ) -> Result<Option<Self>, Error> {
+        let config = files.config.as_ref().map(|config| config.to_string());
+        let tokenizer = Tokenizer::from_json(&files.tokenizer, config.as_ref().map(String::as_bytes))?;
+        let wrong = |expected, found| Err(Error::AdapterTokenizer { expected, found });
+        let known = base.map_or(0, |base| base.tokenizer.vocab_size());
+        let found = tokenizer.vocab_size();
+        if found <= known {
+            return Ok(None);
+        }
+        if found > rows {
+            return wrong(format!("at most the {rows} tokens of the embedding"), found.to_string());
+        }
+        for id in 0..known as u32 {
+            let [expected, found] = [base.map(|base| &*base.tokenizer), Some(&tokenizer)]
+                .map(|text| text.and_then(|text| text.token_bytes(id)));
+            if expected.is_some() && expected != found {
+                let [expected, found] = [expected, found]
+                    .map(|bytes| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned());
+                return wrong(format!("the base's token {id}, {expected:?}"), format!("{found:?}"));
+            }
+        }
+        Ok(Some(Self::new(tokenizer, files.chat_template.as_deref())))
     }
 
     /// The tokenizer.

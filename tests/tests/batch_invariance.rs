@@ -59,6 +59,10 @@ fn requests(vocab: usize, stacks: &[Vec<(String, f32)>]) -> Vec<Request> {
         if adapters.iter().any(|(name, _)| name == "alora") && length > 3 {
             tokens[length * 2 / 3 - 1..][..3].copy_from_slice(&INVOCATION);
         }
+        // A token that the base does not have.
+        if adapters.iter().any(|(name, _)| name == "resized") {
+            tokens[length / 2] = 514;
+        }
         let request = Request::new(tokens);
         Request { adapters, max_tokens: Some(ANSWER), ignore_eos: true, logits: true, ..request }
     };
@@ -163,10 +167,15 @@ fn mixed_equals_alone_on_smollm2() {
 /// Every kind in one batch with the base and with a stack of two kinds.
 #[test]
 fn mixed_equals_alone_for_every_kind() {
-    let adapters: Vec<_> = ADAPTERS.iter().map(|&name| (name, golden(&format!("adapters/{name}")))).collect();
+    let adapters: Vec<_> = ADAPTERS
+        .iter()
+        .chain(&["resized"])
+        .map(|&name| (name, golden(&format!("adapters/{name}"))))
+        .collect();
     let stack = |names: &[&str]| names.iter().map(|&name| (name.to_owned(), 1.0)).collect::<Vec<_>>();
     let mut stacks = vec![vec![], stack(&["lokr", "shira"])];
     stacks.extend(ADAPTERS.iter().map(|&name| stack(&[name])));
+    stacks.extend([&["resized"][..], &["lora_all", "resized"]].map(stack));
     // One that starts late, beside others that do not, at prompts of several lengths.
     stacks.extend(
         [&["alora"][..], &["lora_all", "alora"], &["alora", "ia3"], &["alora"], &["dora", "alora"]]

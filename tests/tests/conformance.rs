@@ -17,7 +17,7 @@ fn open(path: &str) -> Engine {
 #[test]
 fn adapters_agree_with_peft() {
     let engine = open("adapters/base");
-    for &name in ["base"].iter().chain(ADAPTERS) {
+    for &name in ["base", "resized"].iter().chain(ADAPTERS) {
         let mut stack = Vec::new();
         if name != "base" {
             engine.load_adapter(name, golden(&format!("adapters/{name}"))).unwrap();

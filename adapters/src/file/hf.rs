@@ -14,7 +14,7 @@ use super::{Error, Named, Safetensors, Source, TensorFile, TensorInfo};
 /// Bytes of `config.json` and its like: real ones have a few thousand.
 const MAX_CONFIG: usize = 1 << 20;
 /// Bytes of `tokenizer_config.json`, which may list thousands of added tokens.
-const MAX_TOKENIZER_CONFIG: usize = 8 << 20;
+pub(crate) const MAX_TOKENIZER_CONFIG: usize = 8 << 20;
 
 /// A model directory.
 #[derive(Clone, Debug)]
@@ -49,25 +49,25 @@ impl HfModel {
             let reason = "no object".to_owned();
             return Err(Error::Json { reason }.in_file("config.json"));
         }
-        let chat_template = match source.small_file("chat_template.jinja")? {
-            None => None,
-            Some(bytes) => {
-                let text = std::str::from_utf8(&bytes).map_err(|error| {
-                    let what = "the chat template".to_owned();
-                    Error::NotUtf8 { what, at: error.valid_up_to() }.in_file("chat_template.jinja")
-                })?;
-                Some(text.to_owned())
-            }
-        };
         Ok(Self {
             config,
             generation_config: source.json("generation_config.json", MAX_CONFIG)?,
             tokenizer: source.small_file("tokenizer.json")?,
             tokenizer_config: source.json("tokenizer_config.json", MAX_TOKENIZER_CONFIG)?,
-            chat_template,
+            chat_template: chat_template(source)?,
             weights: Shards::load(source)?,
         })
     }
+}
+
+/// The chat template beside a tokenizer, if there is one.
+pub(crate) fn chat_template(source: &Source) -> Result<Option<String>, Error> {
+    let Some(bytes) = source.small_file("chat_template.jinja")? else { return Ok(None) };
+    let text = std::str::from_utf8(&bytes).map_err(|error| {
+        let what = "the chat template".to_owned();
+        Error::NotUtf8 { what, at: error.valid_up_to() }.in_file("chat_template.jinja")
+    })?;
+    Ok(Some(text.to_owned()))
 }
 
 /// Weights of a Hugging Face directory: `model.safetensors`, or the shards that `model.safetensors.index.json` names.

@@ -33,6 +33,18 @@ pub struct Scratch<B: Backend> {
     a_out: B::Rows,
     /// The answer of [`forward`], `[outputs, vocab]`.
     pub logits: B::Rows,
+    /// What belongs to it for requests whose adapters have tokens of their own.
+    pub more: Vec<More<B>>,
+}
+
+/// Logits of tokens that the base does not have.
+pub struct More<B: Backend> {
+    /// Whose: these of the outputs.
+    pub outputs: Range<usize>,
+    /// The head's input for them.
+    n: B::Rows,
+    /// `[outputs, tokens]`.
+    pub logits: B::Rows,
 }
 
 impl<B: Backend> Scratch<B> {
@@ -53,14 +65,16 @@ impl<B: Backend> Scratch<B> {
             x_out: backend.rows(c.hidden),
             a_out: backend.rows(q),
             logits: backend.rows(c.vocab),
+            more: Vec::new(),
         }
     }
 
     /// Bytes that these keep in memory, and what the backend keeps for its operations on them.
     pub fn bytes(&self, backend: &B) -> usize {
-        let Self { x, n, q, k, v, a, gate, up, changed, x_out, a_out, logits } = self;
+        let Self { x, n, q, k, v, a, gate, up, changed, x_out, a_out, logits, more } = self;
         let held = |rows: &B::Rows| backend.held_bytes(rows);
         [x, n, q, k, v, a, gate, up, changed, x_out, a_out, logits].map(held).iter().sum::<usize>()
+            + more.iter().map(|more| held(&more.n) + held(&more.logits)).sum::<usize>()
             + backend.reserved_bytes()
     }
 
@@ -77,7 +91,7 @@ impl<B: Backend> Scratch<B> {
     }
 
     fn resize(&mut self, backend: &mut B, rows: usize, outputs: usize) -> Result<(), tensor::Error> {
-        let Self { x, n, q, k, v, a, gate, up, changed: _, x_out, a_out, logits } = self;
+        let Self { x, n, q, k, v, a, gate, up, changed: _, x_out, a_out, logits, more: _ } = self;
         for buffer in [x, n, q, k, v, a, gate, up] {
             backend.resize(buffer, rows)?;
         }
@@ -127,9 +141,19 @@ pub fn forward<B: Backend>(
     let angles = Angles { cos: &cos, sin: &sin, rotary: c.rope.rotary, layout: c.rope.layout };
     let scale = 1.0 / (c.head_dim as f32).sqrt();
     let parts = attention_parts(&batch.spans);
+    s.more.clear();
+    for (outputs, _, tokens) in grafts.more() {
+        let (mut n, mut logits) = (backend.rows(c.hidden), backend.rows(tokens));
+        backend.resize(&mut n, outputs.len())?;
+        backend.resize(&mut logits, outputs.len())?;
+        s.more.push(More { outputs, n, logits });
+    }
+    // Tokens that only adapters have get their embedding from these.
+    let mut known = tensor::reserved(batch.tokens.len())?;
+    known.extend(batch.tokens.iter().map(|&token| if (token as usize) < c.vocab { token } else { 0 }));
     let mut rows = batch.tokens.len();
     backend.step(|b| {
-        b.embed(&mut s.x, &model.embedding, &batch.tokens);
+        b.embed(&mut s.x, &model.embedding, &known);
         b.adapt_embedding(&mut s.x, &batch.tokens, &grafts.embedding());
         for (l, layer) in model.layers.iter().enumerate() {
             if !go_on() {
@@ -195,6 +219,12 @@ pub fn forward<B: Backend>(
         }
         norm(b, (&mut s.n, &s.x, rows), (&model.norm, c.norm_eps), grafts.norms(Site::Norm));
         b.linear(&s.n, &mut [output(&mut s.logits, &model.head, &grafts.head())]);
+        for (more, (_, weight, _)) in s.more.iter_mut().zip(grafts.more()) {
+            let outputs: Vec<usize> = more.outputs.clone().collect();
+            b.select(&mut more.n, &s.n, &outputs);
+            let y = &mut more.logits;
+            b.linear(&more.n, &mut [Output { y, weight, bias: None, accumulate: false, grafts: &[] }]);
+        }
         Ok(true)
     })
 }

@@ -7,8 +7,8 @@ use graftwork_adapters::check::{self, Shape};
 use graftwork_adapters::expand::{self, Expanded};
 use graftwork_adapters::{Adapter, Change as Edit, Module, RowOrder, Site};
 use graftwork_kernels::backend::{
-    Backend, Change, Device, EmbeddingChange, EmbeddingGraft, Graft, InputChange, InputGraft, RopeLayout,
-    Vector,
+    Backend, Change, Device, EmbeddingChange, EmbeddingGraft, Graft, InputChange, InputGraft, Matrix,
+    RopeLayout, Vector,
 };
 use graftwork_kernels::{Format, Tensor, tensor};
 
@@ -64,6 +64,8 @@ struct BoundAdapter<D: Device> {
     /// By layer, then by [`Module`].
     layers: Vec<[Changes<D>; Module::ALL.len()]>,
     head: Changes<D>,
+    /// The rows of a head that has more tokens than the base, after the base's, and how many.
+    more: Option<(D::Matrix, usize)>,
     embedding: Vec<D::Embedding>,
     /// Norms that have another weight, by site.
     norms: BTreeMap<Site, D::Vector>,
@@ -108,16 +110,18 @@ pub fn prepare<D: Device>(
     let mut bound = BoundAdapter {
         layers: model.layers.iter().map(|_| std::array::from_fn(|_| Changes::default())).collect(),
         head: Changes::default(),
+        more: None,
         embedding: Vec::new(),
         norms: BTreeMap::new(),
         widest: 0,
     };
     let (mut bytes, mut whole) = (0, None);
+    let vocabulary = check::vocabulary(adapter, config.vocab)?;
     for edit in &adapter.edits {
         let site = edit.site;
         if let Edit::Replace { weight } = &edit.change
             && !site.is_norm()
-            && base.weight(site).is_ok_and(|base| are_equal(&base, weight))
+            && base.weight(site).is_ok_and(|base| base.rows() == weight.rows() && are_equal(&base, weight))
         {
             // peft saves the base's own weight beside an adapter of embedding or head.
             continue;
@@ -151,6 +155,17 @@ pub fn prepare<D: Device>(
                 continue;
             }
         };
+        let more = match &edit.change {
+            Edit::Replace { weight } if site == Site::Head && weight.rows() > config.vocab => {
+                let (known, more) = split(weight, config.vocab).map_err(refused)?;
+                let matrix = device.matrix(&more).map_err(refused)?;
+                bytes += device.matrix_bytes(&matrix);
+                bound.more = Some((matrix, more.rows()));
+                Some(Edit::Replace { weight: known })
+            }
+            _ => None,
+        };
+        let change = more.as_ref().unwrap_or(&edit.change);
         let shape = shape_at(config, site).ok_or(graftwork_adapters::Error::NoSite { site })?;
         let weight = match edit.change {
             Edit::LowRank { magnitude: Some(_), .. } => Some(base.weight(site)?),
@@ -163,11 +178,23 @@ pub fn prepare<D: Device>(
             let found = factors.map_or(0.0, |factors| factors[row]);
             return Err(graftwork_adapters::Error::Norm { site, row, found }.into());
         }
-        bytes += binder.bind(&edit.change, factors, place).map_err(refused)?;
+        bytes += binder.bind(change, factors, place).map_err(refused)?;
     }
     bound.widest = bound.most_values();
     let (edits, invocation) = (adapter.edits.len(), adapter.invocation.clone());
-    Ok(Prepared { bound: Box::new(bound), edits, bytes, whole, invocation })
+    let changes_tokens = adapter.edits.iter().any(|edit| edit.site.is_of_tokens());
+    let bound = Box::new(bound);
+    Ok(Prepared { bound, edits, bytes, whole, invocation, vocabulary, changes_tokens, text: None })
+}
+
+/// The first `rows` rows of a matrix that has more, and the others.
+fn split(weight: &Tensor, rows: usize) -> Result<(Tensor, Tensor)> {
+    let at = rows * weight.row_bytes();
+    let part = |range, rows| {
+        let bytes = weight.bytes().slice(range).unwrap_or_else(|| Vec::new().into());
+        Tensor::new(weight.format(), rows, weight.cols(), bytes)
+    };
+    Ok((part(0..at, rows)?, part(at..weight.bytes().len(), weight.rows() - rows)?))
 }
 
 /// Whether two matrices of one shape hold the same values.
@@ -487,6 +514,15 @@ impl<'a, B: Backend> Grafts<'a, B> {
     pub fn norms(&self, site: Site) -> impl Iterator<Item = (Range<usize>, &'a Vector<B>)> {
         self.applied.iter().filter_map(move |applied| {
             applied.adapter.norms.get(&site).map(|weight| (applied.rows.clone(), weight))
+        })
+    }
+
+    /// The outputs whose head has more rows than the base's: those rows, and how many.
+    pub fn more(&self) -> impl Iterator<Item = (Range<usize>, &'a Matrix<B>, usize)> {
+        let of_outputs = self.applied.iter().filter(|applied| !applied.outputs.is_empty());
+        of_outputs.filter_map(|applied| {
+            let (weight, rows) = applied.adapter.more.as_ref()?;
+            Some((applied.outputs.clone(), weight, *rows))
         })
     }
 

@@ -50,6 +50,9 @@ pub trait Run: Send {
     /// The logits `[outputs, vocab]` of the last batch.
     fn logits(&mut self) -> Cow<'_, [f32]>;
 
+    /// The logits of those outputs of the last batch that have more than the base's vocabulary, each with its place.
+    fn wide_logits(&mut self) -> Result<Vec<(usize, Vec<f32>)>, Error>;
+
     /// The logits `[tokens, vocab]` of one sequence, at most `chunk` rows at a time, in a cache of its own whose
     /// values have the format `kv`.
     fn score(&mut self, tokens: &[u32], stacks: &Stacks, kv: Format, chunk: usize)
@@ -142,6 +145,23 @@ impl<B: Backend> Run for Runner<B> {
         self.backend.read(&self.scratch.logits)
     }
 
+    fn wide_logits(&mut self) -> Result<Vec<(usize, Vec<f32>)>, Error> {
+        let mut wide = Vec::new();
+        for more in &self.scratch.more {
+            let added = self.backend.read(&more.logits).into_owned();
+            let all = self.backend.read(&self.scratch.logits);
+            let vocab = self.model.config.vocab;
+            let added = added.chunks_exact(added.len() / more.outputs.len());
+            for (output, added) in more.outputs.clone().zip(added) {
+                let mut row = tensor::reserved(vocab + added.len()).map_err(Error::Memory)?;
+                row.extend_from_slice(&all[output * vocab..][..vocab]);
+                row.extend_from_slice(added);
+                wide.push((output, row));
+            }
+        }
+        Ok(wide)
+    }
+
     fn score(
         &mut self,
         tokens: &[u32],
@@ -152,7 +172,8 @@ impl<B: Backend> Run for Runner<B> {
         let mut cache = self.backend.cache(CacheShape { format: kv, ..self.shape });
         let pages: Vec<u32> = (0..kv::pages_for(tokens.len()) as u32).collect();
         self.backend.grow(&mut cache, pages.len()).map_err(Error::Memory)?;
-        let values = tokens.len().saturating_mul(self.model.config.vocab);
+        let vocab = stacks.at(tokens.len()).vocabulary(self.model.config.vocab).head;
+        let values = tokens.len().saturating_mul(vocab);
         let mut logits = tensor::reserved(values).map_err(Error::Memory)?;
         let chunk = chunk.min(SCORED);
         let mut position = 0;
@@ -165,7 +186,12 @@ impl<B: Backend> Run for Runner<B> {
             let batch = Batch::new(&[piece]).map_err(Error::Memory)?;
             forward(&mut self.backend, &self.model, &mut cache, &mut self.scratch, &batch, &|| true)
                 .map_err(Error::Memory)?;
-            logits.extend_from_slice(&self.logits());
+            let wide = self.wide_logits()?;
+            match wide.is_empty() {
+                true => logits.extend_from_slice(&self.logits()),
+                // What extends the vocabulary acts on all rows.
+                false => wide.iter().for_each(|(_, row)| logits.extend_from_slice(row)),
+            }
         }
         Ok(logits)
     }

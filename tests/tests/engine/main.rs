@@ -3,6 +3,7 @@
 mod events;
 mod hostile_requests;
 mod mistakes;
+mod own_tokens;
 mod prefixes;
 
 use std::collections::HashMap;
