@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use graftwork_adapters::check::{self, Shape};
-use graftwork_adapters::file::gguf::Value;
+use graftwork_adapters::file::gguf::{Array, Value};
 use graftwork_adapters::file::{
     Dtype, Gguf, GgufWriter, HfModel, Named, TensorFile, TensorView, write_safetensors,
 };
@@ -202,11 +202,9 @@ fn fields_that_are_not_understood_are_refused_by_name() {
     let message = |field: &str, value: Json| with_field(field, value).expect_err(field).to_string();
     assert_eq!(message("use_magic", json!(true)), "adapter field use_magic = true is not understood");
     assert_eq!(message("magic", json!({"a": 1})), "adapter field magic = an object of 1 is not understood");
-    for (field, value) in [
-        ("layer_replication", json!([[0, 2]])),
-        ("target_parameters", json!(["experts.gate_up_proj"])),
-        ("alora_invocation_tokens", json!([5, 6])),
-    ] {
+    for (field, value) in
+        [("layer_replication", json!([[0, 2]])), ("target_parameters", json!(["experts.gate_up_proj"]))]
+    {
         let message = message(field, value);
         assert!(
             message.starts_with(&format!("adapter field {field} = ")) && message.contains("not supported"),
@@ -338,6 +336,47 @@ fn biases_of_both_kinds() {
     assert!(both.ends_with("both set the bias of layer 0 q"), "{both}");
 }
 
+/// An adapter that starts at its invocation tokens is LoRA on linear layers and nothing else.
+#[test]
+fn invocation_tokens_go_with_plain_lora_only() {
+    const FIELD: &str = "alora_invocation_tokens";
+    assert_eq!(with_field(FIELD, json!([5, 6])).unwrap().invocation, [5, 6]);
+    assert!(with_field(FIELD, json!(null)).unwrap().invocation.is_empty());
+    assert!(with_field(FIELD, json!([])).unwrap().invocation.is_empty());
+    for wrong in
+        [json!("x"), json!([-1]), json!([0.5]), json!([1u64 << 32]), json!({"q_proj": [1]}), json!([[1]])]
+    {
+        let message = with_field(FIELD, wrong).unwrap_err().to_string();
+        assert!(
+            message.starts_with(&format!("adapter field {FIELD}: expected a list of tokens, found ")),
+            "{message}"
+        );
+    }
+    type Change<'a> = &'a dyn Fn(&mut Peft);
+    let beside: [Change<'_>; 3] = [
+        &|f| {
+            f.config["use_dora"] = json!(true);
+            f.tensors.push((format!("{Q}.lora_magnitude_vector"), vec![6]));
+        },
+        &|f| {
+            f.config["bias"] = json!("all");
+            f.tensors.push((format!("{Q}.bias"), vec![6]));
+        },
+        &|f| f.tensors.push(("base_model.model.lm_head.weight".to_owned(), vec![9, 8])),
+    ];
+    for change in beside {
+        peft(|f| change(f)).unwrap();
+        let message = refused(|f| {
+            change(f);
+            f.config[FIELD] = json!([5, 6]);
+        });
+        assert!(
+            message.ends_with("only LoRA on linear layers can start at an invocation sequence"),
+            "{message}"
+        );
+    }
+}
+
 #[test]
 fn sources_are_told_apart() {
     let files = Peft::valid();
@@ -350,11 +389,14 @@ fn sources_are_told_apart() {
     let both = [("adapter_config.json", config.clone()), ("adapter_model.safetensors", files.weights())];
     assert_eq!(Adapter::open(memory(both.to_vec())).unwrap().edits.len(), 1);
     let message = |source: Source| Adapter::open(source).unwrap_err().to_string();
-    let bin = [("adapter_config.json", config), ("adapter_model.bin", Bytes::new(vec![1u8]))];
-    assert!(
-        message(memory(bin.to_vec()))
-            .contains("adapter_model.bin is not supported: convert it to safetensors")
-    );
+    // Safetensors come first; what `torch.save` wrote is told by its first bytes.
+    let bin = std::fs::read(golden("../torch/lora.bin")).unwrap();
+    let lora = Bytes::new(std::fs::read(golden("lora").join("adapter_config.json")).unwrap());
+    let bin = [("adapter_config.json", lora), ("adapter_model.bin", Bytes::new(bin))];
+    assert_eq!(Adapter::open(memory(bin.to_vec())).unwrap().edits.len(), 6);
+    let none = [("adapter_config.json", config), ("adapter_model.bin", Bytes::new(b"PK\x03\x04".to_vec()))];
+    assert!(message(memory(none.to_vec())).contains("the end of the zip directory"));
+    assert_eq!(Adapter::open(memory([&both[..], &none[1..]].concat())).unwrap().edits.len(), 1);
     assert!(message(memory(both[..1].to_vec())).contains("expected adapter_config.json beside it"));
     assert!(message(Source::Bytes(files.weights())).contains("expected adapter_config.json beside it"));
     assert!(message(golden("base").into()).contains("expected file adapter_config.json, found none"));
@@ -375,16 +417,25 @@ fn misfits_name_the_site() {
     let adapter = Adapter::open(golden("lora_all")).unwrap();
     let message =
         |change: &dyn Fn(Site) -> Option<Shape>| check::fits(&adapter, change).unwrap_err().to_string();
-    assert_eq!(message(&|_| None), "the adapter changes layer 0 q, which the base does not have");
+    let key = |part| format!("(base_model.model.model.layers.0.self_attn.q_proj.lora_{part}.weight)");
+    let both = key("A").replace(')', ", ") + &key("B")[1..];
+    assert_eq!(
+        message(&|_| None),
+        format!("the adapter changes layer 0 q, which the base does not have {both}")
+    );
     let taller = |site| base_shape(site).map(|s| Shape { outputs: s.outputs + 1, ..s });
-    assert_eq!(message(&taller), "adapter at layer 0 q, B: the base expects [129, 5], found [128, 5]");
+    let expected = format!("adapter at layer 0 q, B: the base expects [129, 5], found [128, 5] {}", key("B"));
+    assert_eq!(message(&taller), expected);
     let wider = |site| base_shape(site).map(|s| Shape { inputs: s.inputs + 1, ..s });
-    assert_eq!(message(&wider), "adapter at layer 0 q, A: the base expects [5, 129], found [5, 128]");
+    let expected = format!("adapter at layer 0 q, A: the base expects [5, 129], found [5, 128] {}", key("A"));
+    assert_eq!(message(&wider), expected);
     let named = Adapter { base_model: Some("other/\nbase".to_owned()), ..adapter.clone() };
     assert_eq!(
         check::fits(&named, |_| None).unwrap_err().to_string(),
-        "the adapter changes layer 0 q, which the base does not have; \
-         the adapter says that it was trained on \"other/\\nbase\""
+        format!(
+            "the adapter changes layer 0 q, which the base does not have {both}; \
+             the adapter says that it was trained on \"other/\\nbase\""
+        )
     );
     // The shapes of the real base.
     let base = HfModel::load(&golden("base").as_path().into()).unwrap();
@@ -457,7 +508,11 @@ fn gguf_files_are_read_as_llama_cpp_reads_them() {
         with_key("adapter.lora.magic", Value::U8(1)),
         "adapter field adapter.lora.magic = u8 is not understood"
     );
-    assert!(with_key("adapter.alora.invocation_tokens", Value::U8(1)).contains("is not supported"));
+    const INVOCATION: &str = "adapter.alora.invocation_tokens";
+    assert!(with_key(INVOCATION, Value::U8(1)).contains(INVOCATION));
+    let alora = [&keys[..], &[(INVOCATION, Value::Array(Array::U32(vec![5, 6])))]].concat();
+    assert_eq!(gguf(&alora, &pair).unwrap().invocation, [5, 6]);
+    assert!(gguf(&keys, &pair).unwrap().invocation.is_empty());
     for (i, field) in [(1, "general.type"), (2, "adapter.type")] {
         let mut keys = keys.clone();
         keys[i].1 = text("other");
