@@ -118,7 +118,7 @@ pub struct Adapter {
     pub invocation: Vec<u32>,
     /// The tensors of the file, for messages only.
     pub keys: Vec<Key>,
-    /// The tokenizer that lies in the directory of an adapter that changes the embedding: it may have tokens of its own.
+    /// The tokenizer that lies in the directory of an adapter that replaces the embedding or rows of it: it may have tokens of its own.
     pub text: Option<TextFiles>,
 }
 

@@ -62,7 +62,7 @@ fn directory(source: &Source) -> Result<Adapter, Error> {
     for name in WEIGHTS {
         if let Some(weights) = source.file(name)? {
             let mut adapter = by_kind(&config, weights)?;
-            if adapter.edits.iter().any(|edit| edit.site == Site::Embedding) {
+            if adapter.edits.iter().any(|edit| edit.site == Site::Embedding && edit.change.is_whole()) {
                 adapter.text = text(source)?;
             }
             return Ok(adapter);

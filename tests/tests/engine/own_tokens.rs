@@ -12,9 +12,14 @@ use crate::{ask, load};
 
 /// A tokenizer of one character for each of the base's tokens, and more.
 fn tokenizer(more: &[&str]) -> Value {
+    after(512, more)
+}
+
+/// A tokenizer of so many characters, and more.
+fn after(characters: u32, more: &[&str]) -> Value {
     let character = |id: u32| char::from_u32(0x61 + id).unwrap().to_string();
-    let vocabulary: serde_json::Map<_, _> = (0..512).map(|id| (character(id), id.into())).collect();
-    let added = more.iter().zip(512..).map(|(content, id)| {
+    let vocabulary: serde_json::Map<_, _> = (0..characters).map(|id| (character(id), id.into())).collect();
+    let added = more.iter().zip(characters..).map(|(content, id)| {
         json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
                "normalized": false, "special": false})
     });
@@ -30,7 +35,11 @@ fn directory(folder: &Path, names: [&str; 2], tokenizer: &Value) -> Source {
 }
 
 fn base() -> Engine {
-    let source = directory(&golden("adapters/base"), ["config.json", "model.safetensors"], &tokenizer(&[]));
+    base_with(&tokenizer(&[]))
+}
+
+fn base_with(tokenizer: &Value) -> Engine {
+    let source = directory(&golden("adapters/base"), ["config.json", "model.safetensors"], tokenizer);
     Engine::open(source, EngineOptions { threads: 1, ..EngineOptions::default() }).unwrap()
 }
 
@@ -90,6 +99,25 @@ fn tokens_of_an_adapter_are_read_written_and_chosen() {
         refused(request("ab".into(), &[("lora_embed_head", 1.0), ("own", 1.0)])),
         "adapters \"own\" and \"lora_embed_head\": the one has tokens of its own, so no other may change embedding or head"
     );
+}
+
+/// Rows that the base has and its tokenizer does not use can get a meaning, too.
+#[test]
+fn tokens_may_take_unused_rows() {
+    let engine = base_with(&after(510, &[]));
+    let names = ["adapter_config.json", "adapter_model.safetensors"];
+    let trained = directory(&golden("adapters/lora_trainable_tokens"), names, &after(510, &["<x>", "<y>"]));
+    engine.load_adapter("trained", trained).unwrap();
+    let request = |prompt: Prompt, adapters: &[(&str, f32)]| Request { prompt, ..ask(1, 4, adapters) };
+    let trained = [("trained", 1.0)];
+    let from_text = answer(&engine, request("ab<y>".into(), &trained));
+    assert_eq!(from_text, answer(&engine, request(vec![0, 1, 511].into(), &trained)));
+    assert_eq!(from_text.2, [512; 4]);
+    let sampling = Options { logit_bias: vec![(510, 1e9)], ..Options::default() };
+    let text = |adapters| {
+        answer(&engine, Request { sampling: sampling.clone(), ..request("ab".into(), adapters) }).1
+    };
+    assert_eq!((text(&trained).as_str(), text(&[]).as_str()), ("<x><x><x><x>", ""));
 }
 
 /// A request with an adapter's tokens beside one without: each has the logits that it has alone.
