@@ -7,9 +7,9 @@ use super::isa::{GROUP, Kernel, LANES, Simd};
 use super::{Cpu, team::Team};
 
 /// Bytes that a read measurement goes over: more than any cache keeps.
-const READ_BYTES: usize = 256 << 20;
+const READ_BYTES: usize = 1 << 30;
 
-/// Bytes per second that the team reads from memory: best of `rounds` passes over 256 MiB.
+/// Bytes per second that the team reads from memory: best of `rounds` passes over 1 GiB.
 pub fn read_bytes_per_second(cpu: &mut Cpu, rounds: usize) -> f64 {
     struct Sum<'a>(&'a [[f32; LANES]]);
     impl Kernel for Sum<'_> {
