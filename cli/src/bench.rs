@@ -46,8 +46,12 @@ pub fn bench(arguments: &Bench) -> Result<(), Failure> {
     let threads = engine.options().threads;
     let isa = Isa::named(engine.isa()).unwrap_or_else(Isa::best);
     let mut cpu = Cpu::new(threads, isa).map_err(Failure::io("starting threads"))?;
-    let mut limits =
-        || (limits::read_bytes_per_second(&mut cpu, 3), limits::multiply_operations_per_second(&mut cpu, 3));
+    let mut limits = || {
+        (
+            limits::Memory::new().bytes_per_second(&mut cpu, 3),
+            limits::multiply_operations_per_second(&mut cpu, 3),
+        )
+    };
     let before = limits();
     forget_peak_memory();
     let mut prefill = Vec::new();
