@@ -206,12 +206,15 @@ fn load_adapters(engine: &Engine, arguments: &Bench) -> Result<Vec<Vec<(String, 
         engine.load_adapter(&name, path.as_path())?;
         common.push((name, 1.0));
     }
-    let count = arguments.random_adapters.map_or(0, |random| random.count);
-    if let Some(random) = arguments.random_adapters {
-        for i in 0..count {
-            engine.load_adapter(&format!("random {i}"), random_lora(engine, random, i)?)?;
+    let load = |kind: &str, random: Option<CountRank>| -> Result<usize, Failure> {
+        let Some(random) = random else { return Ok(0) };
+        for i in 0..random.count {
+            engine.load_adapter(&format!("{kind} {i}"), random_lora(engine, random, i)?)?;
         }
-    }
+        Ok(random.count)
+    };
+    load("unused", arguments.unused_adapters)?;
+    let count = load("random", arguments.random_adapters)?;
     let stack = |sequence: usize| {
         let random = (count > 0).then(|| (format!("random {}", sequence % count.max(1)), 1.0));
         common.iter().cloned().chain(random).collect()

@@ -71,15 +71,14 @@ impl Cpu {
         }
     }
 
-    /// Computes `scale z` of all Kronecker products into `low`, behind its first `end` values, and puts where each begins
-    /// into `places`; gives how many values there are then. With `x` as `X [c, d]`: first `T = R X^T [b, c]`, then
+    /// Computes `scale z` of all Kronecker products into `low` and puts where each begins into `places`; gives how many values
+    /// there are. With `x` as `X [c, d]`: first `T = R X^T [b, c]`, then
     /// `Z = L T^T [a, b]`, every sum in the order of [`Matrix::multiply`].
     pub(super) fn kronecker(
         &mut self,
         x: &Rows,
         outputs: &[Output<'_, Self>],
         places: &mut [Vec<usize>],
-        end: usize,
     ) -> usize {
         let (mut products, mut inner, mut outer) = (Vec::new(), 0, 0);
         for (output, places) in outputs.iter().zip(places.iter_mut()) {
@@ -102,18 +101,18 @@ impl Cpu {
             }
         }
         if products.is_empty() {
-            return end;
+            return 0;
         }
         for (output, places) in outputs.iter().zip(places.iter_mut()) {
             for (graft, place) in output.grafts.iter().zip(places) {
                 if matches!(graft.change, Change::Kronecker { .. }) {
-                    *place += end + inner;
+                    *place += inner;
                 }
             }
         }
         let isa = self.isa;
-        let low = self.low.slice::<f32>(end + inner + outer);
-        let (t_all, z_all) = low[end..].split_at_mut(inner);
+        let low = self.low.slice::<f32>(inner + outer);
+        let (t_all, z_all) = low.split_at_mut(inner);
         let cuts = |p: &Product<'_>| (0..p.rows.len()).step_by(ROWS).chain([p.rows.len()]).collect();
 
         let (mut grids, mut rest) = (Vec::with_capacity(products.len()), &mut *t_all);
@@ -177,7 +176,7 @@ impl Cpu {
                 }
             }
         });
-        end + inner + outer
+        inner + outer
     }
 }
 
