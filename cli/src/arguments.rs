@@ -194,7 +194,7 @@ pub struct Bench {
     /// Give each sequence one of COUNT synthetic LoRAs of rank RANK on every linear layer
     #[arg(long, value_name = "COUNT:RANK")]
     pub random_adapters: Option<CountRank>,
-    /// Load COUNT synthetic LoRAs of rank RANK that no sequence uses
+    /// Measure too what COUNT synthetic LoRAs of rank RANK cost that are loaded, but used by no sequence
     #[arg(long, value_name = "COUNT:RANK")]
     pub unused_adapters: Option<CountRank>,
     /// One JSON object
