@@ -38,6 +38,25 @@ pub enum Prompt {
     Tokens(Vec<u32>),
     /// A conversation, rendered by the model's chat template; what users say never becomes special tokens.
     Chat(Box<ChatInput>),
+    /// One after the other, with virtual tokens of adapters between them.
+    Parts(Vec<Part>),
+}
+
+/// A part of a prompt.
+#[derive(Clone, Debug)]
+pub enum Part {
+    /// Text in which special tokens are recognised. It is tokenized as if special tokens stood where other parts do.
+    Text(String),
+    /// Tokens, as they are.
+    Tokens(Vec<u32>),
+    /// Virtual tokens of a loaded adapter, at this place; whether [`Request::adapters`] names it too, which puts all of them
+    /// before the prompt, does not matter.
+    Virtual {
+        /// The adapter's name.
+        adapter: String,
+        /// How many of them, from the first; `None` for all.
+        first: Option<usize>,
+    },
 }
 
 impl From<&str> for Prompt {
@@ -62,6 +81,12 @@ impl From<Vec<Message>> for Prompt {
 impl From<Vec<u32>> for Prompt {
     fn from(tokens: Vec<u32>) -> Self {
         Self::Tokens(tokens)
+    }
+}
+
+impl From<Vec<Part>> for Prompt {
+    fn from(parts: Vec<Part>) -> Self {
+        Self::Parts(parts)
     }
 }
 
