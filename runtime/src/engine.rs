@@ -278,9 +278,9 @@ impl Engine {
 
     fn accept(&self, request: Request, route: Route) -> Result<RequestId, Error> {
         self.mail.check_open()?;
+        let stack = self.registry.stack(&request.adapters, request.prompt.placed())?;
         let Tokens { tokens, places, new_text } = Text::tokens_of(self.text.as_ref(), request.prompt)?;
-        let stack = self.registry.stack(&request.adapters, &places)?;
-        let tokens = self.sequence(&stack, &tokens, &places)?;
+        let tokens = self.sequence(&stack, &tokens, &places, self.config().context)?;
         let most_tokens = self.most_tokens(tokens.len(), request.max_tokens)?;
         let mut end_tokens = request.stop_tokens;
         if !request.ignore_eos {
@@ -334,24 +334,27 @@ impl Engine {
         Ok(text.tokenizer().decode(tokens))
     }
 
-    /// What stands at the positions of a prompt under a stack.
-    fn sequence(&self, stack: &Stack, prompt: &[u32], places: &[Place]) -> Result<Vec<u32>, Error> {
+    /// What stands at the positions of a prompt under a stack, fewer than `limit`.
+    fn sequence(
+        &self,
+        stack: &Stack,
+        prompt: &[u32],
+        places: &[Place],
+        limit: usize,
+    ) -> Result<Vec<u32>, Error> {
         if prompt.is_empty() {
             return Err(Error::EmptyPrompt);
         }
         self.check_tokens("prompt", prompt.iter().copied())?;
-        stack.sequence(prompt, places, self.model.config().context)
+        stack.sequence(prompt, places, limit)
     }
 
-    /// Positions at which a sequence that starts with `found` ends; an error if it cannot start.
+    /// Positions at which a sequence that starts with `found`, fewer than the context's, ends; an error if it cannot start.
     fn most_tokens(&self, found: usize, answer: Option<usize>) -> Result<usize, Error> {
         let config = self.model.config();
         if answer == Some(0) {
             let found = "0".to_owned();
             return Err(Error::Option { option: "max_tokens", expected: "1 or more", found });
-        }
-        if found >= config.context {
-            return Err(Error::TooLong { context: config.context, found });
         }
         let room = self.kv_pages.saturating_mul(PAGE);
         let most = match answer {
@@ -498,9 +501,9 @@ impl Engine {
         adapters: &[(String, f32)],
         kv: Format,
     ) -> Result<Vec<f32>, Error> {
-        let stack = self.registry.stack(adapters, &[])?;
+        let stack = self.registry.stack(adapters, std::iter::empty())?;
         EngineOptions { kv_format: kv, ..self.options.clone() }.check()?;
-        let sequence = self.sequence(&stack, tokens, &[])?;
+        let sequence = self.sequence(&stack, tokens, &[], self.config().context + 1)?;
         self.turn()?.runner.score(&sequence, &stack, kv, self.options.prefill_chunk)
     }
 }

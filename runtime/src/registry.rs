@@ -13,7 +13,6 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use graftwork_adapters::{Kind, Site};
 
 use crate::Error;
-use crate::sequence::Place;
 
 /// Identifies one loaded adapter: unique in the process, never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -234,8 +233,13 @@ impl Registry {
         self.lock().get(name).map(info).ok_or_else(|| no_adapter(name))
     }
 
-    /// The stack of these adapters as they are now, and of those at `places`. One with weight 0 changes nothing and is left out.
-    pub fn stack(&self, adapters: &[(String, f32)], places: &[Place]) -> Result<Stack, Error> {
+    /// The stack of these adapters as they are now, and of those that a prompt places. One with weight 0 changes nothing and is
+    /// left out.
+    pub fn stack<'a>(
+        &self,
+        adapters: &[(String, f32)],
+        placed: impl Iterator<Item = &'a str>,
+    ) -> Result<Stack, Error> {
         let loaded = self.lock();
         let mut stack = Vec::with_capacity(adapters.len());
         for (name, weight) in adapters {
@@ -256,7 +260,7 @@ impl Registry {
                 stack.push((adapter.clone(), *weight));
             }
         }
-        for Place { adapter: name, .. } in places {
+        for name in placed {
             let adapter = loaded.get(name).ok_or_else(|| no_adapter(name))?;
             if !stack.iter().any(|(other, _)| Arc::ptr_eq(other, adapter)) {
                 stack.push((adapter.clone(), 0.0));

@@ -4,6 +4,8 @@
 //! in order, from numbers that no vocabulary reaches. So a list of numbers says all about a sequence under its stack: what is to
 //! be computed, and which cached pages it may share.
 
+use graftwork_kernels::tensor::reserved;
+
 use crate::Error;
 use crate::registry::{Loaded, Prepared, Stack};
 
@@ -93,14 +95,14 @@ impl Stack {
     /// The sequence that starts with `prompt`: given positions, then virtual tokens, then the prompt with those that it places.
     ///
     /// # Errors
-    /// A place whose adapter has no virtual tokens, or not as many; more than `context` positions.
-    pub fn sequence(&self, prompt: &[u32], places: &[Place], context: usize) -> Result<Vec<u32>, Error> {
+    /// A place whose adapter has no virtual tokens, or not as many; `limit` positions or more; no memory.
+    pub fn sequence(&self, prompt: &[u32], places: &[Place], limit: usize) -> Result<Vec<u32>, Error> {
         let mut found = prompt.len();
         let mut run = |base: u32, first: usize, count: usize| {
             found = found.saturating_add(count);
             let end = first.saturating_add(count);
-            if end > MOST || found > context {
-                return Err(Error::TooLong { context, found: found.max(end) });
+            if end > MOST || found >= limit {
+                return Err(Error::TooLong { context: limit, found: found.max(end) });
             }
             Ok(base + first as u32..base + end as u32)
         };
@@ -126,7 +128,10 @@ impl Stack {
             }
             runs.push((*at, run(VIRTUAL, first, count)?));
         }
-        let mut sequence = Vec::with_capacity(found);
+        if found >= limit {
+            return Err(Error::TooLong { context: limit, found });
+        }
+        let mut sequence = reserved(found).map_err(Error::Memory)?;
         let mut done = 0;
         for (at, run) in runs {
             sequence.extend_from_slice(&prompt[done..at]);

@@ -111,15 +111,22 @@ impl Text {
     /// The tokens of parts. What the model expects before every prompt comes first if there is text, unless the tokens start
     /// with it themselves.
     fn tokens_of_parts(text: Option<&Self>, parts: Vec<Part>) -> Result<Tokens, Error> {
-        let (mut tokens, mut places, mut prefix) = (Vec::new(), Vec::new(), None);
-        for part in parts {
+        let texts: Vec<&str> = parts.iter().filter_map(Part::text).collect();
+        let (mut encoded, prefix) = match (text, texts.is_empty()) {
+            (_, true) => (Vec::new(), None),
+            (None, false) => return Err(Error::NoTokenizer),
+            (Some(Self { tokenizer, .. }), false) => {
+                (tokenizer.encode_parts(&texts)?, Some(tokenizer.prefix()))
+            }
+        };
+        let mut encoded = encoded.drain(..);
+        let (mut tokens, mut places) = (Vec::new(), Vec::new());
+        for part in &parts {
             match part {
-                Part::Tokens(part) => tokens.extend(part),
-                Part::Virtual { adapter, first } => places.push(Place { at: tokens.len(), adapter, first }),
-                Part::Text(part) => {
-                    let tokenizer = &text.ok_or(Error::NoTokenizer)?.tokenizer;
-                    tokens.extend(tokenizer.encode(&part, Specials::Recognise)?);
-                    prefix = Some(tokenizer.prefix());
+                Part::Text(_) => tokens.extend(encoded.next().unwrap_or_default()),
+                Part::Tokens(part) => tokens.extend_from_slice(part),
+                Part::Virtual { adapter, first } => {
+                    places.push(Place { at: tokens.len(), adapter: adapter.clone(), first: *first });
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use graftwork::tokenize::Specials;
 use graftwork::{
     Bytes, Engine, EngineOptions, Error, Event, Format, Part, Request, RequestId, Source, sample,
 };
@@ -273,6 +274,45 @@ fn prefixes_survive_rounding() {
     }
 }
 
+/// Text around virtual tokens is tokenized as around special ones; BOS comes before the first part, once.
+#[test]
+fn parts_may_be_text() {
+    let file = |name: &str, path: &str| (name.to_owned(), Bytes::new(std::fs::read(golden(path)).unwrap()));
+    let all = vec![
+        file("config.json", "adapters/base/config.json"),
+        file("model.safetensors", "adapters/base/model.safetensors"),
+        file("tokenizer.json", "text/spm-first.tokenizer.json"),
+    ];
+    let engine = Engine::open(Source::files(all).unwrap(), options()).unwrap();
+    engine.load_adapter("prompt", golden("adapters/prompt_tuning")).unwrap();
+    let tokenizer = engine.text().unwrap().tokenizer();
+    // Of tokens that this model has.
+    let (one, two) = ("they do", "user is the");
+    let ids = tokenizer.encode_parts(&[one, two]).unwrap();
+    let prefix = tokenizer.prefix().to_vec();
+    assert!(prefix.len() == 1 && ids[1] != tokenizer.encode(two, Specials::Recognise).unwrap());
+    let text = |text: &str| Part::Text(text.to_owned());
+    let tokens = |parts: &[&[u32]]| Part::Tokens(parts.concat());
+    let spring = || placed("prompt", Some(4));
+    let cases = [
+        (
+            vec![text(one), spring(), text(two)],
+            vec![tokens(&[&prefix, &ids[0]]), spring(), tokens(&[&ids[1]])],
+        ),
+        (vec![spring(), text(one)], vec![tokens(&[&prefix]), spring(), tokens(&[&ids[0]])]),
+        (
+            vec![tokens(&[&prefix, &[9]]), spring(), text(one)],
+            vec![tokens(&[&prefix, &[9]]), spring(), tokens(&[&ids[0]])],
+        ),
+        (vec![tokens(&[&[9]]), spring()], vec![tokens(&[&[9]]), spring()]),
+    ];
+    let (asked, same): (Vec<_>, Vec<_>) = cases.into_iter().unzip();
+    let [asked, same] =
+        [asked, same].map(|all| all.into_iter().map(|parts| with(&[], parts)).collect::<Vec<_>>());
+    let (found, expected) = (ask(&engine, &asked), ask(&engine, &same));
+    assert!(found == expected && found[0] != found[1] && found[1] != found[2]);
+}
+
 /// What is put before the prompt takes positions: of the context, of the cache, and of the batch's rows as far as computed.
 #[test]
 fn what_comes_before_the_prompt_takes_room() {
@@ -296,7 +336,7 @@ fn what_comes_before_the_prompt_takes_room() {
         assert_eq!(refused(&[name], 80, 10).as_deref(), Some(message));
         assert!(engine.logits(&tokens(0, 472), &stack(&[name])).is_ok());
         let error = engine.logits(&tokens(0, 473), &stack(&[name])).unwrap_err();
-        assert!(matches!(error, Error::TooLong { found: 513, .. }), "{error}");
+        assert!(matches!(error, Error::TooLong { context: 513, found: 513 }), "{error}");
         let message = "expected a prompt of fewer than 512 tokens, the model's context; found 512";
         assert_eq!(refused(&[name], 472, 1).as_deref(), Some(message));
     }
