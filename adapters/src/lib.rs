@@ -308,8 +308,9 @@ impl Adapter {
     ///
     /// The container decides: a directory is PEFT's (`adapter_config.json`, `adapter_model.safetensors`), a file
     /// that starts with `GGUF` is a GGUF LoRA, any other file is safetensors with its `adapter_config.json` in
-    /// the same directory, or with nothing but the virtual tokens of a prompt ([`prompt::BARE`]). Files up to [`file::SMALL`] bytes are read into memory and checked
-    /// whole (every value finite); larger ones are mapped and checked for names and shapes.
+    /// the same directory, or with nothing but virtual tokens ([`prompt::BARE`]). Files up to [`file::SMALL`] bytes
+    /// are read into memory and checked whole (every value finite); larger ones are mapped and checked for names
+    /// and shapes.
     ///
     /// # Errors
     /// Whatever is malformed or not understood, naming the file, tensor or field: an adapter is never applied in part.

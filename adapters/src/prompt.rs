@@ -2,8 +2,8 @@
 //!
 //! The file holds one tensor, `prompt_embeddings [num_virtual_tokens, token_dim]`. Also read without a configuration, from a
 //! safetensors file with a single matrix `[tokens, width]` called as one of [`BARE`]: tokens that were added to an embedding
-//! and trained (SPRING, Zhu et al., arXiv 2405.19670), and soft prompts ([`task_prompts`]). (Lester et al., arXiv 2104.08691;
-//! peft's `prompt_tuning/model.py`.)
+//! and trained (Zhu et al., "One Token Can Help", `DaoD/SPRING`), and soft prompts ([`task_prompts`]). (Lester et al., arXiv
+//! 2104.08691; peft's `prompt_tuning/model.py`.)
 
 use std::io;
 

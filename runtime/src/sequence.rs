@@ -101,7 +101,7 @@ impl Stack {
         let mut run = |base: u32, first: usize, count: usize| {
             found = found.saturating_add(count);
             let end = first.saturating_add(count);
-            if end > MOST || found >= limit {
+            if end >= MOST || found >= limit {
                 return Err(Error::TooLong { context: limit, found: found.max(end) });
             }
             Ok(base + first as u32..base + end as u32)

@@ -274,6 +274,42 @@ fn prefixes_survive_rounding() {
     }
 }
 
+/// What comes before virtual tokens in a prompt is the base's: pages of it are shared with requests without them, and with
+/// others' in their place; pages from there on are each their own.
+#[test]
+fn pages_before_placed_tokens_are_shared() {
+    let engine = Engine::open(golden("adapters/base"), options()).unwrap();
+    engine.load_adapter("one", bare(&random(40, 0.1, 40, WIDTH))).unwrap();
+    engine.load_adapter("two", bare(&random(41, 0.1, 40, WIDTH))).unwrap();
+    engine.load_adapter("lora", golden("adapters/lora")).unwrap();
+    let (passages, question) = (tokens(0, 100), tokens(1, 30));
+    let part = |tokens: &[u32]| Part::Tokens(tokens.to_vec());
+    let with_ref = |name: &str, first| vec![part(&passages), placed(name, first), part(&question)];
+    let alone = EngineOptions { keep_prefixes: false, ..options() };
+    let alone = Engine::open(golden("adapters/base"), alone).unwrap();
+    alone.load_adapter("one", bare(&random(40, 0.1, 40, WIDTH))).unwrap();
+    alone.load_adapter("two", bare(&random(41, 0.1, 40, WIDTH))).unwrap();
+    alone.load_adapter("lora", golden("adapters/lora")).unwrap();
+    // Rows that are spared: pages of 32, of 100 tokens and 174 or 134 positions in all, the answers' among them.
+    let cases = [
+        (with(&[], [&passages[..], &question].concat()), 0),
+        (with(&[], with_ref("one", None)), 96),
+        (with(&[], with_ref("one", None)), 160),
+        (with(&[], with_ref("two", None)), 96),
+        (with(&[], with_ref("one", Some(3))), 96),
+        (with(&["lora"], with_ref("one", None)), 0),
+        (with(&["lora"], with_ref("two", None)), 96),
+        (with(&["one"], passages.clone()), 0),
+        (with(&["two"], passages.clone()), 0),
+    ];
+    for (case, (request, spared)) in cases.into_iter().enumerate() {
+        let before = engine.counters().reused_rows;
+        let request = [request];
+        assert!(ask(&engine, &request) == ask(&alone, &request), "case {case}");
+        assert_eq!(engine.counters().reused_rows - before, spared, "case {case}");
+    }
+}
+
 /// Text around virtual tokens is tokenized as around special ones; BOS comes before the first part, once.
 #[test]
 fn parts_may_be_text() {

@@ -252,7 +252,8 @@ fn resize<B: Backend>(
     b.resize(v, rows)
 }
 
-/// Stores the keys and values that adapters give for a layer: by way of `k` and `v`, which have the batch's rows before and after.
+/// Stores the keys and values that adapters give for a layer, by way of `k` and `v`, which have the batch's rows before and
+/// after.
 fn give<B: Backend>(
     b: &mut B,
     (cache, layer): (&mut B::Cache, usize),
