@@ -3,7 +3,8 @@
 use crate::{Adapter, Change, Error, Factor, Site};
 use graftwork_kernels::Tensor;
 
-/// The shape of a site of the base, `[outputs, inputs]`: a linear layer's, `[vocabulary, width]`, `[1, width]` of a norm.
+/// The shape of a site of the base, `[outputs, inputs]`: a linear layer's, `[vocabulary, width]`, `[1, width]` of a norm
+/// and of the prompt, `[layers, width of keys]` of the prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// Rows of the weight.
@@ -50,6 +51,17 @@ fn edits_fit(adapter: &Adapter, shape: impl Fn(Site) -> Option<Shape>) -> Result
                 if let Some(token) = tokens.last().filter(|&&token| token as usize >= outputs) {
                     let (expected, found) = (format!("below {outputs}"), token.to_string());
                     return Err(Error::Misfit { site, part: "a token", expected, found });
+                }
+            }
+            Change::VirtualTokens { rows } => {
+                part(site, "virtual tokens", rows, [rows.rows(), inputs])?;
+            }
+            Change::Prefix { rows, layers } => {
+                let width = 2 * outputs * inputs;
+                if (*layers, rows.cols()) != (outputs, width) {
+                    let expected = format!("{outputs} layers of [_, {}]", 2 * inputs);
+                    let found = format!("{layers} layers in [{}, {}]", rows.rows(), rows.cols());
+                    return Err(Error::Misfit { site, part: "keys and values", expected, found });
                 }
             }
             Change::OutputScale { values } => part(site, "output scale", values, [1, outputs])?,

@@ -34,9 +34,12 @@ mod lora;
 pub mod lora_gguf;
 mod names;
 mod open;
+mod p_tuning;
 mod parts;
 mod pattern;
 mod peft;
+mod prefix;
+pub mod prompt;
 pub mod rows;
 mod shira;
 mod site;
@@ -97,6 +100,12 @@ kinds! {
     Ia3 = "ia3", "IA3", ia3;
     /// The weights of norms, replaced.
     LnTuning = "ln_tuning", "LN_TUNING", ln_tuning;
+    /// Virtual tokens before the prompt.
+    PromptTuning = "prompt_tuning", "PROMPT_TUNING", prompt;
+    /// Virtual tokens that a small network made.
+    PTuning = "p_tuning", "P_TUNING", p_tuning;
+    /// Keys and values before the prompt.
+    PrefixTuning = "prefix_tuning", "PREFIX_TUNING", prefix;
 }
 
 /// A loaded adapter: changes at named sites of a model, checked for everything that can be checked
@@ -208,6 +217,20 @@ pub enum Change {
         /// The new rows, `[tokens, width]`.
         rows: Tensor,
     },
+    /// Virtual tokens with these embeddings come before the prompt, or stand where a request places them.
+    VirtualTokens {
+        /// `[tokens, width]`.
+        rows: Tensor,
+    },
+    /// Positions with these keys and values come before all others: in row `p`, `K_l[p]` is piece `2 l` and `V_l[p]` piece
+    /// `2 l + 1` of equal pieces `[key-value heads * head dimension]`. Keys are not rotated; their order within a head is
+    /// the adapter's [`RowOrder`].
+    Prefix {
+        /// `[positions, 2 * layers * key-value heads * head dimension]`.
+        rows: Tensor,
+        /// How many layers they are for.
+        layers: usize,
+    },
 }
 
 /// A matrix, whole or as a product.
@@ -249,7 +272,10 @@ impl Factor {
 impl Change {
     /// Whether it can only be there or not: then the weight of a request is 0 or 1.
     pub fn is_whole(&self) -> bool {
-        matches!(self, Self::Replace { .. } | Self::Rows { .. })
+        matches!(
+            self,
+            Self::Replace { .. } | Self::Rows { .. } | Self::VirtualTokens { .. } | Self::Prefix { .. }
+        )
     }
 
     /// The tensors that it holds, as in the file.
@@ -267,7 +293,9 @@ impl Change {
             | Self::OutputScale { values }
             | Self::InputScale { values }
             | Self::Replace { weight: values }
-            | Self::Rows { rows: values, .. } => vec![values],
+            | Self::Rows { rows: values, .. }
+            | Self::VirtualTokens { rows: values }
+            | Self::Prefix { rows: values, .. } => vec![values],
             Self::Shared { a, b, inner, outer } => vec![a, b, inner, outer],
             Self::Hadamard { first, second, .. } => vec![&first.0, &first.1, &second.0, &second.1],
             Self::Kronecker { left, right, .. } => [factor(left), factor(right)].concat(),
@@ -280,8 +308,9 @@ impl Adapter {
     ///
     /// The container decides: a directory is PEFT's (`adapter_config.json`, `adapter_model.safetensors`), a file
     /// that starts with `GGUF` is a GGUF LoRA, any other file is safetensors with its `adapter_config.json` in
-    /// the same directory. Files up to [`file::SMALL`] bytes are read into memory and checked
-    /// whole (every value finite); larger ones are mapped and checked for names and shapes.
+    /// the same directory, or with nothing but virtual tokens ([`prompt::BARE`]). Files up to [`file::SMALL`] bytes
+    /// are read into memory and checked whole (every value finite); larger ones are mapped and checked for names
+    /// and shapes.
     ///
     /// # Errors
     /// Whatever is malformed or not understood, naming the file, tensor or field: an adapter is never applied in part.

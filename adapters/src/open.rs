@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::file::{self, SMALL, gguf, open_bytes};
 use crate::parts::Reader;
 use crate::peft::{self, Config};
-use crate::{Adapter, Error, Kind, RowOrder, Source, lora_gguf};
+use crate::{Adapter, Error, Kind, RowOrder, Source, lora_gguf, prompt};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
@@ -31,7 +31,7 @@ fn bare(name: &str, bytes: Bytes) -> Result<Adapter, Error> {
     if bytes.starts_with(gguf::MAGIC) {
         return lora_gguf::from_gguf(bytes);
     }
-    Err(Error::NoConfig { file: name.to_owned() })
+    prompt::bare(bytes)?.ok_or_else(|| Error::NoConfig { file: name.to_owned() })
 }
 
 /// A file on disk.
@@ -43,7 +43,7 @@ fn file(path: &Path, copy_up_to: u64) -> Result<Adapter, Error> {
     let beside = Source::Path { path: path.parent().unwrap_or(Path::new("")).to_owned(), copy_up_to };
     match beside.json(CONFIG, peft::MAX_CONFIG)? {
         Some(config) => by_kind(&Config::new(config)?, bytes),
-        None => Err(Error::NoConfig { file: path.display().to_string() }),
+        None => bare(&path.display().to_string(), bytes),
     }
 }
 

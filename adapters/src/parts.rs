@@ -104,6 +104,14 @@ impl Reader {
         Ok(modules)
     }
 
+    /// Refuses every tensor but the one of this name.
+    pub fn only(&self, name: &str, expected: &'static str) -> Result<(), Error> {
+        match self.file.tensors().names().find(|&other| other != name) {
+            Some(other) => Err(Error::UnknownTensor { tensor: other.to_owned(), expected }),
+            None => Ok(()),
+        }
+    }
+
     /// Whether there is a tensor of this name.
     pub fn has(&self, name: &str) -> bool {
         self.file.tensors().get(name).is_some()

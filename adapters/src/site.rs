@@ -74,6 +74,10 @@ pub enum Site {
     Norm,
     /// The output head, `[vocabulary, width]`.
     Head,
+    /// The prompt, among whose tokens virtual ones are put: `[tokens, width]`.
+    Prompt,
+    /// The keys and values of positions before all others, `[positions, 2 * layers * width of keys]`.
+    Prefix,
 }
 
 impl Site {
@@ -97,6 +101,8 @@ impl fmt::Display for Site {
             Site::FfnNorm { layer } => write!(f, "layer {layer} feed-forward norm"),
             Site::Norm => f.write_str("last norm"),
             Site::Head => f.write_str("head"),
+            Site::Prompt => f.write_str("prompt"),
+            Site::Prefix => f.write_str("prefix"),
         }
     }
 }

@@ -7,7 +7,7 @@ use graftwork::EngineOptions;
 use graftwork_adapters::file::gguf::{self, Gguf};
 use graftwork_adapters::file::hf::HfModel;
 use graftwork_adapters::file::{Named, Safetensors, TensorInfo};
-use graftwork_adapters::{Adapter, Change, Factor, Site, Source};
+use graftwork_adapters::{Adapter, Change, Factor, Site, Source, prompt};
 use serde_json::{Value, json};
 
 use crate::arguments::Inspect;
@@ -89,13 +89,14 @@ impl Item {
     }
 }
 
-/// Whether this is an adapter: a PEFT directory or file, or a GGUF file that says so.
+/// Whether this is an adapter: a PEFT directory or file, bare virtual tokens, or a GGUF file that says so.
 fn is_adapter(path: &Path) -> Result<bool, Failure> {
     if path.is_dir() {
         return Ok(path.join("adapter_config.json").exists());
     }
     if is_safetensors(path) {
-        return Ok(path.with_file_name("adapter_config.json").exists());
+        let has_config = path.with_file_name("adapter_config.json").exists();
+        return Ok(has_config || prompt::is_bare(&Safetensors::open(path)?));
     }
     let file = Gguf::open(path)?;
     Ok(file.metadata().get::<&str>("general.type")? == Some("adapter"))
@@ -229,6 +230,17 @@ fn describe(change: &Change) -> (String, Value) {
             let value = json!({"change": "rows", "tokens": count, "format": format.name()});
             (format!("rows of {count} tokens, {format}"), value)
         }
+        Change::VirtualTokens { rows } => {
+            let (count, format) = (rows.rows(), rows.format());
+            let value = json!({"change": "virtual_tokens", "tokens": count, "format": format.name()});
+            (format!("{count} virtual tokens, {format}"), value)
+        }
+        Change::Prefix { rows, layers } => {
+            let (count, format) = (rows.rows(), rows.format());
+            let value =
+                json!({"change": "prefix", "positions": count, "layers": layers, "format": format.name()});
+            (format!("keys and values of {count} positions, {layers} layers, {format}"), value)
+        }
         Change::OutputScale { values } => {
             let format = values.format();
             (format!("output scale, {format}"), json!({"change": "output_scale", "format": format.name()}))
@@ -265,6 +277,6 @@ fn describe(change: &Change) -> (String, Value) {
 fn layer(site: Site) -> Option<usize> {
     match site {
         Site::Linear { layer, .. } | Site::AttentionNorm { layer } | Site::FfnNorm { layer } => Some(layer),
-        Site::Embedding | Site::Norm | Site::Head => None,
+        Site::Embedding | Site::Norm | Site::Head | Site::Prompt | Site::Prefix => None,
     }
 }

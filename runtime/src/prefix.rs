@@ -2,7 +2,8 @@
 //!
 //! Keys and values depend on every token before them and on the adapters, so a page may stand in only for
 //! one with the same tokens, the same page before it and the same stack: all three are its key, compared
-//! whole and never by a hash alone. What was computed is equal to the bit whoever computes it, so a request
+//! whole and never by a hash alone. An adapter whose virtual tokens a prompt places changes nothing before them, so
+//! pages before them are those of the stack without it. What was computed is equal to the bit whoever computes it, so a request
 //! cannot tell by its answer that it was spared the work.
 
 use std::collections::HashMap;
@@ -11,6 +12,7 @@ use graftwork_kernels::backend::PAGE;
 
 use crate::kv::{Chain, Pool};
 use crate::registry::{Generation, Stack};
+use crate::sequence::Entry;
 
 /// What comes before a page.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -21,9 +23,33 @@ enum Before {
     Page(u32),
 }
 
+/// What a page holds.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    before: Before,
+    numbers: [u32; PAGE],
+    /// The key of the stack, where it says what some of the numbers are; else empty.
+    stack: Vec<(Generation, u32)>,
+}
+
+impl Key {
+    fn new(stack: &Stack, before: Before, numbers: [u32; PAGE]) -> Self {
+        let all_tokens = numbers.iter().all(|&number| Entry::is_token(number));
+        let stack = if all_tokens { Vec::new() } else { stack.key().collect() };
+        Self { before, numbers, stack }
+    }
+}
+
+impl Before {
+    /// What comes before the first page under `stack`: those of its adapters that change something.
+    fn start(stack: &Stack) -> Self {
+        Self::Start(stack.key().filter(|&(_, weight)| f32::from_bits(weight) != 0.0).collect())
+    }
+}
+
 /// A page that is kept.
 struct Kept {
-    key: (Before, [u32; PAGE]),
+    key: Key,
     /// Kept pages that follow it.
     followers: usize,
     /// When it was last of use.
@@ -33,7 +59,7 @@ struct Kept {
 /// The pages that are kept.
 #[derive(Default)]
 pub struct Prefixes {
-    next: HashMap<(Before, [u32; PAGE]), u32>,
+    next: HashMap<Key, u32>,
     pages: HashMap<u32, Kept>,
     clock: u64,
 }
@@ -44,10 +70,10 @@ impl Prefixes {
     pub fn find(&mut self, stack: &Stack, tokens: &[u32]) -> Vec<u32> {
         self.clock += 1;
         let mut found = Vec::new();
-        let mut before = Before::Start(stack.key().collect());
+        let mut before = Before::start(stack);
         let whole = &tokens[..tokens.len().saturating_sub(1)];
         for &chunk in whole.as_chunks::<PAGE>().0 {
-            let Some(&page) = self.next.get(&(before, chunk)) else { break };
+            let Some(&page) = self.next.get(&Key::new(stack, before, chunk)) else { break };
             if let Some(kept) = self.pages.get_mut(&page) {
                 kept.used = self.clock;
             }
@@ -60,9 +86,9 @@ impl Prefixes {
     /// Keeps the full pages of a sequence that ends, `tokens` being those whose keys and values it holds.
     pub fn keep(&mut self, stack: &Stack, tokens: &[u32], chain: &Chain, pool: &mut Pool) {
         self.clock += 1;
-        let mut before = Before::Start(stack.key().collect());
+        let mut before = Before::start(stack);
         for (index, &chunk) in tokens.as_chunks::<PAGE>().0.iter().enumerate() {
-            let key = (before.clone(), chunk);
+            let key = Key::new(stack, before.clone(), chunk);
             let page = match self.next.get(&key) {
                 Some(&page) => page,
                 None => {
@@ -103,7 +129,7 @@ impl Prefixes {
             return false;
         };
         if let Some(kept) = self.pages.remove(&page) {
-            if let Before::Page(before) = kept.key.0
+            if let Before::Page(before) = kept.key.before
                 && let Some(before) = self.pages.get_mut(&before)
             {
                 before.followers -= 1;

@@ -57,6 +57,8 @@ pub struct AdapterInfo {
     pub edits: usize,
     /// Bytes that it keeps in memory.
     pub bytes: usize,
+    /// Virtual tokens, or positions with keys and values, that it puts before the prompt.
+    pub positions: usize,
     /// Requests that hold it now.
     pub requests: usize,
 }
@@ -86,16 +88,30 @@ pub struct Prepared {
     pub bytes: usize,
     /// A site that it replaces: then its weight is 0 or 1.
     pub whole: Option<Site>,
+    /// Virtual tokens that it has.
+    pub virtual_tokens: usize,
+    /// Positions before all others whose keys and values it has.
+    pub given: usize,
 }
 
 impl Loaded {
+    /// The name that it was loaded under.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What is known of the prepared adapter.
+    pub fn prepared(&self) -> &Prepared {
+        &self.prepared
+    }
+
     /// The prepared adapter.
     pub fn bound(&self) -> &dyn Any {
         &*self.prepared.bound
     }
 }
 
-/// The adapters of one request, in order, each with its weight.
+/// The adapters of one request, in order, each with its weight; then those, with weight 0, whose virtual tokens its prompt places.
 #[derive(Clone, Default)]
 pub struct Stack(Vec<(Arc<Loaded>, f32)>);
 
@@ -217,8 +233,13 @@ impl Registry {
         self.lock().get(name).map(info).ok_or_else(|| no_adapter(name))
     }
 
-    /// The stack of these adapters as they are now. One with weight 0 changes nothing and is left out.
-    pub fn stack(&self, adapters: &[(String, f32)]) -> Result<Stack, Error> {
+    /// The stack of these adapters as they are now, and of those that a prompt places. One with weight 0 changes nothing and is
+    /// left out.
+    pub fn stack<'a>(
+        &self,
+        adapters: &[(String, f32)],
+        placed: impl Iterator<Item = &'a str>,
+    ) -> Result<Stack, Error> {
         let loaded = self.lock();
         let mut stack = Vec::with_capacity(adapters.len());
         for (name, weight) in adapters {
@@ -229,10 +250,20 @@ impl Registry {
             if let Some(site) = adapter.prepared.whole
                 && ![0.0, 1.0].contains(weight)
             {
-                return Err(Error::WholeWeight { name: name.clone(), site, found: *weight });
+                let (name, found) = (name.clone(), *weight);
+                return Err(match site {
+                    Site::Prompt | Site::Prefix => Error::PromptWeight { name, found },
+                    _ => Error::WholeWeight { name, site, found },
+                });
             }
             if *weight != 0.0 {
                 stack.push((adapter.clone(), *weight));
+            }
+        }
+        for name in placed {
+            let adapter = loaded.get(name).ok_or_else(|| no_adapter(name))?;
+            if !stack.iter().any(|(other, _)| Arc::ptr_eq(other, adapter)) {
+                stack.push((adapter.clone(), 0.0));
             }
         }
         Ok(Stack(stack))
@@ -246,6 +277,7 @@ fn info(adapter: &Arc<Loaded>) -> AdapterInfo {
         kind: adapter.kind,
         edits: adapter.prepared.edits,
         bytes: adapter.prepared.bytes,
+        positions: adapter.prepared.virtual_tokens + adapter.prepared.given,
         requests: Arc::strong_count(adapter) - 1,
     }
 }

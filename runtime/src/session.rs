@@ -17,7 +17,7 @@ pub struct Session {
     pub id: RequestId,
     /// The adapters that it started with and keeps.
     pub stack: Stack,
-    /// The prompt, then what was answered so far.
+    /// What stands at each position ([`Entry`](crate::sequence::Entry)): the prompt, then what was answered so far.
     pub tokens: Vec<u32>,
     /// How many of the tokens are the prompt.
     pub prompt: usize,

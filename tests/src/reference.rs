@@ -28,6 +28,10 @@ pub const ADAPTERS: &[&str] = &[
     "lora_modules_to_save",
     "lora_trainable_tokens",
     "ln_tuning",
+    "prompt_tuning",
+    "p_tuning",
+    "prefix_tuning",
+    "prefix_tuning_projected",
 ];
 
 /// Sequences of tokens, and the logits of their last positions under a model.

@@ -7,7 +7,7 @@ use graftwork_kernels::backend::{Angles, Backend, Output, Span, StepShape, Vecto
 use graftwork_kernels::tensor;
 
 use super::config::Config;
-use super::graft::{Grafts, LinearGrafts};
+use super::graft::{self, Grafts, LinearGrafts};
 use super::weights::{Linear, Model};
 use crate::batch::Batch;
 
@@ -118,6 +118,9 @@ pub fn forward<B: Backend>(
     if grafts.change_shared_inputs() {
         backend.resize(&mut s.changed, batch.tokens.len())?;
     }
+    if let Some(most) = batch.given.iter().map(|given| given.own.len()).max() {
+        resize(backend, (&mut s.k, &mut s.v), most)?;
+    }
     backend.reserve(&step_shape(c, batch.tokens.len(), grafts.low()))?;
     let pairs = batch.tokens.len().saturating_mul(c.rope.rotary / 2);
     let (mut cos, mut sin) = (tensor::reserved(pairs)?, tensor::reserved(pairs)?);
@@ -131,10 +134,12 @@ pub fn forward<B: Backend>(
     backend.step(|b| {
         b.embed(&mut s.x, &model.embedding, &batch.tokens);
         b.adapt_embedding(&mut s.x, &batch.tokens, &grafts.embedding());
+        b.adapt_embedding(&mut s.x, &batch.virtual_tokens, &graft::virtual_tokens(batch));
         for (l, layer) in model.layers.iter().enumerate() {
             if !go_on() {
                 return Ok(false);
             }
+            give(b, (cache, l), (&mut s.k, &mut s.v), batch)?;
             norm(
                 b,
                 (&mut s.n, &s.x, rows),
@@ -235,6 +240,37 @@ fn attention_parts<'a>(spans: &[Span<'a>]) -> Vec<Vec<Span<'a>>> {
     }
     parts.push(part);
     parts
+}
+
+/// Gives keys and values this number of rows.
+fn resize<B: Backend>(
+    b: &mut B,
+    (k, v): (&mut B::Rows, &mut B::Rows),
+    rows: usize,
+) -> Result<(), tensor::Error> {
+    b.resize(k, rows)?;
+    b.resize(v, rows)
+}
+
+/// Stores the keys and values that adapters give for a layer, by way of `k` and `v`, which have the batch's rows before and
+/// after.
+fn give<B: Backend>(
+    b: &mut B,
+    (cache, layer): (&mut B::Cache, usize),
+    (k, v): (&mut B::Rows, &mut B::Rows),
+    batch: &Batch<'_>,
+) -> Result<(), tensor::Error> {
+    if batch.given.is_empty() {
+        return Ok(());
+    }
+    for given in &batch.given {
+        resize(b, (k, v), given.own.len())?;
+        let [keys, values] = graft::given::<B>(given, layer);
+        b.embed(k, keys, &given.own);
+        b.embed(v, values, &given.own);
+        b.store(cache, layer, (k, v), std::slice::from_ref(&given.span));
+    }
+    resize(b, (k, v), batch.tokens.len())
 }
 
 /// [`Backend::rms_norm`] of all rows, those of `others` with their own weights.

@@ -8,16 +8,17 @@ use graftwork_adapters::expand::{self, Expanded};
 use graftwork_adapters::{Adapter, Change as Edit, Module, RowOrder, Site};
 use graftwork_kernels::backend::{
     Backend, Change, Device, EmbeddingChange, EmbeddingGraft, Graft, InputChange, InputGraft, RopeLayout,
-    Vector,
+    Table, Vector,
 };
 use graftwork_kernels::{Format, Tensor, tensor};
 
 use super::base::Base;
 use super::config::Config;
+use super::positions::Positions;
 use super::weights::{Linear, Model, shape_of};
 use crate::Error;
-use crate::batch::Batch;
-use crate::registry::Prepared;
+use crate::batch::{Batch, Given, VirtualRows};
+use crate::registry::{Loaded, Prepared};
 
 /// One change of one linear layer, prepared for the device.
 enum Bound<D: Device> {
@@ -67,6 +68,7 @@ struct BoundAdapter<D: Device> {
     embedding: Vec<D::Embedding>,
     /// Norms that have another weight, by site.
     norms: BTreeMap<Site, D::Vector>,
+    positions: Positions<D>,
     /// Most intermediate values of a row in one call of [`Backend::linear`].
     widest: usize,
 }
@@ -110,6 +112,7 @@ pub fn prepare<D: Device>(
         head: Changes::default(),
         embedding: Vec::new(),
         norms: BTreeMap::new(),
+        positions: Positions::default(),
         widest: 0,
     };
     let (mut bytes, mut whole) = (0, None);
@@ -141,6 +144,10 @@ pub fn prepare<D: Device>(
                 }
                 continue;
             }
+            Site::Prompt | Site::Prefix => {
+                bytes += bound.positions.bind(device, config, adapter, &edit.change).map_err(refused)?;
+                continue;
+            }
             Site::AttentionNorm { .. } | Site::FfnNorm { .. } | Site::Norm => {
                 let Edit::Replace { weight } = &edit.change else {
                     return Err(Error::UnsupportedSite { site });
@@ -161,7 +168,9 @@ pub fn prepare<D: Device>(
         bytes += binder.bind(&edit.change, place).map_err(refused)?;
     }
     bound.widest = bound.most_values();
-    Ok(Prepared { bound: Box::new(bound), edits: adapter.edits.len(), bytes, whole })
+    let (virtual_tokens, given) = (bound.positions.virtual_tokens, bound.positions.given);
+    let edits = adapter.edits.len();
+    Ok(Prepared { bound: Box::new(bound), edits, bytes, whole, virtual_tokens, given })
 }
 
 /// Whether two matrices of one shape hold the same values.
@@ -213,13 +222,14 @@ fn shape_at(config: &Config, site: Site) -> Option<Shape> {
             (1, config.hidden)
         }
         Site::AttentionNorm { .. } | Site::FfnNorm { .. } => return None,
-        Site::Norm => (1, config.hidden),
+        Site::Norm | Site::Prompt => (1, config.hidden),
+        Site::Prefix => (config.layers, config.kv_heads * config.head_dim),
     };
     Some(Shape { outputs, inputs })
 }
 
 /// The order of the model's rows of queries and keys.
-fn order_of(config: &Config) -> RowOrder {
+pub fn order_of(config: &Config) -> RowOrder {
     match config.rope.layout {
         RopeLayout::Halves => RowOrder::HuggingFace,
         RopeLayout::Interleaved => RowOrder::Gguf,
@@ -318,6 +328,10 @@ impl<D: Device> Binder<'_, D> {
                 let values = self.device.vector(&sparse.values)?;
                 outputs.push(Bound::Sparse { starts, columns, values });
                 Ok(size_of_val(&sparse.starts[..]) + 2 * size_of_val(&sparse.values[..]))
+            }
+            // Of no linear layer.
+            Edit::VirtualTokens { .. } | Edit::Prefix { .. } => {
+                Err(graftwork_kernels::Error::Unsupported { what: "virtual tokens of a linear layer" })
             }
         }
     }
@@ -429,9 +443,9 @@ impl<'a, B: Backend> Grafts<'a, B> {
         let mut applied = Vec::new();
         for segment in &batch.segments {
             let (rows, outputs) = (&segment.rows, &segment.outputs);
-            for (adapter, weight) in segment.stack.iter() {
-                let adapter = adapter.bound().downcast_ref();
-                let adapter = adapter.expect("an engine's adapters are prepared by its own device");
+            // Those of weight 0 are there for the virtual tokens that the prompt places.
+            for (adapter, weight) in segment.stack.iter().filter(|(_, weight)| *weight != 0.0) {
+                let adapter = bound::<B>(adapter);
                 applied.push(Applied { adapter, weight, rows: rows.clone(), outputs: outputs.clone() });
             }
         }
@@ -501,6 +515,25 @@ impl<'a, B: Backend> Grafts<'a, B> {
         }
         grafts
     }
+}
+
+/// What an adapter is for the device of `B`.
+fn bound<B: Backend>(adapter: &Loaded) -> &BoundAdapter<B::Device> {
+    adapter.bound().downcast_ref().expect("an engine's adapters are prepared by its own device")
+}
+
+/// What makes the embeddings of rows that are virtual tokens, by their [`Batch::virtual_tokens`].
+pub fn virtual_tokens<'a, B: Backend>(batch: &Batch<'a>) -> Vec<EmbeddingGraft<'a, B>> {
+    let graft = |rows: &VirtualRows<'a>| {
+        let change = bound::<B>(rows.adapter).positions.tokens.as_ref()?;
+        Some(EmbeddingGraft { rows: rows.rows.clone(), scale: 1.0, change })
+    };
+    batch.virtual_rows.iter().filter_map(graft).collect()
+}
+
+/// The keys and values of `layer` at the positions that an adapter gives, by [`Given::own`].
+pub fn given<'a, B: Backend>(given: &Given<'a>, layer: usize) -> &'a [Table<B>; 2] {
+    &bound::<B>(given.adapter).positions.layers[layer]
 }
 
 /// What changes one linear layer, in order of rows, then of the stack.

@@ -17,6 +17,7 @@ use crate::Error;
 use crate::batch::{Batch, Outputs, Piece};
 use crate::kv;
 use crate::registry::{Prepared, Stack};
+use crate::sequence::Entry;
 
 /// Prepares adapters for a model, on any thread, also while steps run.
 pub trait Prepare: Send + Sync {
@@ -50,9 +51,10 @@ pub trait Run: Send {
     /// The logits `[outputs, vocab]` of the last batch.
     fn logits(&mut self) -> Cow<'_, [f32]>;
 
-    /// The logits `[tokens, vocab]` of one sequence, at most `chunk` rows at a time, in a cache of its own whose
-    /// values have the format `kv`.
-    fn score(&mut self, tokens: &[u32], stack: &Stack, kv: Format, chunk: usize) -> Result<Vec<f32>, Error>;
+    /// The logits `[tokens, vocab]` at the tokens of one sequence ([`Entry`]), at most `chunk` rows at a time, in a cache of its
+    /// own whose values have the format `kv`.
+    fn score(&mut self, sequence: &[u32], stack: &Stack, kv: Format, chunk: usize)
+    -> Result<Vec<f32>, Error>;
 }
 
 struct Preparer<B: Backend> {
@@ -140,21 +142,31 @@ impl<B: Backend> Run for Runner<B> {
         self.backend.read(&self.scratch.logits)
     }
 
-    fn score(&mut self, tokens: &[u32], stack: &Stack, kv: Format, chunk: usize) -> Result<Vec<f32>, Error> {
+    fn score(
+        &mut self,
+        sequence: &[u32],
+        stack: &Stack,
+        kv: Format,
+        chunk: usize,
+    ) -> Result<Vec<f32>, Error> {
         let mut cache = self.backend.cache(CacheShape { format: kv, ..self.shape });
-        let pages: Vec<u32> = (0..kv::pages_for(tokens.len()) as u32).collect();
+        let pages: Vec<u32> = (0..kv::pages_for(sequence.len()) as u32).collect();
         self.backend.grow(&mut cache, pages.len()).map_err(Error::Memory)?;
-        let values = tokens.len().saturating_mul(self.model.config.vocab);
+        let tokens = sequence.iter().filter(|&&number| Entry::is_token(number)).count();
+        let values = tokens.saturating_mul(self.model.config.vocab);
         let mut logits = tensor::reserved(values).map_err(Error::Memory)?;
-        let chunk = chunk.min(SCORED);
-        for (index, tokens) in tokens.chunks(chunk).enumerate() {
-            let position = index * chunk;
-            let piece =
-                Piece { stack, tokens, position, pages: &pages, prompt: tokens.len(), outputs: Outputs::All };
+        let mut position = 0;
+        while position < sequence.len() {
+            let pending = &sequence[position..];
+            let given = Entry::given(pending);
+            let rows = given + chunk.min(SCORED).min(pending.len() - given);
+            let (tokens, outputs) = (&pending[..rows], Outputs::All);
+            let piece = Piece { stack, tokens, position, pages: &pages, prompt: rows, outputs };
             let batch = Batch::new(&[piece]).map_err(Error::Memory)?;
             forward(&mut self.backend, &self.model, &mut cache, &mut self.scratch, &batch, &|| true)
                 .map_err(Error::Memory)?;
             logits.extend_from_slice(&self.logits());
+            position += rows;
         }
         Ok(logits)
     }

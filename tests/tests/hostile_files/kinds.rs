@@ -120,10 +120,67 @@ fn missing_tensors_are_named() {
             let mut damaged = whole.clone();
             damaged.tensors.remove(i);
             match damaged.open() {
+                Err(error) if damaged.tensors.is_empty() => {
+                    assert!(matches!(error, Error::Empty), "{name}: {error}")
+                }
                 Ok(adapter) => assert!(adapter.edits.len() < edits, "{name}: {} was not missed", tensor.name),
                 Err(error) => assert!(error.to_string().contains(&tensor.name), "{name}: {error}"),
             }
         }
+    }
+}
+
+/// What a configuration says of a prompt that we cannot compute.
+#[test]
+fn prompts_of_other_models_are_refused_by_name() {
+    let table = [
+        ("prompt_tuning", "num_transformer_submodules", json!(2), "num_transformer_submodules = 2"),
+        ("p_tuning", "num_transformer_submodules", json!(0), "num_transformer_submodules = 0"),
+        ("prefix_tuning", "num_transformer_submodules", json!(2), "num_transformer_submodules = 2"),
+        (
+            "prompt_tuning",
+            "num_virtual_tokens",
+            json!(7),
+            "tensor prompt_embeddings: expected shape [7, 128]",
+        ),
+        ("p_tuning", "token_dim", json!(64), "tensor prompt_embeddings: expected shape [5, 64]"),
+        (
+            "prefix_tuning",
+            "num_layers",
+            json!(null),
+            "num_layers: expected a whole number above 0, found null",
+        ),
+        ("prefix_tuning", "num_layers", json!(2), "tensor prompt_embeddings: expected shape [7, 128]"),
+        ("prefix_tuning", "num_layers", json!(u64::MAX), "token_dim: expected a size"),
+        ("prefix_tuning_projected", "prefix_projection", json!("x"), "prefix_projection"),
+    ];
+    for (name, field, value, part) in table {
+        let mut damaged = Peft::golden(name);
+        damaged.config[field] = value;
+        let message = refused(name, field, &damaged);
+        assert!(message.contains(part), "{name}: expected {part:?} in {message:?}");
+    }
+    // Whole in itself, but of another model: without sizes in the configuration, the base says so.
+    let engine =
+        Engine::open(golden("adapters/base"), EngineOptions { threads: 1, ..Default::default() }).unwrap();
+    for (name, layers, shape, part) in [
+        ("p_tuning", 3, [5, 64], "virtual tokens: the base expects [5, 128], found [5, 64]"),
+        (
+            "prefix_tuning",
+            2,
+            [7, 128],
+            "keys and values: the base expects 3 layers of [_, 64], found 2 layers",
+        ),
+        ("prefix_tuning", 6, [7, 192], "expects 3 layers of [_, 64], found 6 layers in [7, 192]"),
+        ("prefix_tuning", 3, [7, 96], "expects 3 layers of [_, 64], found 3 layers in [7, 96]"),
+    ] {
+        let mut damaged = Peft::golden(name);
+        damaged.config["token_dim"] = json!(null);
+        damaged.config["num_layers"] = json!(layers);
+        damaged.tensors[0].shape = shape.to_vec();
+        damaged.tensors[0].bytes.truncate(4 * shape.iter().product::<u64>() as usize);
+        let message = engine.load_adapter("damaged", damaged.source()).unwrap_err().to_string();
+        assert!(message.contains(part), "{name}: expected {part:?} in {message:?}");
     }
 }
 

@@ -62,6 +62,8 @@ fn read_adapter(adapter: &Adapter) {
                 assert!(scale.is_finite() && left.rows() * right.rows() > 0);
             }
             Change::Replace { weight } => assert!(weight.rows() > 0),
+            Change::VirtualTokens { rows } => assert!(rows.rows() > 0),
+            Change::Prefix { rows, layers } => assert!(rows.rows() > 0 && *layers > 0),
             Change::Rows { tokens, rows } => {
                 assert!(tokens.len() == rows.rows() && tokens.is_sorted());
             }
