@@ -5,7 +5,7 @@ use graftwork::{Bytes, Engine, EngineOptions, Format, Prompt, Request};
 use graftwork_adapters::file::{Dtype, Gguf, GgufWriter, TensorView, write_safetensors};
 use graftwork_adapters::{Source, TensorFile};
 use graftwork_kernels::Tensor;
-use graftwork_tests::reference::{ADAPTERS, Closeness, Expected, example, golden, smollm2, tensors};
+use graftwork_tests::reference::{ADAPTERS, Closeness, Expected, STACKS, example, golden, smollm2, tensors};
 
 fn open(path: &str) -> Engine {
     let options = EngineOptions { threads: 2, ..EngineOptions::default() };
@@ -28,6 +28,28 @@ fn adapters_agree_with_peft() {
         println!("{name}: {closeness:?}");
         assert!(closeness.max_difference <= 2e-3, "{name}: {closeness:?}");
     }
+}
+
+/// Several adapters at once, of one kind and of several, in the orders in which peft can have them.
+#[test]
+fn stacks_agree_with_peft() {
+    let engine = open("adapters/base");
+    for name in ADAPTERS {
+        engine.load_adapter(name, golden(&format!("adapters/{name}"))).unwrap();
+    }
+    for names in STACKS {
+        let stack: Vec<_> = names.iter().map(|&name| (name.to_owned(), 1.0)).collect();
+        let expected = Expected::read(&format!("adapters/stacks/{}.safetensors", names.join("+")), "logits");
+        let closeness = expected.compare(|tokens| engine.logits(tokens, &stack).unwrap());
+        println!("{names:?}: {closeness:?}");
+        assert!(closeness.max_difference <= 2e-3, "{names:?}: {closeness:?}");
+    }
+    // Inputs change before outputs, whatever the order.
+    let logits = |names: [&str; 2]| {
+        let stack = names.map(|name| (name.to_owned(), 1.0));
+        engine.logits(&[1, 5, 17, 300, 4], &stack).unwrap()
+    };
+    assert_eq!(logits(["lora", "oft"]), logits(["oft", "lora"]));
 }
 
 /// What replaces parts of the model is there or not: any weight but 0 and 1 is refused, and 0 is the base.

@@ -5,14 +5,16 @@
 
 use std::ops::Range;
 
+use super::bottleneck::Bottleneck;
 use super::change::{Piece, put};
 use super::isa::{BLOCK, Isa, LANES};
 use super::linear::{Inputs, Lane, Lanes, Matrix, Quantize};
+use super::rows::Inner;
 use super::scratch::{Need, Scratch};
 use super::strip::Activations;
-use super::team::{Grid, Tile};
+use super::team::{Grid, Team, Tile};
 use super::{CHUNKS, Cpu, Rows};
-use crate::backend::{Change, Graft, Output};
+use crate::backend::{Activation, Change, Graft, Output};
 
 /// Outputs, times sixteen, that a thread keeps before it writes them: 16 KiB.
 const CLOSE: usize = 256;
@@ -25,7 +27,7 @@ const CLOSE_ROWS: usize = 32;
 const NEAR: usize = 256 << 10;
 
 /// Most rows of a tile of `scale A x`.
-const PROJECT_ROWS: usize = 64;
+pub(super) const PROJECT_ROWS: usize = 64;
 
 /// Lanes that a thread takes: outputs, and a graft's change of as many.
 const LANES_NEEDED: usize = 2 * CLOSE;
@@ -106,8 +108,14 @@ impl Cpu {
                 if let Change::LowRank { a, b, .. } = &graft.change {
                     assert!(a.cols() == x.cols && b.cols() == a.rows(), "shapes of a low-rank change");
                     assert!(!b.integer(), "the second factor of a low-rank change is in a float format");
-                    grafts.push((graft.rows.clone(), graft.scale, *a, a.rows()));
+                    let matrix = *a;
+                    grafts.push(Inward { rows: graft.rows.clone(), scale: graft.scale, matrix, act: None });
                     end += graft.rows.len() * a.rows();
+                }
+                if let Change::Bottleneck(bottleneck) = &graft.change {
+                    bottleneck.check(x.cols, output.weight.rows());
+                    grafts.push(bottleneck.inward(graft.rows.clone(), graft.scale));
+                    end += graft.rows.len() * bottleneck.size();
                 }
                 if let Change::Rows { weight, outputs } = &graft.change {
                     assert!(
@@ -115,7 +123,8 @@ impl Cpu {
                         "shapes of replaced rows"
                     );
                     assert!(!weight.integer(), "replaced rows are in a float format");
-                    grafts.push((graft.rows.clone(), 1.0, *weight, weight.rows()));
+                    let matrix = *weight;
+                    grafts.push(Inward { rows: graft.rows.clone(), scale: 1.0, matrix, act: None });
                     end += graft.rows.len() * weight.rows();
                 }
             }
@@ -125,30 +134,52 @@ impl Cpu {
             return (starts, end);
         }
         let inputs = Inputs { x: &x.data, stride: x.cols, cols: x.cols, x8: self.x8.values(x8) };
-        let isa = self.isa;
-        let mut low = self.low.slice(end);
-        let mut grids = Vec::with_capacity(grafts.len());
-        for (rows, _, _, rank) in &grafts {
-            let (part, rest) = low.split_at_mut(rows.len() * rank);
-            low = rest;
-            // Decode rows are few and a chunk is cheap; prompts are cut so that all threads have some.
-            let cuts = (0..rows.len()).step_by(PROJECT_ROWS).chain([rows.len()]).collect();
-            grids.push(Grid::new(part, *rank, cuts, LANES));
-        }
-        self.team.tiles(&mut grids, |g, mut tile, scratch| {
-            let (rows, scale, a, _) = &grafts[g];
-            let lanes = scratch.lanes.slice::<Lane>(tile.rows.len());
-            let range = rows.start + tile.rows.start..rows.start + tile.rows.end;
-            let strip = tile.cols.start / LANES;
-            a.multiply(isa, strip..strip + 1, &inputs, range, true, Lanes::strip(lanes));
-            for (t, lane) in tile.rows.clone().zip(&*lanes) {
-                for (y, x) in tile.row(t).iter_mut().zip(lane) {
-                    *y = x * scale;
-                }
-            }
-        });
+        inward(&mut self.team, self.isa, &inputs, &grafts, self.low.slice(end));
         (starts, end)
     }
+}
+
+/// `scale f(A x + a)` for some rows.
+pub(super) struct Inward<'a> {
+    pub rows: Range<usize>,
+    pub scale: f32,
+    pub matrix: &'a Matrix,
+    /// `a`, which may be empty, and `f`.
+    pub act: Option<(&'a [f32], Activation)>,
+}
+
+/// Computes `scale f(A x + a)` of every one of `list` into `low`, one after the other.
+pub(super) fn inward(
+    team: &mut Team,
+    isa: Isa,
+    inputs: &Inputs<'_>,
+    list: &[Inward<'_>],
+    mut low: &mut [f32],
+) {
+    let mut grids = Vec::with_capacity(list.len());
+    for Inward { rows, matrix, .. } in list {
+        let (part, rest) = low.split_at_mut(rows.len() * matrix.rows());
+        low = rest;
+        // Decode rows are few and a chunk is cheap; prompts are cut so that all threads have some.
+        let cuts = (0..rows.len()).step_by(PROJECT_ROWS).chain([rows.len()]).collect();
+        grids.push(Grid::new(part, matrix.rows(), cuts, LANES));
+    }
+    team.tiles(&mut grids, |g, mut tile, scratch| {
+        let Inward { rows, scale, matrix, act } = &list[g];
+        let lanes = scratch.lanes.slice::<Lane>(tile.rows.len());
+        let range = rows.start + tile.rows.start..rows.start + tile.rows.end;
+        let strip = tile.cols.start / LANES;
+        matrix.multiply(isa, strip..strip + 1, inputs, range, true, Lanes::strip(lanes));
+        for (t, lane) in tile.rows.clone().zip(&*lanes) {
+            match *act {
+                None => tile.row(t).iter_mut().zip(lane).for_each(|(y, x)| *y = x * scale),
+                Some((bias, act)) => {
+                    let bias = if bias.is_empty() { bias } else { slice(bias, strip) };
+                    isa.run(Inner { x: lane, bias, act, scale: *scale, y: tile.row(t) });
+                }
+            }
+        }
+    });
 }
 
 /// One output of a linear layer, without the rows it goes to.
@@ -174,8 +205,10 @@ impl Layer<'_> {
         for first in (tile.cols.start / LANES..end).step_by(many) {
             let strips = first..end.min(first + many);
             for graft in self.grafts {
-                if let Change::LowRank { b, .. } = &graft.change {
-                    b.ask(isa, strips.clone());
+                match &graft.change {
+                    Change::LowRank { b, .. } => b.ask(isa, strips.clone()),
+                    Change::Bottleneck(bottleneck) => bottleneck.up.ask(isa, strips.clone()),
+                    _ => {}
                 }
             }
             for top in rows.clone().step_by(height) {
@@ -255,7 +288,7 @@ fn add_graft(
     let own = rows.start - graft.rows.start..rows.end - graft.rows.start;
     let change = &mut change[..part.strips.len() * rows.len()];
     match &graft.change {
-        Change::LowRank { b, .. } => {
+        &Change::LowRank { b, .. } | Change::Bottleneck(Bottleneck { up: b, .. }) => {
             let rank = b.cols();
             let x = Inputs { x: low, stride: rank, cols: rank, x8: &[] };
             let out = Lanes { lanes: &mut lanes[top..], stride: height, add: true };
@@ -270,10 +303,12 @@ fn add_graft(
     for ((strip, lanes), changes) in part.strips.clone().zip(lanes.chunks_exact_mut(height)).zip(changes) {
         for ((t, lane), change) in own.clone().zip(&mut lanes[top..]).zip(changes) {
             match graft.change {
-                Change::Bias(v) | Change::LowRank { bias: Some(v), .. } => {
+                Change::Bias(v)
+                | Change::LowRank { bias: Some(v), .. }
+                | Change::Bottleneck(Bottleneck { up_bias: Some(v), .. }) => {
                     add(lane, slice(v, strip), graft.scale)
                 }
-                Change::LowRank { bias: None, .. } => {}
+                Change::LowRank { bias: None, .. } | Change::Bottleneck(_) => {}
                 Change::Scale(by) => by.apply(lane, strip, graft.scale),
                 Change::Rows { outputs, .. } => put(lane, strip, outputs, &low[t * outputs.len()..]),
                 Change::Replace(_) => *lane = *change,
@@ -284,12 +319,12 @@ fn add_graft(
 }
 
 /// The values of a vector that belong to a strip.
-fn slice(v: &[f32], strip: usize) -> &[f32] {
+pub(super) fn slice(v: &[f32], strip: usize) -> &[f32] {
     &v[strip * LANES..v.len().min((strip + 1) * LANES)]
 }
 
 /// `lane += scale v`.
-fn add(lane: &mut Lane, v: &[f32], scale: f32) {
+pub(super) fn add(lane: &mut Lane, v: &[f32], scale: f32) {
     for (y, v) in lane.iter_mut().zip(v) {
         *y += scale * v;
     }

@@ -27,7 +27,7 @@ impl Peft {
     fn golden(name: &str) -> Self {
         let folder = golden(&format!("adapters/{name}"));
         let config = std::fs::read(folder.join("adapter_config.json")).unwrap();
-        let file = Safetensors::open(folder.join("adapter_model.safetensors")).unwrap();
+        let file = Safetensors::open(folder.join(weights_of(name))).unwrap();
         let tensors = file.tensors().iter().map(|(name, info)| Tensor {
             name: name.to_owned(),
             dtype: info.dtype,
@@ -53,9 +53,15 @@ impl Peft {
 
     fn source(&self) -> Source {
         let config = self.config.to_string().into_bytes();
-        let files = [("adapter_config.json", config), ("adapter_model.safetensors", self.weights())];
+        let name = if self.config.get("config").is_some() { "adapter" } else { "adapter_model" };
+        let files = [("adapter_config.json", config), (&format!("{name}.safetensors")[..], self.weights())];
         Source::files(files.map(|(name, bytes)| (name.to_owned(), Bytes::new(bytes))).into()).unwrap()
     }
+}
+
+/// AdapterHub's files have a name of their own.
+fn weights_of(name: &str) -> &'static str {
+    if name.starts_with("hub_") { "adapter.safetensors" } else { "adapter_model.safetensors" }
 }
 
 /// The message with which a damaged file is refused.
