@@ -64,7 +64,10 @@ fn directory(source: &Source) -> Result<Adapter, Error> {
     if let Some(adapter) = control_vector::beside(&config, source)?.or(ablation::beside(&config, source)?) {
         return Ok(adapter);
     }
-    let name = if adapterhub::is_one(&config) { adapterhub::WEIGHTS } else { WEIGHTS };
+    let (name, pickle) = match adapterhub::is_one(&config) {
+        true => (adapterhub::WEIGHTS, "pytorch_adapter.bin"),
+        false => (WEIGHTS, "adapter_model.bin"),
+    };
     let weights = match source {
         Source::Path { path, copy_up_to } => {
             let copying = Source::Path { path: path.clone(), copy_up_to: (*copy_up_to).max(SMALL) };
@@ -72,9 +75,9 @@ fn directory(source: &Source) -> Result<Adapter, Error> {
         }
         _ => source.file(name)?,
     };
-    if weights.is_none() && source.file("adapter_model.bin")?.is_some() {
+    if weights.is_none() && source.file(pickle)?.is_some() {
         let reason = "convert it to safetensors";
-        return Err(Error::Unsupported { what: "adapter_model.bin".to_owned(), reason });
+        return Err(Error::Unsupported { what: pickle.to_owned(), reason });
     }
     by_kind(&config, weights.ok_or_else(|| missing(name))?)
 }

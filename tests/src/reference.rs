@@ -29,6 +29,7 @@ pub const ADAPTERS: &[&str] = &[
     "lora_trainable_tokens",
     "ln_tuning",
     "oft",
+    "oft_exact",
     "bottleneck",
     "bottleneck_adapterp",
     "bottleneck_parallel",

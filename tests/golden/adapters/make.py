@@ -13,7 +13,7 @@ import pathlib
 
 import numpy as np
 import torch
-from peft import PeftConfig, PeftMixedModel, PeftModel
+from peft import OFTConfig, PeftConfig, PeftMixedModel, PeftModel, PeftModelForCausalLM
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
@@ -244,6 +244,23 @@ def ablation():
         np.save(folder / f"components_layer_{layer}.npy", order(tensors[f"components.{layer}"].numpy()))
 
 
+def oft():
+    """The options of OFT that peft's other file leaves out: one block for all, within a ball, the exact transform."""
+    options = dict(oft_block_size=16, block_share=True, coft=True, eps=0.9, use_cayley_neumann=False)
+    config = OFTConfig(task_type="CAUSAL_LM", target_modules=["k_proj", "o_proj", "down_proj"], **options)
+    model = PeftModelForCausalLM(base(), config)
+    for name, parameter in model.named_parameters():
+        if "oft_R" in name:
+            parameter.data.normal_(std=0.2)
+    folder = HERE / "oft_exact"
+    model.save_pretrained(folder)
+    (folder / "README.md").unlink()
+    saved = json.loads((folder / "adapter_config.json").read_text())
+    saved |= {"base_model_name_or_path": "base", "target_modules": sorted(saved["target_modules"])}
+    (folder / "adapter_config.json").write_text(json.dumps(saved, indent=2) + "\n")
+    expect(folder / "expected.safetensors", PeftModel.from_pretrained(base(), folder).eval())
+
+
 def stacks():
     """Adapters at once, as far as peft can: several of one kind, or of kinds that can be mixed. Each wraps those before: OFT is last,
     since it would not rotate the inputs of those behind it."""
@@ -289,6 +306,7 @@ def main():
     adapterhub_lora("hub_ia3", ["self_attn.k_proj", "self_attn.v_proj", "mlp.down_proj"], 1, 1, True)
     control_vector()
     ablation()
+    oft()
     stacks()
 
 
