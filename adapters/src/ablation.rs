@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use graftwork_kernels::{Format, Tensor};
+use graftwork_kernels::{Format, Tensor, tensor};
 use serde_json::Value;
 
 use crate::file::{self, Source, npy};
@@ -83,11 +83,11 @@ fn edit(layer: usize, columns: Option<&[usize]>, name: &str, q: &Tensor) -> Resu
         let (tensor, limit, found) = (name.to_owned(), count as u64, column as i64);
         return Err(Error::Index { tensor, what: "a column in dict", limit, found });
     }
-    let mut rows = Vec::new();
+    let width = q.rows();
+    let mut rows = tensor::reserved(columns.len().saturating_mul(width)).map_err(failed)?;
     for &column in columns {
         rows.extend(values.iter().skip(column).step_by(count));
     }
-    let width = q.rows();
     for (i, a) in rows.chunks_exact(width).enumerate() {
         for (j, b) in rows.chunks_exact(width).enumerate().take(i + 1) {
             let product: f64 = a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();

@@ -35,7 +35,8 @@ const AROUND: &[&str] = &[
 ];
 
 /// Fields of every method that do not change what a saved adapter computes.
-const NO_EFFECT: &[&str] = &["architecture", "dropout", "dtype", "init_weights", "leave_out"];
+const NO_EFFECT: &[&str] =
+    &["architecture", "dropout", "dtype", "init_weights", "init_weights_seed", "leave_out"];
 
 const BOTTLENECK: &[&str] = &[
     "is_parallel",

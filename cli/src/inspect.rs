@@ -259,9 +259,9 @@ fn describe(change: &Change) -> (String, Value) {
         }
         Change::Rotation { skew, cayley } => {
             let (blocks, size) = (skew.rows(), cayley.size);
-            let of = if cayley.share { "one block for all" } else { "blocks" };
             let value = json!({"change": "rotation", "blocks": blocks, "size": size, "shared": cayley.share});
-            (format!("input rotated by {blocks} {of}, size {size}"), value)
+            let of = if cayley.share { "one block for all".to_owned() } else { format!("{blocks} blocks") };
+            (format!("input rotated by {of}, size {size}"), value)
         }
         Change::Bottleneck { place, down, activation, scale, channels, .. } => {
             let (size, format) = (down.rows(), down.format());

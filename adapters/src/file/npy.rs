@@ -56,8 +56,9 @@ pub fn matrix(bytes: &[u8]) -> Result<Tensor, Error> {
         }
     }
     if fortran {
-        let turned = (0..rows * cols).map(|i| values[i % cols * rows + i / cols]);
-        values = turned.collect();
+        let mut turned = tensor::reserved(rows * cols).map_err(failed)?;
+        turned.extend((0..rows * cols).map(|i| values[i % cols * rows + i / cols]));
+        values = turned;
     }
     Tensor::encode(Format::F32, rows, cols, &values).map_err(failed)
 }

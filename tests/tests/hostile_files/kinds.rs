@@ -3,7 +3,7 @@
 
 use graftwork::{Engine, EngineOptions};
 use graftwork_adapters::file::{Dtype, Safetensors, Source, TensorView, write_safetensors};
-use graftwork_adapters::{Adapter, Error};
+use graftwork_adapters::{Activation, Adapter, Change, Error};
 use graftwork_kernels::Bytes;
 use graftwork_tests::reference::{ADAPTERS, golden};
 use serde_json::{Value as Json, json};
@@ -293,4 +293,37 @@ fn components_are_checked() {
         Some(if name == "adapter_config.json" { config } else { bytes })
     });
     assert!(without.unwrap_err().contains("dict"));
+}
+
+/// AdapterHub's older versions meant other things by the same fields.
+#[test]
+fn versions_of_adapterhub_are_told_apart() {
+    let open = |name, version: Json, non_linearity: &str| {
+        let mut peft = Peft::golden(name);
+        peft.config["version"] = version;
+        peft.config["config"]["non_linearity"] = json!(non_linearity);
+        if name == "hub_lora" {
+            peft.config["config"].as_object_mut().unwrap().remove("non_linearity");
+        }
+        peft.open().unwrap().edits[0].change.clone()
+    };
+    for (version, expected) in [("adapters.1.0.1", 1.0), ("adapters.1.1.0", 4.0), ("adapters.1.2.0", 4.0)] {
+        let change = open("hub_lora", json!(version), "");
+        assert!(
+            matches!(change, Change::LowRank { scale, .. } if scale == expected),
+            "{version}: {change:?}"
+        );
+    }
+    for (version, name, expected) in [
+        (json!(null), "gelu", Activation::GeluTanh),
+        (json!(null), "gelu_orig", Activation::Gelu),
+        (json!("adapters.1.0.1"), "GELU", Activation::Gelu),
+        (json!("0.1.0"), "gelu_new", Activation::GeluTanh),
+    ] {
+        let change = open("hub_seq_bn", version, name);
+        assert!(
+            matches!(change, Change::Bottleneck { activation, .. } if activation == expected),
+            "{name}: {change:?}"
+        );
+    }
 }
