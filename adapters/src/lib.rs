@@ -20,8 +20,12 @@
 // The mmap wrapper is the one exception.
 #![deny(unsafe_code)]
 
+mod ablation;
 mod adalora;
+mod adapterhub;
+mod bottleneck;
 pub mod check;
+mod control_vector;
 mod error;
 pub mod expand;
 pub mod file;
@@ -33,6 +37,7 @@ mod lokr;
 mod lora;
 pub mod lora_gguf;
 mod names;
+mod oft;
 mod open;
 mod p_tuning;
 mod parts;
@@ -52,6 +57,7 @@ pub use site::{Module, Site};
 
 use std::sync::Arc;
 
+pub use graftwork_kernels::backend::Activation;
 use graftwork_kernels::{Bytes, Tensor};
 
 macro_rules! kinds {
@@ -106,6 +112,14 @@ kinds! {
     PTuning = "p_tuning", "P_TUNING", p_tuning;
     /// Keys and values before the prompt.
     PrefixTuning = "prefix_tuning", "PREFIX_TUNING", prefix;
+    /// Rotations of inputs: `y = W (x R)`.
+    Oft = "oft", "OFT", oft;
+    /// Small networks in series or in parallel with layers: `y += s U f(D x)`.
+    Bottleneck = "bottleneck", "BOTTLENECK", bottleneck;
+    /// Directions that are added to the residual stream.
+    ControlVector = "control_vector", "CONTROL_VECTOR", control_vector;
+    /// Directions that are taken out of the residual stream: `h -= (h Q) Q^T`.
+    Ablation = "ablation", "ABLATION", ablation;
 }
 
 /// A loaded adapter: changes at named sites of a model, checked for everything that can be checked
@@ -210,6 +224,43 @@ pub enum Change {
         /// The new weight, in the shape of the old one.
         weight: Tensor,
     },
+    /// `x = x R`, with the blocks of `R` on the diagonal as [`expand::rotations`] makes them. The bias stays as it is.
+    Rotation {
+        /// What is above the diagonal of each block's `Q`, row after row: `[blocks, size (size - 1) / 2]`. One alone
+        /// stands for all.
+        skew: Tensor,
+        /// How `R` comes of `Q`.
+        cayley: expand::Cayley,
+    },
+    /// `v += z` with `z = scale * channels * (U f(D u + d) + e)`: what `u` and `v` are, `place` says.
+    Bottleneck {
+        /// Where it stands.
+        place: Place,
+        /// `D [size, inputs]`.
+        down: Tensor,
+        /// `d`, shape `[1, size]`.
+        down_bias: Option<Tensor>,
+        /// `f`.
+        activation: Activation,
+        /// `U [outputs, size]`; in parallel with q or k in the adapter's [`RowOrder`], as all over outputs.
+        up: Tensor,
+        /// `e`, shape `[1, outputs]`.
+        up_bias: Option<Tensor>,
+        /// A number.
+        scale: f32,
+        /// A factor of each output, shape `[1, outputs]`.
+        channels: Option<Tensor>,
+    },
+    /// `h += values`, of the residual stream.
+    Add {
+        /// Shape `[1, width]`.
+        values: Tensor,
+    },
+    /// `h -= (h Q) Q^T`, of the residual stream.
+    Project {
+        /// The orthonormal columns of `Q` as rows: `[directions, width]`.
+        directions: Tensor,
+    },
     /// Rows of the embedding or the head *become* these.
     Rows {
         /// Which, each once, in ascending order.
@@ -231,6 +282,19 @@ pub enum Change {
         /// How many layers they are for.
         layers: usize,
     },
+}
+
+/// Where a bottleneck stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// At a linear layer, before its weight: it changes `x` and reads `x`.
+    Input,
+    /// Behind that with which it is in series: it changes and reads the output of a linear layer before that is added to the
+    /// residual stream, or the residual stream.
+    Series,
+    /// Beside that with which it is in parallel: it changes the output of a linear layer and reads its input, or changes the
+    /// residual stream and reads what that was before attention or feed-forward part were added.
+    Parallel,
 }
 
 /// A matrix, whole or as a product.
@@ -274,7 +338,11 @@ impl Change {
     pub fn is_whole(&self) -> bool {
         matches!(
             self,
-            Self::Replace { .. } | Self::Rows { .. } | Self::VirtualTokens { .. } | Self::Prefix { .. }
+            Self::Replace { .. }
+                | Self::Rows { .. }
+                | Self::Rotation { .. }
+                | Self::VirtualTokens { .. }
+                | Self::Prefix { .. }
         )
     }
 
@@ -293,9 +361,15 @@ impl Change {
             | Self::OutputScale { values }
             | Self::InputScale { values }
             | Self::Replace { weight: values }
-            | Self::Rows { rows: values, .. }
+            | Self::Rotation { skew: values, .. }
+            | Self::Add { values }
+            | Self::Project { directions: values }
             | Self::VirtualTokens { rows: values }
-            | Self::Prefix { rows: values, .. } => vec![values],
+            | Self::Prefix { rows: values, .. }
+            | Self::Rows { rows: values, .. } => vec![values],
+            Self::Bottleneck { down, down_bias, up, up_bias, channels, .. } => {
+                [down, up].into_iter().chain(down_bias).chain(up_bias).chain(channels).collect()
+            }
             Self::Shared { a, b, inner, outer } => vec![a, b, inner, outer],
             Self::Hadamard { first, second, .. } => vec![&first.0, &first.1, &second.0, &second.1],
             Self::Kronecker { left, right, .. } => [factor(left), factor(right)].concat(),
@@ -306,11 +380,11 @@ impl Change {
 impl Adapter {
     /// Opens an adapter from a path or from memory and checks it.
     ///
-    /// The container decides: a directory is PEFT's (`adapter_config.json`, `adapter_model.safetensors`), a file
-    /// that starts with `GGUF` is a GGUF LoRA, any other file is safetensors with its `adapter_config.json` in
-    /// the same directory, or with nothing but virtual tokens ([`prompt::BARE`]). Files up to [`file::SMALL`] bytes
-    /// are read into memory and checked whole (every value finite); larger ones are mapped and checked for names
-    /// and shapes.
+    /// The container decides: a directory is PEFT's (`adapter_config.json`, `adapter_model.safetensors`) or AdapterHub's
+    /// (`adapter.safetensors`), a file that starts with `GGUF` is a GGUF LoRA or a control vector, any other file is safetensors
+    /// with its `adapter_config.json` in the same directory, or with nothing but virtual tokens ([`prompt::BARE`]). Files up to
+    /// [`file::SMALL`] bytes are read into memory and checked whole (every value finite); larger ones are mapped and checked for
+    /// names and shapes.
     ///
     /// # Errors
     /// Whatever is malformed or not understood, naming the file, tensor or field: an adapter is never applied in part.

@@ -6,7 +6,9 @@ use std::path::Path;
 use crate::file::{self, SMALL, gguf, open_bytes};
 use crate::parts::Reader;
 use crate::peft::{self, Config};
-use crate::{Adapter, Error, Kind, RowOrder, Source, lora_gguf, prompt};
+use crate::{
+    Adapter, Error, Kind, RowOrder, Source, ablation, adapterhub, control_vector, lora_gguf, prompt,
+};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
@@ -29,16 +31,25 @@ pub(crate) fn open(source: Source) -> Result<Adapter, Error> {
 /// A file with nothing beside it.
 fn bare(name: &str, bytes: Bytes) -> Result<Adapter, Error> {
     if bytes.starts_with(gguf::MAGIC) {
-        return lora_gguf::from_gguf(bytes);
+        return from_gguf(bytes);
     }
     prompt::bare(bytes)?.ok_or_else(|| Error::NoConfig { file: name.to_owned() })
+}
+
+/// A GGUF file of either kind.
+fn from_gguf(bytes: Bytes) -> Result<Adapter, Error> {
+    let file = file::Gguf::parse(bytes.clone())?;
+    if control_vector::is_one(&file) {
+        return control_vector::from_gguf(&file, None);
+    }
+    lora_gguf::from_gguf(bytes)
 }
 
 /// A file on disk.
 fn file(path: &Path, copy_up_to: u64) -> Result<Adapter, Error> {
     let bytes = open_bytes(path, copy_up_to.max(SMALL))?;
     if bytes.starts_with(gguf::MAGIC) {
-        return lora_gguf::from_gguf(bytes);
+        return from_gguf(bytes);
     }
     let beside = Source::Path { path: path.parent().unwrap_or(Path::new("")).to_owned(), copy_up_to };
     match beside.json(CONFIG, peft::MAX_CONFIG)? {
@@ -52,22 +63,32 @@ fn directory(source: &Source) -> Result<Adapter, Error> {
     let missing = |name: &str| file::Error::Missing { what: "file", name: name.to_owned() };
     let config = source.json(CONFIG, peft::MAX_CONFIG)?.ok_or_else(|| missing(CONFIG))?;
     let config = Config::new(config)?;
+    if let Some(adapter) = control_vector::beside(&config, source)?.or(ablation::beside(&config, source)?) {
+        return Ok(adapter);
+    }
+    let (name, pickle) = match adapterhub::is_one(&config) {
+        true => (adapterhub::WEIGHTS, "pytorch_adapter.bin"),
+        false => (WEIGHTS, "adapter_model.bin"),
+    };
     let weights = match source {
         Source::Path { path, copy_up_to } => {
             let copying = Source::Path { path: path.clone(), copy_up_to: (*copy_up_to).max(SMALL) };
-            copying.file(WEIGHTS)?
+            copying.file(name)?
         }
-        _ => source.file(WEIGHTS)?,
+        _ => source.file(name)?,
     };
-    if weights.is_none() && source.file("adapter_model.bin")?.is_some() {
+    if weights.is_none() && source.file(pickle)?.is_some() {
         let reason = "convert it to safetensors";
-        return Err(Error::Unsupported { what: "adapter_model.bin".to_owned(), reason });
+        return Err(Error::Unsupported { what: pickle.to_owned(), reason });
     }
-    by_kind(&config, weights.ok_or_else(|| missing(WEIGHTS))?)
+    by_kind(&config, weights.ok_or_else(|| missing(name))?)
 }
 
 /// A PEFT adapter of whichever kind its configuration says.
 pub(crate) fn by_kind(config: &Config, weights: Bytes) -> Result<Adapter, Error> {
+    if adapterhub::is_one(config) {
+        return adapterhub::read(config, &Reader::new(weights)?);
+    }
     let name = config.str("peft_type")?.unwrap_or_default();
     let Some(&kind) = Kind::ALL.iter().find(|kind| kind.peft_type() == name) else {
         return Err(Error::Unsupported {

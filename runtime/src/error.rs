@@ -104,7 +104,7 @@ pub enum Error {
         found: f32,
     },
     /// An adapter that cannot be there in part was asked for in part.
-    #[error("adapter \"{name}\": it replaces the {site}, so its weight is 0 or 1, found {found}")]
+    #[error("adapter \"{name}\": it changes the {site} as a whole, so its weight is 0 or 1, found {found}")]
     WholeWeight {
         /// The adapter.
         name: String,

@@ -10,7 +10,7 @@ pub fn golden(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden").join(path)
 }
 
-/// The adapters in `golden/adapters`, each with the logits that peft gives.
+/// The adapters in `golden/adapters`, each with the logits that peft gives, or PyTorch from the formulas.
 pub const ADAPTERS: &[&str] = &[
     "lora",
     "lora_all",
@@ -32,6 +32,33 @@ pub const ADAPTERS: &[&str] = &[
     "p_tuning",
     "prefix_tuning",
     "prefix_tuning_projected",
+    "oft",
+    "oft_exact",
+    "bottleneck",
+    "bottleneck_adapterp",
+    "bottleneck_parallel",
+    "hub_seq_bn",
+    "hub_double_seq_bn",
+    "hub_par_bn",
+    "hub_scaled_par_bn",
+    "hub_lora",
+    "hub_ia3",
+    "control_vector",
+    "ablation",
+];
+
+/// Stacks of adapters, each with the logits that peft gives in `golden/adapters/stacks`.
+pub const STACKS: &[&[&str]] = &[
+    &["lora", "lora_all"],
+    &["lora_all", "lora_rslora"],
+    &["lora", "loha"],
+    &["loha", "lokr"],
+    &["lokr", "lora"],
+    &["lora", "oft"],
+    &["adalora", "lora"],
+    &["loha", "oft"],
+    &["shira", "lora"],
+    &["lora_all", "lokr", "loha"],
 ];
 
 /// Sequences of tokens, and the logits of their last positions under a model.

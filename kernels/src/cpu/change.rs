@@ -57,10 +57,16 @@ struct Product<'a> {
 impl Cpu {
     /// One graft of [`Backend::adapt`](crate::backend::Backend::adapt).
     pub(super) fn change_input(&mut self, x: &mut Rows, graft: &InputGraft<'_, Self>) {
-        let (isa, share, cols) = (self.isa, self.share(graft.rows.len()), x.cols);
-        let rows = &mut x.data[graft.rows.start * cols..graft.rows.end * cols];
         match &graft.change {
+            InputChange::Rotate(rotation) => {
+                assert_eq!(graft.scale, 1.0, "a rotation is there or not");
+                self.turn(x, &graft.rows, rotation);
+            }
+            InputChange::Bottleneck(bottleneck) => self.narrow(x, &graft.rows, bottleneck, graft.scale),
+            InputChange::Add(direction) => self.steer(x, &graft.rows, direction, graft.scale),
             InputChange::Scale(scale) => {
+                let (isa, share, cols) = (self.isa, self.share(graft.rows.len()), x.cols);
+                let rows = &mut x.data[graft.rows.start * cols..graft.rows.end * cols];
                 assert!(scale.by.len() == cols && scale.shift.is_none(), "factors of an input");
                 self.team.tiles(&mut [Grid::by_rows(rows, cols, share)], |_, mut tile, _| {
                     for t in tile.rows.clone() {
@@ -200,7 +206,11 @@ impl Piece<'_> {
     pub fn compute(&self, change: &mut [Lane]) {
         let (scale, count) = (self.graft.scale, self.rows.len());
         match &self.graft.change {
-            Change::Bias(_) | Change::LowRank { .. } | Change::Scale(_) | Change::Rows { .. } => {
+            Change::Bias(_)
+            | Change::LowRank { .. }
+            | Change::Scale(_)
+            | Change::Rows { .. }
+            | Change::Bottleneck(_) => {
                 unreachable!("computed in layer.rs")
             }
             Change::Delta(delta) | Change::Replace(delta) => {

@@ -5,14 +5,16 @@
 
 use std::ops::Range;
 
+use super::bottleneck::Bottleneck;
 use super::change::{Piece, put};
 use super::isa::{BLOCK, Isa, LANES};
 use super::linear::{Inputs, Lane, Lanes, Matrix, Quantize};
+use super::rows::Inner;
 use super::scratch::{Need, Scratch};
 use super::strip::Activations;
 use super::team::{Early, Grid, Tile};
 use super::{CHUNKS, Cpu, Rows};
-use crate::backend::{Change, Graft, Output};
+use crate::backend::{Activation, Change, Graft, Output};
 
 /// Outputs, times sixteen, that a thread keeps before it writes them: 16 KiB.
 const CLOSE: usize = 256;
@@ -25,7 +27,7 @@ const CLOSE_ROWS: usize = 32;
 const NEAR: usize = 256 << 10;
 
 /// Most rows of a tile of `scale A x`.
-const PROJECT_ROWS: usize = 64;
+pub(super) const PROJECT_ROWS: usize = 64;
 
 /// Lanes that a thread takes: outputs, and a graft's change of as many.
 const LANES_NEEDED: usize = 2 * CLOSE;
@@ -54,7 +56,7 @@ impl Cpu {
         let x8 = if integer { self.quantize(x) } else { 0 };
         let mut places: Vec<_> = outputs.iter().map(|output| vec![0; output.grafts.len()]).collect();
         let products = self.kronecker(x, outputs, &mut places);
-        let projections = projections(x, outputs, &mut places);
+        let inwards = inwards(x, outputs, &mut places);
         let strips: usize = outputs.iter().map(|o| o.weight.rows().div_ceil(LANES)).sum();
         let width = (strips / (self.team.threads() * CHUNKS)).max(1) * LANES;
         let mut layers = Vec::with_capacity(outputs.len());
@@ -76,16 +78,16 @@ impl Cpu {
         }
         let inputs = Inputs { x: &x.data, stride: x.cols, cols: x.cols, x8: self.x8.values(x8) };
         let isa = self.isa;
-        let low = self.low.slice(products + projections.iter().map(Projection::values).sum::<usize>());
+        let low = self.low.slice(products + inwards.iter().map(Inward::values).sum::<usize>());
         let (products, mut low) = low.split_at_mut(products);
-        let mut early = Vec::with_capacity(projections.len());
-        for projection in &projections {
-            let (part, rest) = low.split_at_mut(projection.values());
+        let mut early = Vec::with_capacity(inwards.len());
+        for inward in &inwards {
+            let (part, rest) = low.split_at_mut(inward.values());
             low = rest;
-            early.push(projection.grid(part));
+            early.push(inward.grid(part));
         }
         let first = |g: usize, tile: Tile<'_, f32>, scratch: &mut Scratch| {
-            projections[g].compute(isa, &inputs, tile, scratch);
+            inwards[g].compute(isa, &inputs, tile, scratch);
         };
         self.team.tiles_after((&mut early, first), &mut grids, |g, tile, early, scratch| {
             layers[g].compute(isa, &inputs, &Low { early, products }, tile, scratch);
@@ -108,23 +110,22 @@ impl Cpu {
     }
 }
 
-/// `scale A x` of some rows: the weight of a low-rank graft, or the rows that take the place of outputs.
-struct Projection<'a> {
-    rows: Range<usize>,
-    scale: f32,
-    a: &'a Matrix,
-}
-
-/// Those of a linear layer's grafts; puts which one a graft has into `places`.
-fn projections<'a>(x: &Rows, outputs: &[Output<'a, Cpu>], places: &mut [Vec<usize>]) -> Vec<Projection<'a>> {
+/// Those that a linear layer's grafts need: of low-rank changes and bottlenecks, and the rows that take the place of outputs.
+/// Puts which one a graft has into `places`.
+fn inwards<'a>(x: &Rows, outputs: &[Output<'a, Cpu>], places: &mut [Vec<usize>]) -> Vec<Inward<'a>> {
     let mut all = Vec::new();
     for (output, places) in outputs.iter().zip(places) {
         for (graft, place) in output.grafts.iter().zip(places) {
-            let (scale, a) = match graft.change {
+            let rows = graft.rows.clone();
+            let inward = match graft.change {
                 Change::LowRank { a, b, .. } => {
                     assert!(a.cols() == x.cols && b.cols() == a.rows(), "shapes of a low-rank change");
                     assert!(!b.integer(), "the second factor of a low-rank change is in a float format");
-                    (graft.scale, a)
+                    Inward { rows, scale: graft.scale, matrix: a, act: None }
+                }
+                Change::Bottleneck(bottleneck) => {
+                    bottleneck.check(x.cols, output.weight.rows());
+                    bottleneck.inward(rows, graft.scale)
                 }
                 Change::Rows { weight, outputs } => {
                     assert!(
@@ -132,37 +133,52 @@ fn projections<'a>(x: &Rows, outputs: &[Output<'a, Cpu>], places: &mut [Vec<usiz
                         "shapes of replaced rows"
                     );
                     assert!(!weight.integer(), "replaced rows are in a float format");
-                    (1.0, weight)
+                    Inward { rows, scale: 1.0, matrix: weight, act: None }
                 }
                 _ => continue,
             };
             *place = all.len();
-            all.push(Projection { rows: graft.rows.clone(), scale, a });
+            all.push(inward);
         }
     }
     all
 }
 
-impl Projection<'_> {
+/// `scale f(A x + a)` of some rows.
+pub(super) struct Inward<'a> {
+    pub rows: Range<usize>,
+    pub scale: f32,
+    pub matrix: &'a Matrix,
+    /// `a`, which may be empty, and `f`.
+    pub act: Option<(&'a [f32], Activation)>,
+}
+
+impl Inward<'_> {
+    /// How many values it gives.
     fn values(&self) -> usize {
-        self.rows.len() * self.a.rows()
+        self.rows.len() * self.matrix.rows()
     }
 
-    /// The tiles of its values `[rows, rank]`.
-    fn grid<'a>(&self, values: &'a mut [f32]) -> Grid<'a, f32> {
+    /// The tiles of its values `[rows, outputs]`.
+    pub(super) fn grid<'a>(&self, values: &'a mut [f32]) -> Grid<'a, f32> {
         // Decode rows are few and a chunk is cheap; prompts are cut so that all threads have some.
         let cuts = (0..self.rows.len()).step_by(PROJECT_ROWS).chain([self.rows.len()]).collect();
-        Grid::new(values, self.a.rows(), cuts, LANES)
+        Grid::new(values, self.matrix.rows(), cuts, LANES)
     }
 
-    fn compute(&self, isa: Isa, x: &Inputs<'_>, mut tile: Tile<'_, f32>, scratch: &mut Scratch) {
+    /// Computes one of its tiles.
+    pub(super) fn compute(&self, isa: Isa, x: &Inputs<'_>, mut tile: Tile<'_, f32>, scratch: &mut Scratch) {
         let lanes = scratch.lanes.slice::<Lane>(tile.rows.len());
         let rows = self.rows.start + tile.rows.start..self.rows.start + tile.rows.end;
         let strip = tile.cols.start / LANES;
-        self.a.multiply(isa, strip..strip + 1, x, rows, true, Lanes::strip(lanes));
+        self.matrix.multiply(isa, strip..strip + 1, x, rows, true, Lanes::strip(lanes));
         for (t, lane) in tile.rows.clone().zip(&*lanes) {
-            for (y, x) in tile.row(t).iter_mut().zip(lane) {
-                *y = x * self.scale;
+            match self.act {
+                None => tile.row(t).iter_mut().zip(lane).for_each(|(y, x)| *y = x * self.scale),
+                Some((bias, act)) => {
+                    let bias = if bias.is_empty() { bias } else { slice(bias, strip) };
+                    isa.run(Inner { x: lane, bias, act, scale: self.scale, y: tile.row(t) });
+                }
             }
         }
     }
@@ -181,7 +197,7 @@ struct Layer<'a> {
     bias: Option<&'a Vec<f32>>,
     accumulate: bool,
     grafts: &'a [Graft<'a, Cpu>],
-    /// Which [`Projection`] each graft has, or where its Kronecker product starts.
+    /// Which [`Inward`] each graft has, or where its Kronecker product starts.
     places: Vec<usize>,
 }
 
@@ -205,8 +221,10 @@ impl Layer<'_> {
         for first in (tile.cols.start / LANES..end).step_by(many) {
             let strips = first..end.min(first + many);
             for graft in self.grafts {
-                if let Change::LowRank { b, .. } = &graft.change {
-                    b.ask(isa, strips.clone());
+                match &graft.change {
+                    Change::LowRank { b, .. } => b.ask(isa, strips.clone()),
+                    Change::Bottleneck(bottleneck) => bottleneck.up.ask(isa, strips.clone()),
+                    _ => {}
                 }
             }
             for top in rows.clone().step_by(height) {
@@ -286,33 +304,39 @@ fn add_graft(
     let own = rows.start - graft.rows.start..rows.end - graft.rows.start;
     let change = &mut change[..part.strips.len() * rows.len()];
     let low = match &graft.change {
-        Change::LowRank { .. } | Change::Rows { .. } => low.early.rows(place),
+        Change::LowRank { .. } | Change::Bottleneck(_) | Change::Rows { .. } => low.early.rows(place),
         Change::Kronecker { .. } => &low.products[place..],
         _ => &[],
     };
     match &graft.change {
-        Change::LowRank { b, bias, .. } => {
+        &Change::LowRank { b, .. } | Change::Bottleneck(Bottleneck { up: b, .. }) => {
             let rank = b.cols();
             let x = Inputs { x: low, stride: rank, cols: rank, x8: &[] };
             let out = Lanes { lanes: &mut lanes[top..], stride: height, add: true };
             b.multiply(isa, part.strips.clone(), &x, own.clone(), fresh, out);
-            if bias.is_none() {
-                return;
-            }
         }
         Change::Bias(_) | Change::Scale(_) | Change::Rows { .. } => {}
         Change::Delta(_) | Change::Replace(_) | Change::Sparse { .. } | Change::Kronecker { .. } => {
             Piece { isa, graft, x, low, strips: part.strips.clone(), rows, fresh }.compute(change);
         }
     }
+    let no_bias = matches!(
+        graft.change,
+        Change::LowRank { bias: None, .. } | Change::Bottleneck(Bottleneck { up_bias: None, .. })
+    );
+    if no_bias {
+        return;
+    }
     let changes = change.chunks_exact(own.len());
     for ((strip, lanes), changes) in part.strips.clone().zip(lanes.chunks_exact_mut(height)).zip(changes) {
         for ((t, lane), change) in own.clone().zip(&mut lanes[top..]).zip(changes) {
             match graft.change {
-                Change::Bias(v) | Change::LowRank { bias: Some(v), .. } => {
+                Change::Bias(v)
+                | Change::LowRank { bias: Some(v), .. }
+                | Change::Bottleneck(Bottleneck { up_bias: Some(v), .. }) => {
                     add(lane, slice(v, strip), graft.scale)
                 }
-                Change::LowRank { bias: None, .. } => {}
+                Change::LowRank { bias: None, .. } | Change::Bottleneck(_) => {}
                 Change::Scale(by) => by.apply(lane, strip, graft.scale),
                 Change::Rows { outputs, .. } => put(lane, strip, outputs, &low[t * outputs.len()..]),
                 Change::Replace(_) => *lane = *change,
@@ -323,12 +347,12 @@ fn add_graft(
 }
 
 /// The values of a vector that belong to a strip.
-fn slice(v: &[f32], strip: usize) -> &[f32] {
+pub(super) fn slice(v: &[f32], strip: usize) -> &[f32] {
     &v[strip * LANES..v.len().min((strip + 1) * LANES)]
 }
 
 /// `lane += scale v`.
-fn add(lane: &mut Lane, v: &[f32], scale: f32) {
+pub(super) fn add(lane: &mut Lane, v: &[f32], scale: f32) {
     for (y, v) in lane.iter_mut().zip(v) {
         *y += scale * v;
     }

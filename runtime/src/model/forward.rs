@@ -7,7 +7,7 @@ use graftwork_kernels::backend::{Angles, Backend, Output, Span, StepShape, Vecto
 use graftwork_kernels::tensor;
 
 use super::config::Config;
-use super::graft::{self, Grafts, LinearGrafts};
+use super::graft::{self, Grafts, HookGrafts, LinearGrafts, Part};
 use super::weights::{Linear, Model};
 use crate::batch::Batch;
 
@@ -173,7 +173,8 @@ pub fn forward<B: Backend>(
             }
             let o = grafts.at(l, Module::O);
             b.adapt(&mut s.a, &o.inputs);
-            b.linear(&s.a, &mut [added(&mut s.x, &layer[Module::O], &o)]);
+            let hooks = grafts.around(l, Part::Attention);
+            residual(b, (&mut s.x, &mut s.n), &s.a, (&layer[Module::O], &o), &hooks);
 
             if !go_on() {
                 return Ok(false);
@@ -196,7 +197,8 @@ pub fn forward<B: Backend>(
             b.gate(&mut s.gate, &s.up, c.activation);
             let down = grafts.at(l, Module::Down);
             b.adapt(&mut s.gate, &down.inputs);
-            b.linear(&s.gate, &mut [added(&mut s.x, &layer[Module::Down], &down)]);
+            let hooks = grafts.around(l, Part::Ffn);
+            residual(b, (&mut s.x, &mut s.n), &s.gate, (&layer[Module::Down], &down), &hooks);
         }
         norm(b, (&mut s.n, &s.x, rows), (&model.norm, c.norm_eps), grafts.norms(Site::Norm));
         b.linear(&s.n, &mut [output(&mut s.logits, &model.head, &grafts.head())]);
@@ -311,6 +313,26 @@ fn shared<B: Backend>(
         b.linear(copy, &mut [output]);
     }
     Ok(())
+}
+
+/// `x += W y + bias`, grafted, for the residual stream `x`, with what changes that before and after; what is added goes through
+/// `own` where something changes it.
+fn residual<B: Backend>(
+    b: &mut B,
+    (x, own): (&mut B::Rows, &mut B::Rows),
+    y: &B::Rows,
+    (linear, grafts): (&Linear<B::Device>, &LinearGrafts<'_, B>),
+    hooks: &HookGrafts<'_, B>,
+) {
+    b.adapt(x, &hooks.before);
+    if hooks.own.is_empty() {
+        b.linear(y, &mut [added(x, linear, grafts)]);
+    } else {
+        b.linear(y, &mut [output(own, linear, grafts)]);
+        b.adapt(own, &hooks.own);
+        b.add(x, own);
+    }
+    b.adapt(x, &hooks.after);
 }
 
 /// `y = W x + bias`, grafted.
