@@ -16,10 +16,11 @@ use std::time::Instant;
 use graftwork_benches::median;
 use graftwork_kernels::cpu::Cpu;
 use graftwork_kernels::cpu::isa::Isa;
+use graftwork_kernels::cpu::limits::{self, Memory};
 use graftwork_kernels::{Format, Tensor};
 use ours::{Layers, error, gaussian, weights};
 use reference::{BufferType, Ggml, Graph};
-use report::{Limits, Row, document};
+use report::{Row, document};
 
 /// Outputs and inputs of the layers of SmolLM2-135M, Llama-3.2-1B and Llama-3.1-8B.
 const SHAPES: [(usize, usize); 9] = [
@@ -105,15 +106,8 @@ fn main() {
             lacks.join(", ")
         );
     }
-    let mut limits = Limits::default();
-    limits.measure(&mut cpu);
-    println!(
-        "{} against ggml ({}), {threads} threads each; reads {:.1} GB/s, multiplies {:.0} GOP/s",
-        isa.name(),
-        Ggml::features(),
-        limits.read / 1e9,
-        limits.multiply / 1e9
-    );
+    println!("{} against ggml ({}), {threads} threads each", isa.name(), Ggml::features());
+    let memory = Memory::new();
     let shapes = if arguments.quick { &QUICK[..] } else { &SHAPES[..] };
     let mut measured = Vec::new();
     for &format in Format::ALL.iter().filter(|&&f| arguments.format.is_none_or(|only| only == f)) {
@@ -121,18 +115,17 @@ fn main() {
             shapes.iter().filter(|(_, inputs)| inputs.is_multiple_of(format.block_len())).enumerate()
         {
             if i == 0 {
-                limits.measure(&mut cpu);
                 prove(&mut cpu, &ggml, format, (outputs, inputs));
             }
             for (rows, rounds) in ROWS {
-                let row = measure(&mut cpu, &ggml, (format, outputs, inputs), rows, rounds);
-                row.print(&limits, lacks.is_empty());
+                let row = measure(&mut cpu, &memory, &ggml, (format, outputs, inputs), rows, rounds);
+                row.print(lacks.is_empty());
                 measured.push(row);
             }
         }
     }
     if let Some(path) = arguments.json {
-        let all = document(isa.name(), &Ggml::features(), threads, &limits, lacks.is_empty(), &measured);
+        let all = document(isa.name(), &Ggml::features(), threads, lacks.is_empty(), &measured);
         std::fs::write(&path, format!("{all:#}\n")).unwrap_or_else(|e| panic!("{path}: {e}"));
     }
 }
@@ -155,9 +148,10 @@ fn prove(cpu: &mut Cpu, ggml: &Ggml, format: Format, (outputs, inputs): (usize, 
     }
 }
 
-/// Medians of all sides, which take turns; seconds a layer.
+/// Medians of all sides and of what limits them, which take turns; seconds a layer.
 fn measure(
     cpu: &mut Cpu,
+    memory: &Memory,
     ggml: &Ggml,
     (format, outputs, inputs): (Format, usize, usize),
     rows: usize,
@@ -168,7 +162,7 @@ fn measure(
     let x = gaussian(rows * inputs, 2);
     let mut ours = Layers::new(cpu, &weight, copies, &x);
     let mut graphs = graphs(ggml, &weight, copies, &x);
-    let mut times = vec![Vec::new(); 1 + graphs.len()];
+    let (mut times, mut limits) = (vec![Vec::new(); 1 + graphs.len()], Vec::new());
     // The first round only warms up.
     for round in 0..=rounds {
         let mut keep = |side: usize, seconds: f64| {
@@ -176,6 +170,10 @@ fn measure(
                 times[side].push(seconds / copies as f64);
             }
         };
+        limits.push(match rows {
+            1 => memory.bytes_per_second(cpu, 1),
+            _ => limits::multiply_operations_per_second(cpu, 3),
+        });
         let start = Instant::now();
         ours.run(cpu);
         keep(0, start.elapsed().as_secs_f64());
@@ -193,7 +191,7 @@ fn measure(
     let ours = medians.next().expect("our side");
     let mut ggml: Vec<_> = graphs.iter().map(|(place, _)| place.name()).zip(medians).collect();
     ggml.sort_by(|a, b| a.1.total_cmp(&b.1));
-    Row { format, outputs, inputs, rows, ours, ggml, disturbed }
+    Row { format, outputs, inputs, rows, ours, ggml, limit: median(&mut limits), disturbed }
 }
 
 /// A graph for every buffer type that takes such weights.

@@ -10,7 +10,7 @@ fn main() {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     for isa in isas() {
         let mut cpu = Cpu::new(threads, isa).expect("threads");
-        let read = limits::read_bytes_per_second(&mut cpu, 5);
+        let read = limits::Memory::new().bytes_per_second(&mut cpu, 5);
         let multiply = limits::multiply_operations_per_second(&mut cpu, 5);
         println!(
             "{} with {threads} threads: reads {:.1} GB/s, multiplies {:.0} GOP/s",

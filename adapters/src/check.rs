@@ -1,9 +1,10 @@
 //! Does this adapter fit that base?
 
-use crate::{Adapter, Change, Error, Factor, Key, Site};
+use crate::{Adapter, Change, Error, Factor, Key, Place, Site};
 use graftwork_kernels::Tensor;
 
-/// The shape of a site of the base, `[outputs, inputs]`: a linear layer's, `[vocabulary, width]`, `[1, width]` of a norm.
+/// The shape of a site of the base, `[outputs, inputs]`: a linear layer's, `[vocabulary, width]`, `[1, width]` of a norm
+/// and of the prompt, `[layers, width of keys]` of the prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// Rows of the weight.
@@ -124,6 +125,45 @@ fn edits_fit(adapter: &Adapter, shape: impl Fn(Site) -> Option<Shape>) -> Result
                     let (expected, found) = (format!("below {outputs}"), token.to_string());
                     return Err(Error::Misfit { site, part: "a token", expected, found });
                 }
+            }
+            Change::VirtualTokens { rows } => {
+                part(site, "virtual tokens", rows, [rows.rows(), inputs])?;
+            }
+            Change::Prefix { rows, layers } => {
+                let width = 2 * outputs * inputs;
+                if (*layers, rows.cols()) != (outputs, width) {
+                    let expected = format!("{outputs} layers of [_, {}]", 2 * inputs);
+                    let found = format!("{layers} layers in [{}, {}]", rows.rows(), rows.cols());
+                    return Err(Error::Misfit { site, part: "keys and values", expected, found });
+                }
+            }
+            Change::Rotation { skew, cayley } => {
+                let blocks = if cayley.share { inputs / cayley.size } else { skew.rows() };
+                if blocks.checked_mul(cayley.size) != Some(inputs) {
+                    let found = format!("{} blocks of {}", skew.rows(), cayley.size);
+                    let (part, expected) = ("rotation", format!("blocks of {inputs} inputs together"));
+                    return Err(Error::Misfit { site, part, expected, found });
+                }
+            }
+            Change::Bottleneck { place, down, down_bias, up, up_bias, channels, .. } => {
+                let (from, to) = match place {
+                    Place::Input => (inputs, inputs),
+                    Place::Series => (outputs, outputs),
+                    Place::Parallel => (inputs, outputs),
+                };
+                part(site, "projection down", down, [down.rows(), from])?;
+                part(site, "projection up", up, [to, down.rows()])?;
+                for (name, vector, len) in [
+                    ("bias of the projection down", down_bias, down.rows()),
+                    ("bias of the projection up", up_bias, to),
+                    ("scaling of channels", channels, to),
+                ] {
+                    vector.as_ref().map_or(Ok(()), |vector| part(site, name, vector, [1, len]))?;
+                }
+            }
+            Change::Add { values } => part(site, "direction", values, [1, outputs])?,
+            Change::Project { directions } => {
+                part(site, "components", directions, [directions.rows(), outputs])?
             }
             Change::OutputScale { values } => part(site, "output scale", values, [1, outputs])?,
             Change::InputScale { values } => part(site, "input scale", values, [1, inputs])?,

@@ -23,6 +23,19 @@ pub struct Sparse {
     pub values: Vec<f32>,
 }
 
+/// How a rotation comes of a skew-symmetric matrix.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cayley {
+    /// Rows and columns of a block.
+    pub size: usize,
+    /// Terms of the Neumann series; none for the inverse itself.
+    pub terms: Option<usize>,
+    /// `Q` is held within a ball of this radius, over the square root of the number of blocks.
+    pub ball: Option<f64>,
+    /// Whether there is one block that stands for all.
+    pub share: bool,
+}
+
 /// The failure to expand the tensor `name`.
 pub(crate) fn failed(name: &str, source: tensor::Error) -> Error {
     file::Error::Matrix { tensor: name.to_owned(), source }.into()
@@ -210,6 +223,100 @@ pub fn by_output(
         sparse.values.push(value);
     }
     Ok(sparse)
+}
+
+/// The blocks `R [size, size]` of OFT. With `Q` the skew-symmetric matrix whose upper triangle is a row of `skew`: `R = I + 2 Q + 2 Q^2 +
+/// ... + 2 Q^(n - 2) + Q^(n - 1)` in `n` terms (`I + 2 Q` in two; three are four, as in peft), or `R = (I - Q) (I + Q)^-1`, which
+/// is the other sense of rotation, as in peft.
+///
+/// # Errors
+/// [`tensor::Error::OutOfMemory`].
+pub fn rotations(skew: &Tensor, cayley: &Cayley) -> Result<Vec<Tensor>, tensor::Error> {
+    let n = cayley.size;
+    let values = skew.decode()?;
+    let radius = cayley.ball.map(|ball| ball / (skew.rows() as f64).sqrt());
+    let mut blocks = tensor::reserved(skew.rows())?;
+    for above in values.chunks_exact(skew.cols()) {
+        // Each value stands twice in `Q`.
+        let norm = above.iter().map(|&x| 2.0 * f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
+        let shrink = radius.filter(|&radius| norm > radius).map_or(1.0, |radius| radius / norm);
+        let mut q: Vec<f64> = tensor::zeros(n * n)?;
+        let places = (0..n).flat_map(|i| (i + 1..n).map(move |j| (i, j)));
+        for ((i, j), &value) in places.zip(above) {
+            q[i * n + j] = f64::from(value) * shrink;
+            q[j * n + i] = -f64::from(value) * shrink;
+        }
+        let block = match cayley.terms {
+            Some(terms) => neumann(&q, n, terms)?,
+            None => cayley_transform(&q, n)?,
+        };
+        let mut rounded = tensor::reserved(n * n)?;
+        rounded.extend(block.iter().map(|&x| x as f32));
+        blocks.push(Tensor::encode(Format::F32, n, n, &rounded)?);
+    }
+    Ok(blocks)
+}
+
+fn neumann(q: &[f64], n: usize, terms: usize) -> Result<Vec<f64>, tensor::Error> {
+    let mut sum: Vec<f64> = tensor::zeros(n * n)?;
+    sum.iter_mut().step_by(n + 1).for_each(|x| *x = 1.0);
+    if terms > 1 {
+        sum.iter_mut().zip(q).for_each(|(sum, q)| *sum += 2.0 * q);
+    }
+    // Two terms are whole; of more, the last counts half.
+    if terms > 2 {
+        let mut power = square_product(q, q, n)?;
+        sum.iter_mut().zip(&power).for_each(|(sum, p)| *sum += 2.0 * p);
+        for last in (3..terms.max(4)).map(|term| term + 1 >= terms) {
+            power = square_product(&power, q, n)?;
+            sum.iter_mut().zip(&power).for_each(|(sum, p)| *sum += if last { *p } else { 2.0 * p });
+        }
+    }
+    Ok(sum)
+}
+
+fn square_product(a: &[f64], b: &[f64], n: usize) -> Result<Vec<f64>, tensor::Error> {
+    let mut out: Vec<f64> = tensor::zeros(n * n)?;
+    for (a, out) in a.chunks_exact(n).zip(out.chunks_exact_mut(n)) {
+        for (&a, b) in a.iter().zip(b.chunks_exact(n)) {
+            out.iter_mut().zip(b).for_each(|(out, b)| *out += a * b);
+        }
+    }
+    Ok(out)
+}
+
+/// `(I - Q) (I + Q)^-1 = 2 (I + Q)^-1 - I`, by elimination: `I + Q` has no eigenvalue below 1 in magnitude.
+fn cayley_transform(q: &[f64], n: usize) -> Result<Vec<f64>, tensor::Error> {
+    let mut left: Vec<f64> = tensor::zeros(n * n)?;
+    left.copy_from_slice(q);
+    let mut right: Vec<f64> = tensor::zeros(n * n)?;
+    for i in 0..n {
+        left[i * n + i] += 1.0;
+        right[i * n + i] = 1.0;
+    }
+    for k in 0..n {
+        let pivot =
+            (k..n).max_by(|&i, &j| left[i * n + k].abs().total_cmp(&left[j * n + k].abs())).unwrap_or(k);
+        for j in 0..n {
+            left.swap(k * n + j, pivot * n + j);
+            right.swap(k * n + j, pivot * n + j);
+        }
+        let by = 1.0 / left[k * n + k];
+        for j in 0..n {
+            left[k * n + j] *= by;
+            right[k * n + j] *= by;
+        }
+        for i in (0..n).filter(|&i| i != k) {
+            let by = left[i * n + k];
+            for j in 0..n {
+                left[i * n + j] -= by * left[k * n + j];
+                right[i * n + j] -= by * right[k * n + j];
+            }
+        }
+    }
+    right.iter_mut().for_each(|x| *x *= 2.0);
+    right.iter_mut().step_by(n + 1).for_each(|x| *x -= 1.0);
+    Ok(right)
 }
 
 #[cfg(test)]

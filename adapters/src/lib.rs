@@ -20,8 +20,12 @@
 // The mmap wrapper is the one exception.
 #![deny(unsafe_code)]
 
+mod ablation;
 mod adalora;
+mod adapterhub;
+mod bottleneck;
 pub mod check;
+mod control_vector;
 mod error;
 pub mod expand;
 pub mod file;
@@ -33,10 +37,14 @@ mod lokr;
 mod lora;
 pub mod lora_gguf;
 mod names;
+mod oft;
 mod open;
+mod p_tuning;
 mod parts;
 mod pattern;
 mod peft;
+mod prefix;
+pub mod prompt;
 pub mod rows;
 mod shira;
 mod site;
@@ -49,6 +57,7 @@ pub use site::{Module, Site};
 
 use std::sync::Arc;
 
+pub use graftwork_kernels::backend::Activation;
 use graftwork_kernels::{Bytes, Tensor};
 
 macro_rules! kinds {
@@ -97,6 +106,20 @@ kinds! {
     Ia3 = "ia3", "IA3", ia3;
     /// The weights of norms, replaced.
     LnTuning = "ln_tuning", "LN_TUNING", ln_tuning;
+    /// Virtual tokens before the prompt.
+    PromptTuning = "prompt_tuning", "PROMPT_TUNING", prompt;
+    /// Virtual tokens that a small network made.
+    PTuning = "p_tuning", "P_TUNING", p_tuning;
+    /// Keys and values before the prompt.
+    PrefixTuning = "prefix_tuning", "PREFIX_TUNING", prefix;
+    /// Rotations of inputs: `y = W (x R)`.
+    Oft = "oft", "OFT", oft;
+    /// Small networks in series or in parallel with layers: `y += s U f(D x)`.
+    Bottleneck = "bottleneck", "BOTTLENECK", bottleneck;
+    /// Directions that are added to the residual stream.
+    ControlVector = "control_vector", "CONTROL_VECTOR", control_vector;
+    /// Directions that are taken out of the residual stream: `h -= (h Q) Q^T`.
+    Ablation = "ablation", "ABLATION", ablation;
 }
 
 /// A loaded adapter: changes at named sites of a model, checked for everything that can be checked
@@ -230,6 +253,43 @@ pub enum Change {
         /// The new weight, in the shape of the old one.
         weight: Tensor,
     },
+    /// `x = x R`, with the blocks of `R` on the diagonal as [`expand::rotations`] makes them. The bias stays as it is.
+    Rotation {
+        /// What is above the diagonal of each block's `Q`, row after row: `[blocks, size (size - 1) / 2]`. One alone
+        /// stands for all.
+        skew: Tensor,
+        /// How `R` comes of `Q`.
+        cayley: expand::Cayley,
+    },
+    /// `v += z` with `z = scale * channels * (U f(D u + d) + e)`: what `u` and `v` are, `place` says.
+    Bottleneck {
+        /// Where it stands.
+        place: Place,
+        /// `D [size, inputs]`.
+        down: Tensor,
+        /// `d`, shape `[1, size]`.
+        down_bias: Option<Tensor>,
+        /// `f`.
+        activation: Activation,
+        /// `U [outputs, size]`; in parallel with q or k in the adapter's [`RowOrder`], as all over outputs.
+        up: Tensor,
+        /// `e`, shape `[1, outputs]`.
+        up_bias: Option<Tensor>,
+        /// A number.
+        scale: f32,
+        /// A factor of each output, shape `[1, outputs]`.
+        channels: Option<Tensor>,
+    },
+    /// `h += values`, of the residual stream.
+    Add {
+        /// Shape `[1, width]`.
+        values: Tensor,
+    },
+    /// `h -= (h Q) Q^T`, of the residual stream.
+    Project {
+        /// The orthonormal columns of `Q` as rows: `[directions, width]`.
+        directions: Tensor,
+    },
     /// Rows of the embedding or the head *become* these.
     Rows {
         /// Which, each once, in ascending order.
@@ -237,6 +297,33 @@ pub enum Change {
         /// The new rows, `[tokens, width]`.
         rows: Tensor,
     },
+    /// Virtual tokens with these embeddings come before the prompt, or stand where a request places them.
+    VirtualTokens {
+        /// `[tokens, width]`.
+        rows: Tensor,
+    },
+    /// Positions with these keys and values come before all others: in row `p`, `K_l[p]` is piece `2 l` and `V_l[p]` piece
+    /// `2 l + 1` of equal pieces `[key-value heads * head dimension]`. Keys are not rotated; their order within a head is
+    /// the adapter's [`RowOrder`].
+    Prefix {
+        /// `[positions, 2 * layers * key-value heads * head dimension]`.
+        rows: Tensor,
+        /// How many layers they are for.
+        layers: usize,
+    },
+}
+
+/// Where a bottleneck stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// At a linear layer, before its weight: it changes `x` and reads `x`.
+    Input,
+    /// Behind that with which it is in series: it changes and reads the output of a linear layer before that is added to the
+    /// residual stream, or the residual stream.
+    Series,
+    /// Beside that with which it is in parallel: it changes the output of a linear layer and reads its input, or changes the
+    /// residual stream and reads what that was before attention or feed-forward part were added.
+    Parallel,
 }
 
 /// A matrix, whole or as a product.
@@ -278,7 +365,14 @@ impl Factor {
 impl Change {
     /// Whether it can only be there or not: then the weight of a request is 0 or 1.
     pub fn is_whole(&self) -> bool {
-        matches!(self, Self::Replace { .. } | Self::Rows { .. })
+        matches!(
+            self,
+            Self::Replace { .. }
+                | Self::Rows { .. }
+                | Self::Rotation { .. }
+                | Self::VirtualTokens { .. }
+                | Self::Prefix { .. }
+        )
     }
 
     /// The tensors that it holds, as in the file.
@@ -296,7 +390,15 @@ impl Change {
             | Self::OutputScale { values }
             | Self::InputScale { values }
             | Self::Replace { weight: values }
+            | Self::Rotation { skew: values, .. }
+            | Self::Add { values }
+            | Self::Project { directions: values }
+            | Self::VirtualTokens { rows: values }
+            | Self::Prefix { rows: values, .. }
             | Self::Rows { rows: values, .. } => vec![values],
+            Self::Bottleneck { down, down_bias, up, up_bias, channels, .. } => {
+                [down, up].into_iter().chain(down_bias).chain(up_bias).chain(channels).collect()
+            }
             Self::Shared { a, b, inner, outer } => vec![a, b, inner, outer],
             Self::Hadamard { first, second, .. } => vec![&first.0, &first.1, &second.0, &second.1],
             Self::Kronecker { left, right, .. } => [factor(left), factor(right)].concat(),
@@ -305,12 +407,27 @@ impl Change {
 }
 
 impl Adapter {
+    /// Changes that act on all tokens, with rows in Hugging Face order, and nothing beside them.
+    fn new(kind: Kind, edits: Vec<Edit>, keys: Vec<Key>) -> Self {
+        Self {
+            kind,
+            edits,
+            row_order: RowOrder::HuggingFace,
+            architecture: None,
+            base_model: None,
+            invocation: Vec::new(),
+            keys,
+            text: None,
+        }
+    }
+
     /// Opens an adapter from a path or from memory and checks it.
     ///
     /// The container decides: a directory is PEFT's (`adapter_config.json`, `adapter_model.safetensors` or else
-    /// `adapter_model.bin`), a file that starts with `GGUF` is a GGUF LoRA, any other file is safetensors or torch's, with its
-    /// `adapter_config.json` in the same directory. Files up to [`file::SMALL`] bytes are read into memory and checked
-    /// whole (every value finite); larger ones are mapped and checked for names and shapes.
+    /// `adapter_model.bin`) or AdapterHub's (`adapter.safetensors` or else `pytorch_adapter.bin`), a file that starts with `GGUF`
+    /// is a GGUF LoRA or a control vector, any other file is safetensors or torch's with its `adapter_config.json` in the same
+    /// directory, or safetensors with nothing but virtual tokens ([`prompt::BARE`]). Files up to [`file::SMALL`] bytes are read
+    /// into memory and checked whole (every value finite); larger ones are mapped and checked for names and shapes.
     ///
     /// # Errors
     /// Whatever is malformed or not understood, naming the file, tensor or field: an adapter is never applied in part.

@@ -188,7 +188,13 @@ fn check_parts(site: Site, module: &Module<'_, Part>) -> Result<(), Error> {
         }
         Site::Embedding => &[Part::A, Part::B, Part::BBias, Part::Bias, Part::Magnitude],
         Site::Head => &[Part::EmbeddingA, Part::EmbeddingB, Part::Bias],
-        Site::AttentionNorm { .. } | Site::FfnNorm { .. } | Site::Norm => &[
+        Site::AttentionNorm { .. }
+        | Site::FfnNorm { .. }
+        | Site::Norm
+        | Site::AfterAttention { .. }
+        | Site::AfterFfn { .. }
+        | Site::Prompt
+        | Site::Prefix => &[
             Part::A,
             Part::B,
             Part::BBias,

@@ -66,16 +66,8 @@ pub fn from_gguf(bytes: Bytes) -> Result<Adapter, Error> {
     let invocation = file.metadata().get::<Vec<u32>>(INVOCATION)?.unwrap_or_default();
     let architecture = file.metadata().require::<&str>("general.architecture")?.to_owned();
     let base_model = file.metadata().get::<&str>("general.base_model.0.name")?.map(str::to_owned);
-    Ok(Adapter {
-        kind: Kind::Lora,
-        edits,
-        row_order: RowOrder::Gguf,
-        architecture: Some(architecture),
-        base_model,
-        invocation,
-        keys,
-        text: None,
-    })
+    let (row_order, architecture) = (RowOrder::Gguf, Some(architecture));
+    Ok(Adapter { row_order, architecture, base_model, invocation, ..Adapter::new(Kind::Lora, edits, keys) })
 }
 
 fn check_metadata(metadata: &Metadata) -> Result<(), Error> {

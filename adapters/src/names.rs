@@ -46,7 +46,7 @@ pub(crate) fn gguf_site(tensor: &str) -> Option<Site> {
 }
 
 /// `3.rest` as (3, rest). One spelling per layer: `03` and `+3` are none.
-fn split_layer(text: &str) -> Option<(usize, &str)> {
+pub(crate) fn split_layer(text: &str) -> Option<(usize, &str)> {
     let (number, rest) = text.split_once('.')?;
     let layer = number.parse::<usize>().ok()?;
     (layer.to_string() == number).then_some((layer, rest))

@@ -6,7 +6,10 @@ use std::path::Path;
 use crate::file::{self, SMALL, gguf, hf, open_bytes};
 use crate::parts::Reader;
 use crate::peft::{self, Config};
-use crate::{Adapter, Error, Kind, RowOrder, Site, Source, TextFiles, lora, lora_gguf};
+use crate::{
+    Adapter, Error, Kind, RowOrder, Site, Source, TextFiles, ablation, adapterhub, control_vector, lora,
+    lora_gguf, prompt,
+};
 
 const CONFIG: &str = "adapter_config.json";
 /// What the file of weights may be called, the first there is.
@@ -30,21 +33,30 @@ pub(crate) fn open(source: Source) -> Result<Adapter, Error> {
 /// A file with nothing beside it.
 fn bare(name: &str, bytes: Bytes) -> Result<Adapter, Error> {
     if bytes.starts_with(gguf::MAGIC) {
-        return lora_gguf::from_gguf(bytes);
+        return from_gguf(bytes);
     }
-    Err(Error::NoConfig { file: name.to_owned() })
+    prompt::bare(bytes)?.ok_or_else(|| Error::NoConfig { file: name.to_owned() })
+}
+
+/// A GGUF file of either kind.
+fn from_gguf(bytes: Bytes) -> Result<Adapter, Error> {
+    let file = file::Gguf::parse(bytes.clone())?;
+    if control_vector::is_one(&file) {
+        return control_vector::from_gguf(&file, None);
+    }
+    lora_gguf::from_gguf(bytes)
 }
 
 /// A file on disk.
 fn file(path: &Path, copy_up_to: u64) -> Result<Adapter, Error> {
     let bytes = open_bytes(path, copy_up_to.max(SMALL))?;
     if bytes.starts_with(gguf::MAGIC) {
-        return lora_gguf::from_gguf(bytes);
+        return from_gguf(bytes);
     }
     let beside = Source::Path { path: path.parent().unwrap_or(Path::new("")).to_owned(), copy_up_to };
     match beside.json(CONFIG, peft::MAX_CONFIG)? {
         Some(config) => by_kind(&Config::new(config)?, bytes),
-        None => Err(Error::NoConfig { file: path.display().to_string() }),
+        None => bare(&path.display().to_string(), bytes),
     }
 }
 
@@ -53,13 +65,20 @@ fn directory(source: &Source) -> Result<Adapter, Error> {
     let missing = |name: &str| file::Error::Missing { what: "file", name: name.to_owned() };
     let config = source.json(CONFIG, peft::MAX_CONFIG)?.ok_or_else(|| missing(CONFIG))?;
     let config = Config::new(config)?;
+    if let Some(adapter) = control_vector::beside(&config, source)?.or(ablation::beside(&config, source)?) {
+        return Ok(adapter);
+    }
+    let names = match adapterhub::is_one(&config) {
+        true => adapterhub::WEIGHTS,
+        false => WEIGHTS,
+    };
     let source = match source {
         Source::Path { path, copy_up_to } => {
             &Source::Path { path: path.clone(), copy_up_to: (*copy_up_to).max(SMALL) }
         }
         source => source,
     };
-    for name in WEIGHTS {
+    for name in names {
         if let Some(weights) = source.file(name)? {
             let mut adapter = by_kind(&config, weights)?;
             if adapter.edits.iter().any(|edit| edit.site == Site::Embedding && edit.change.is_whole()) {
@@ -68,7 +87,7 @@ fn directory(source: &Source) -> Result<Adapter, Error> {
             return Ok(adapter);
         }
     }
-    Err(missing(WEIGHTS[0]).into())
+    Err(missing(names[0]).into())
 }
 
 /// The tokenizer beside an adapter.
@@ -80,6 +99,9 @@ fn text(source: &Source) -> Result<Option<TextFiles>, Error> {
 
 /// A PEFT adapter of whichever kind its configuration says.
 pub(crate) fn by_kind(config: &Config, weights: Bytes) -> Result<Adapter, Error> {
+    if adapterhub::is_one(config) {
+        return adapterhub::read(config, &Reader::new(weights)?);
+    }
     let name = config.str("peft_type")?.unwrap_or_default();
     let Some(&kind) = Kind::ALL.iter().find(|kind| kind.peft_type() == name) else {
         return Err(Error::Unsupported {
@@ -92,14 +114,5 @@ pub(crate) fn by_kind(config: &Config, weights: Bytes) -> Result<Adapter, Error>
     let base_model = config.str("base_model_name_or_path")?.map(str::to_owned);
     let invocation = lora::invocation(config, &edits)?;
     let row_order = RowOrder::HuggingFace;
-    Ok(Adapter {
-        kind,
-        edits,
-        row_order,
-        architecture: None,
-        base_model,
-        invocation,
-        keys: reader.keys(),
-        text: None,
-    })
+    Ok(Adapter { row_order, base_model, invocation, ..Adapter::new(kind, edits, reader.keys()) })
 }

@@ -23,9 +23,23 @@ pub(crate) struct Suffixes<P: 'static> {
     pub expected: &'static str,
 }
 
+/// How names of tensors lead to modules: `<before><path><between><suffix>`.
+#[derive(Clone, Copy)]
+pub(crate) struct Keys<'a> {
+    pub before: &'a str,
+    pub between: &'a str,
+    /// The site of a path.
+    pub site: &'a dyn Fn(&str) -> Option<Site>,
+}
+
+/// PEFT's.
+const PEFT: Keys<'static> = Keys { before: PREFIX, between: "", site: &names::hf_site };
+
 /// The tensors of one module.
 pub(crate) struct Module<'a, P: 'static> {
     pub path: &'a str,
+    /// What stands before the path and between it and the suffix.
+    around: (&'a str, &'a str),
     suffixes: &'static Suffixes<P>,
     names: BTreeMap<P, &'a str>,
 }
@@ -43,7 +57,7 @@ impl<'a, P: Copy + Ord> Module<'a, P> {
             let row = self.suffixes.rows.iter().find(|row| row.1 == part);
             Error::Unpaired {
                 tensor,
-                missing: format!("{PREFIX}{}{}", self.path, row.map_or("", |row| row.0)),
+                missing: [self.around.0, self.path, self.around.1, row.map_or("", |row| row.0)].concat(),
             }
         })
     }
@@ -96,19 +110,32 @@ impl Reader {
         shared: &[&str],
         takes: fn(Site) -> bool,
     ) -> Result<BTreeMap<Site, Module<'_, P>>, Error> {
-        let mut modules: BTreeMap<Site, Module<'_, P>> = BTreeMap::new();
+        self.modules_by(PEFT, suffixes, shared, takes)
+    }
+
+    /// [`Reader::modules`] of files whose names are made in another way.
+    pub fn modules_by<'a, P: Copy + Ord>(
+        &'a self,
+        keys: Keys<'a>,
+        suffixes: &'static Suffixes<P>,
+        shared: &[&str],
+        takes: fn(Site) -> bool,
+    ) -> Result<BTreeMap<Site, Module<'a, P>>, Error> {
+        let mut modules: BTreeMap<Site, Module<'a, P>> = BTreeMap::new();
         for name in self.file.tensors().names().filter(|name| !shared.contains(name)) {
             let unknown = || Error::UnknownTensor { tensor: name.to_owned(), expected: suffixes.expected };
-            let path = name.strip_prefix(PREFIX).ok_or_else(unknown)?;
-            let split = suffixes.rows.iter().find_map(|row| path.strip_suffix(row.0).zip(Some(row)));
+            let path = name.strip_prefix(keys.before).ok_or_else(unknown)?;
+            let cut = |row: &(&str, P, _)| path.strip_suffix(row.0)?.strip_suffix(keys.between);
+            let split = suffixes.rows.iter().find_map(|row| cut(row).zip(Some(row)));
             let (path, &(_, part, what)) = split.ok_or_else(unknown)?;
-            let site = names::hf_site(path).ok_or_else(unknown)?;
+            let site = (keys.site)(path).ok_or_else(unknown)?;
             if !takes(site) {
                 let reason = "this kind of adapter is not applied there";
                 return Err(Error::Unsupported { what: format!("adapter tensor {name}"), reason });
             }
-            let module =
-                modules.entry(site).or_insert_with(|| Module { path, suffixes, names: BTreeMap::new() });
+            let around = (keys.before, keys.between);
+            let new = || Module { path, around, suffixes, names: BTreeMap::new() };
+            let module = modules.entry(site).or_insert_with(new);
             if let Some(first) = module.names.insert(part, name) {
                 return Err(Error::Conflict { first: first.to_owned(), second: name.to_owned(), what, site });
             }
@@ -125,6 +152,25 @@ impl Reader {
             Key { tensor: name.to_owned(), site, shape: info.shape.clone() }
         };
         self.file.tensors().iter().map(key).collect()
+    }
+
+    /// Refuses every tensor but the one of this name.
+    pub fn only(&self, name: &str, expected: &'static str) -> Result<(), Error> {
+        match self.names().find(|&other| other != name) {
+            Some(other) => Err(Error::UnknownTensor { tensor: other.to_owned(), expected }),
+            None => Ok(()),
+        }
+    }
+
+    /// The names of all tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.file.tensors().names()
+    }
+
+    /// The value of a tensor of one.
+    pub fn scalar(&self, name: &str) -> Result<f32, Error> {
+        let values = self.vector(name, Some(1))?.decode().map_err(|source| expand::failed(name, source))?;
+        Ok(values[0])
     }
 
     /// Whether there is a tensor of this name.

@@ -141,6 +141,11 @@ impl Config {
         self.0.get(name).filter(|value| !value.is_null())
     }
 
+    /// Whether the field is there, whatever it says.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
     pub fn bool(&self, name: &str) -> Result<bool, Error> {
         match self.get(name) {
             None => Ok(false),
@@ -163,6 +168,11 @@ impl Config {
 
     pub fn number(&self, name: &str) -> Result<Option<f64>, Error> {
         self.get(name).map(|value| number(name, value)).transpose()
+    }
+
+    /// A field that is true unless the file says otherwise.
+    pub fn true_unless(&self, name: &str) -> Result<bool, Error> {
+        Ok(self.get(name).is_none() || self.bool(name)?)
     }
 
     /// An object of patterns, each value read by `read`.

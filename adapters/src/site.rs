@@ -70,10 +70,24 @@ pub enum Site {
         /// Index of the block.
         layer: usize,
     },
+    /// The residual stream behind the attention of block `layer`, `[width, width]`.
+    AfterAttention {
+        /// Index of the block.
+        layer: usize,
+    },
+    /// The residual stream behind the feed-forward part of block `layer`, which is the output of the block, `[width, width]`.
+    AfterFfn {
+        /// Index of the block.
+        layer: usize,
+    },
     /// The norm before the head, `[1, width]`.
     Norm,
     /// The output head, `[vocabulary, width]`.
     Head,
+    /// The prompt, among whose tokens virtual ones are put: `[tokens, width]`.
+    Prompt,
+    /// The keys and values of positions before all others, `[positions, 2 * layers * width of keys]`.
+    Prefix,
 }
 
 impl Site {
@@ -100,8 +114,12 @@ impl fmt::Display for Site {
             Site::Linear { layer, module } => write!(f, "layer {layer} {}", module.name()),
             Site::AttentionNorm { layer } => write!(f, "layer {layer} attention norm"),
             Site::FfnNorm { layer } => write!(f, "layer {layer} feed-forward norm"),
+            Site::AfterAttention { layer } => write!(f, "layer {layer} stream after attention"),
+            Site::AfterFfn { layer } => write!(f, "layer {layer} stream after feed-forward"),
             Site::Norm => f.write_str("last norm"),
             Site::Head => f.write_str("head"),
+            Site::Prompt => f.write_str("prompt"),
+            Site::Prefix => f.write_str("prefix"),
         }
     }
 }

@@ -1,25 +1,8 @@
 //! What was measured: lines for people, JSON for plots.
 
+use graftwork_benches::median;
 use graftwork_kernels::Format;
-use graftwork_kernels::cpu::{Cpu, limits};
 use serde_json::{Value, json};
-
-/// What the machine can do: the best measured so far in this run.
-#[derive(Default)]
-pub struct Limits {
-    /// Bytes per second that all threads read.
-    pub read: f64,
-    /// Multiplications and additions of 8-bit integers per second.
-    pub multiply: f64,
-}
-
-impl Limits {
-    /// Measures again and keeps the better: a machine with other work shows less than it can do.
-    pub fn measure(&mut self, cpu: &mut Cpu) {
-        self.read = self.read.max(limits::read_bytes_per_second(cpu, 9));
-        self.multiply = self.multiply.max(limits::multiply_operations_per_second(cpu, 9));
-    }
-}
 
 /// One layer, measured on both sides.
 pub struct Row {
@@ -35,6 +18,9 @@ pub struct Row {
     pub ours: f64,
     /// ggml's median for each buffer type, seconds a layer, fastest first.
     pub ggml: Vec<(String, f64)>,
+    /// What the machine can do at most, a median of measurements in turn with the sides: bytes per second read for one row,
+    /// else multiplications and additions of 8-bit integers per second.
+    pub limit: f64,
     /// Whether a median is far above its best round: other work on the machine, the ratio means little.
     pub disturbed: bool,
 }
@@ -55,17 +41,17 @@ impl Row {
         }
     }
 
-    fn limit(&self, limits: &Limits) -> f64 {
-        if self.rows == 1 { limits.read } else { limits.multiply }
+    /// Per cent of the limit that a side reaches.
+    fn percent(&self, seconds: f64) -> f64 {
+        100.0 * self.work() / seconds / self.limit
     }
 
     /// Prints the row; the ratio only if `comparable`.
-    pub fn print(&self, limits: &Limits, comparable: bool) {
+    pub fn print(&self, comparable: bool) {
         let unit = if self.rows == 1 { "GB/s" } else { "GOP/s" };
         let side = |seconds: f64| {
-            let rate = self.work() / seconds;
-            let percent = 100.0 * rate / self.limit(limits);
-            format!("{:>9.1} us {:>7.1} {unit:<5} {percent:>4.0} %", seconds * 1e6, rate / 1e9)
+            let rate = self.work() / seconds / 1e9;
+            format!("{:>9.1} us {rate:>7.1} {unit:<5} {:>4.0} %", seconds * 1e6, self.percent(seconds))
         };
         let shape = format!("[{}, {}] x {}", self.outputs, self.inputs, self.rows);
         let ratio =
@@ -75,42 +61,39 @@ impl Row {
             .map(|(name, seconds)| format!(", {name} {:.1} us", seconds * 1e6))
             .collect();
         println!(
-            "{:>5} {shape:<20} {} | ggml {} {ratio}  ({}{}){}",
+            "{:>5} {shape:<20} {} | ggml {} {ratio}  of {:.1} ({}{}){}",
             self.format.name(),
             side(self.ours),
             side(self.theirs()),
+            self.limit / 1e9,
             self.ggml[0].0,
             others.concat(),
             if self.disturbed { " DISTURBED" } else { "" },
         );
     }
 
-    fn json(&self, limits: &Limits) -> Value {
-        let percent = |seconds: f64| 100.0 * self.work() / seconds / self.limit(limits);
+    fn json(&self) -> Value {
         let buffers: Vec<_> =
             self.ggml.iter().map(|(name, s)| json!({ "name": name, "seconds": s })).collect();
         json!({
             "format": self.format.name(), "outputs": self.outputs, "inputs": self.inputs, "rows": self.rows,
-            "seconds": self.ours, "percent": percent(self.ours),
-            "ggml_seconds": self.theirs(), "ggml_percent": percent(self.theirs()), "ggml_buffers": buffers,
-            "disturbed": self.disturbed,
+            "seconds": self.ours, "percent": self.percent(self.ours),
+            "ggml_seconds": self.theirs(), "ggml_percent": self.percent(self.theirs()), "ggml_buffers": buffers,
+            "limit": self.limit, "disturbed": self.disturbed,
         })
     }
 }
 
 /// Everything as one JSON object; see the keys of a row in [`Row::json`].
-pub fn document(
-    isa: &str,
-    ggml: &str,
-    threads: usize,
-    limits: &Limits,
-    comparable: bool,
-    rows: &[Row],
-) -> Value {
+pub fn document(isa: &str, ggml: &str, threads: usize, comparable: bool, rows: &[Row]) -> Value {
+    let limit = |single: bool| {
+        let mut limits: Vec<_> =
+            rows.iter().filter(|r| (r.rows == 1) == single).map(|r| r.limit / 1e9).collect();
+        median(&mut limits)
+    };
     json!({
         "isa": isa, "ggml_features": ggml, "threads": threads, "comparable": comparable,
-        "read_limit_gb_per_second": limits.read / 1e9,
-        "multiply_limit_gop_per_second": limits.multiply / 1e9,
-        "layers": rows.iter().map(|row| row.json(limits)).collect::<Vec<_>>(),
+        "read_limit_gb_per_second": limit(true), "multiply_limit_gop_per_second": limit(false),
+        "layers": rows.iter().map(Row::json).collect::<Vec<_>>(),
     })
 }

@@ -36,7 +36,8 @@ pub enum Command {
 
 A line of requests.jsonl:
   {\"id\": 7, \"prompt\": \"Hello\", \"adapters\": [[\"fr\", 0.5], [\"law\", 1]], \"max_tokens\": 64}
-with `prompt`, `messages` ([{\"role\": \"user\", \"content\": \"...\"}], also `tools`) or `tokens`; the rest is optional:
+with `prompt`, `messages` ([{\"role\": \"user\", \"content\": \"...\"}], also `tools`), `tokens` or `parts`
+([{\"text\": \"...\"}, {\"tokens\": [1]}, {\"virtual\": \"fr\", \"first\": 5}], virtual tokens of an adapter); the rest is optional:
 id, adapters, max_tokens, temperature, top_k, top_p, min_p, seed and stop ([\"...\"]).")]
     Run(Run),
     /// Write the logits of given token ids: the self-check against a reference
@@ -194,6 +195,9 @@ pub struct Bench {
     /// Give each sequence one of COUNT synthetic LoRAs of rank RANK on every linear layer
     #[arg(long, value_name = "COUNT:RANK")]
     pub random_adapters: Option<CountRank>,
+    /// Measure too what COUNT synthetic LoRAs of rank RANK cost that are loaded, but used by no sequence
+    #[arg(long, value_name = "COUNT:RANK")]
+    pub unused_adapters: Option<CountRank>,
     /// One JSON object
     #[arg(long)]
     pub json: bool,

@@ -25,6 +25,11 @@ pub fn bench(arguments: &Bench) -> Result<(), Failure> {
     };
     // Fetching a known model is not loading it.
     open::model_path(&arguments.model)?;
+    // Unused adapters have an engine to themselves, which takes turns with one that has none.
+    let crowded = match arguments.unused_adapters {
+        Some(_) => Some(open::engine(&arguments.model, options.clone())?),
+        None => None,
+    };
     let start = Instant::now();
     let engine = open::engine(&arguments.model, options)?;
     let load_seconds = start.elapsed().as_secs_f64();
@@ -39,6 +44,9 @@ pub fn bench(arguments: &Bench) -> Result<(), Failure> {
         }
     }
     let stacks = load_adapters(&engine, arguments)?;
+    if let (Some(crowded), Some(unused)) = (&crowded, arguments.unused_adapters) {
+        load_random(crowded, unused)?;
+    }
     round(&engine, &stacks, arguments.pp.min(32), arguments.tg.min(4))?;
     let loaded_memory = peak_memory();
 
@@ -46,27 +54,33 @@ pub fn bench(arguments: &Bench) -> Result<(), Failure> {
     let threads = engine.options().threads;
     let isa = Isa::named(engine.isa()).unwrap_or_else(Isa::best);
     let mut cpu = Cpu::new(threads, isa).map_err(Failure::io("starting threads"))?;
-    let mut limits =
-        || (limits::read_bytes_per_second(&mut cpu, 3), limits::multiply_operations_per_second(&mut cpu, 3));
+    let mut limits = || {
+        (
+            limits::Memory::new().bytes_per_second(&mut cpu, 3),
+            limits::multiply_operations_per_second(&mut cpu, 3),
+        )
+    };
     let before = limits();
     forget_peak_memory();
     let mut prefill = Vec::new();
     let mut decode = Vec::new();
     // With adapters, rounds without them take turns.
     let base = vec![Vec::new(); stacks.len()];
-    let mut cost = stacks.iter().any(|stack| !stack.is_empty()).then(Cost::default);
+    let (mut used, mut unused) = (Cost::default(), Cost::default());
     for _ in 0..arguments.repeat {
-        let without =
-            cost.is_some().then(|| round(&engine, &base, arguments.pp, arguments.tg)).transpose()?;
-        let (p, d) = round(&engine, &stacks, arguments.pp, arguments.tg)?;
-        prefill.push(p);
-        decode.push(d);
-        if let (Some(cost), Some((base_p, base_d))) = (&mut cost, without) {
-            cost.prefill.push(p / base_p - 1.0);
-            cost.decode.push(d / base_d - 1.0);
+        let run = |engine: &Engine, stacks| round(engine, stacks, arguments.pp, arguments.tg);
+        let with = run(&engine, &stacks)?;
+        prefill.push(with.0);
+        decode.push(with.1);
+        let mut without = with;
+        if stacks != base {
+            without = run(&engine, &base)?;
+            used.add(with, without);
+        }
+        if let Some(crowded) = &crowded {
+            unused.add(run(crowded, &base)?, without);
         }
     }
-    let cost = cost.as_mut().map(|cost| (median(&mut cost.prefill), median(&mut cost.decode)));
     let memory = loaded_memory.max(peak_memory());
     let after = limits();
     let (read, multiply) = (before.0.max(after.0), before.1.max(after.1));
@@ -92,9 +106,17 @@ pub fn bench(arguments: &Bench) -> Result<(), Failure> {
         "load_seconds": load_seconds,
         "peak_memory_bytes": memory,
     });
-    if let Some((prefill, decode)) = cost {
-        result["adapters_prefill_cost"] = prefill.into();
-        result["adapters_decode_cost"] = decode.into();
+    let mut costs = String::new();
+    for (name, key, cost) in
+        [("adapters", "adapters", &mut used), ("unused adapters", "unused_adapters", &mut unused)]
+    {
+        if let Some((prefill, decode)) = cost.medians() {
+            result[format!("{key}_prefill_cost")] = prefill.into();
+            result[format!("{key}_decode_cost")] = decode.into();
+            let percent = |x: f64| format!("{:+.1} %", 100.0 * x);
+            costs +=
+                &format!("{name}: {} time in prefill, {} in decode\n", percent(prefill), percent(decode));
+        }
     }
     if arguments.json {
         return output::result(&format!("{result}\n"));
@@ -118,12 +140,8 @@ pub fn bench(arguments: &Bench) -> Result<(), Failure> {
         ],
     ]);
     let peak = memory.map_or("unknown".to_owned(), chart::bytes);
-    let cost = cost.map_or(String::new(), |(prefill, decode)| {
-        let percent = |x: f64| format!("{:+.1} %", 100.0 * x);
-        format!("adapters: {} time in prefill, {} in decode\n", percent(prefill), percent(decode))
-    });
     output::result(&format!(
-        "{}, {threads} threads, {}\n{table}{cost}loaded in {load_seconds:.2} s, peak memory {peak}\n",
+        "{}, {threads} threads, {}\n{table}{costs}loaded in {load_seconds:.2} s, peak memory {peak}\n",
         arguments.model,
         isa.name()
     ))
@@ -134,6 +152,18 @@ pub fn bench(arguments: &Bench) -> Result<(), Failure> {
 struct Cost {
     prefill: Vec<f64>,
     decode: Vec<f64>,
+}
+
+impl Cost {
+    /// Adds one round's seconds of prefill and decode, and those of the same round without.
+    fn add(&mut self, with: (f64, f64), without: (f64, f64)) {
+        self.prefill.push(with.0 / without.0 - 1.0);
+        self.decode.push(with.1 / without.1 - 1.0);
+    }
+
+    fn medians(&mut self) -> Option<(f64, f64)> {
+        (!self.decode.is_empty()).then(|| (median(&mut self.prefill), median(&mut self.decode)))
+    }
 }
 
 /// Work and traffic of one token.
@@ -204,15 +234,21 @@ fn load_adapters(engine: &Engine, arguments: &Bench) -> Result<Vec<Vec<(String, 
     }
     let count = arguments.random_adapters.map_or(0, |random| random.count);
     if let Some(random) = arguments.random_adapters {
-        for i in 0..count {
-            engine.load_adapter(&format!("random {i}"), random_lora(engine, random, i)?)?;
-        }
+        load_random(engine, random)?;
     }
     let stack = |sequence: usize| {
         let random = (count > 0).then(|| (format!("random {}", sequence % count.max(1)), 1.0));
         common.iter().cloned().chain(random).collect()
     };
     Ok((0..arguments.batch).map(stack).collect())
+}
+
+/// Loads synthetic adapters.
+fn load_random(engine: &Engine, random: CountRank) -> Result<(), Failure> {
+    for i in 0..random.count {
+        engine.load_adapter(&format!("random {i}"), random_lora(engine, random, i)?)?;
+    }
+    Ok(())
 }
 
 /// A LoRA on every linear layer with small random values, as a PEFT directory in memory.

@@ -7,7 +7,7 @@ use graftwork::EngineOptions;
 use graftwork_adapters::file::gguf::{self, Gguf};
 use graftwork_adapters::file::hf::HfModel;
 use graftwork_adapters::file::{Named, Safetensors, TensorInfo, Torch};
-use graftwork_adapters::{Adapter, Change, Factor, Site, Source};
+use graftwork_adapters::{Adapter, Change, Factor, Place, Site, Source, prompt};
 use serde_json::{Value, json};
 
 use crate::arguments::Inspect;
@@ -89,16 +89,18 @@ impl Item {
     }
 }
 
-/// Whether this is an adapter: a PEFT directory or file, or a GGUF file that says so.
+/// Whether this is an adapter: a PEFT directory or file, bare virtual tokens, or a GGUF file that says so.
 fn is_adapter(path: &Path) -> Result<bool, Failure> {
     if path.is_dir() {
         return Ok(path.join("adapter_config.json").exists());
     }
     if is_safetensors(path) || is_torch(path) {
-        return Ok(path.with_file_name("adapter_config.json").exists());
+        let has_config = path.with_file_name("adapter_config.json").exists();
+        return Ok(has_config || is_safetensors(path) && prompt::is_bare(&Safetensors::open(path)?));
     }
     let file = Gguf::open(path)?;
-    Ok(file.metadata().get::<&str>("general.type")? == Some("adapter"))
+    let says = |key, what| Ok::<_, Failure>(file.metadata().get::<&str>(key)? == Some(what));
+    Ok(says("general.type", "adapter")? || says("general.architecture", "controlvector")?)
 }
 
 fn is_safetensors(path: &Path) -> bool {
@@ -190,6 +192,8 @@ fn adapter_report(adapter: &Adapter) -> Vec<Item> {
             Site::Linear { module, .. } => module.name().to_owned(),
             Site::AttentionNorm { .. } => "attention norm".to_owned(),
             Site::FfnNorm { .. } => "feed-forward norm".to_owned(),
+            Site::AfterAttention { .. } => "stream after attention".to_owned(),
+            Site::AfterFfn { .. } => "stream after feed-forward".to_owned(),
             site => site.to_string(),
         };
         bytes += edit.change.tensors().iter().map(|tensor| tensor.bytes().len()).sum::<usize>();
@@ -239,6 +243,17 @@ fn describe(change: &Change) -> (String, Value) {
             let value = json!({"change": "rows", "tokens": count, "format": format.name()});
             (format!("rows of {count} tokens, {format}"), value)
         }
+        Change::VirtualTokens { rows } => {
+            let (count, format) = (rows.rows(), rows.format());
+            let value = json!({"change": "virtual_tokens", "tokens": count, "format": format.name()});
+            (format!("{count} virtual tokens, {format}"), value)
+        }
+        Change::Prefix { rows, layers } => {
+            let (count, format) = (rows.rows(), rows.format());
+            let value =
+                json!({"change": "prefix", "positions": count, "layers": layers, "format": format.name()});
+            (format!("keys and values of {count} positions, {layers} layers, {format}"), value)
+        }
         Change::OutputScale { values } => {
             let format = values.format();
             (format!("output scale, {format}"), json!({"change": "output_scale", "format": format.name()}))
@@ -264,6 +279,31 @@ fn describe(change: &Change) -> (String, Value) {
             let value = json!({"change": "kronecker", "left": left, "right": right, "scale": scale});
             (format!("Kronecker product of {left:?} and {right:?}, scale {scale}"), value)
         }
+        Change::Rotation { skew, cayley } => {
+            let (blocks, size) = (skew.rows(), cayley.size);
+            let value = json!({"change": "rotation", "blocks": blocks, "size": size, "shared": cayley.share});
+            let of = if cayley.share { "one block for all".to_owned() } else { format!("{blocks} blocks") };
+            (format!("input rotated by {of}, size {size}"), value)
+        }
+        Change::Bottleneck { place, down, activation, scale, channels, .. } => {
+            let (size, format) = (down.rows(), down.format());
+            let place = match place {
+                Place::Input => "input",
+                Place::Series => "series",
+                Place::Parallel => "parallel",
+            };
+            let value = json!({"change": "bottleneck", "place": place, "size": size, "scale": scale,
+                "activation": format!("{activation:?}"), "channels": channels.is_some(), "format": format.name()});
+            (format!("bottleneck of {size}, {place}, {activation:?}, scale {scale}, {format}"), value)
+        }
+        Change::Add { values } => {
+            let format = values.format();
+            (format!("direction added, {format}"), json!({"change": "add", "format": format.name()}))
+        }
+        Change::Project { directions } => {
+            let count = directions.rows();
+            (format!("{count} directions taken out"), json!({"change": "project", "directions": count}))
+        }
         Change::Sparse { values, .. } => {
             let (entries, format) = (values.cols(), values.format());
             let value = json!({"change": "sparse", "entries": entries, "format": format.name()});
@@ -274,7 +314,11 @@ fn describe(change: &Change) -> (String, Value) {
 
 fn layer(site: Site) -> Option<usize> {
     match site {
-        Site::Linear { layer, .. } | Site::AttentionNorm { layer } | Site::FfnNorm { layer } => Some(layer),
-        Site::Embedding | Site::Norm | Site::Head => None,
+        Site::Linear { layer, .. }
+        | Site::AttentionNorm { layer }
+        | Site::FfnNorm { layer }
+        | Site::AfterAttention { layer }
+        | Site::AfterFfn { layer } => Some(layer),
+        Site::Embedding | Site::Norm | Site::Head | Site::Prompt | Site::Prefix => None,
     }
 }

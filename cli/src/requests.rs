@@ -16,6 +16,7 @@ struct Line {
     messages: Option<Vec<Message>>,
     tools: Option<Vec<Value>>,
     tokens: Option<Vec<u32>>,
+    parts: Option<Vec<Part>>,
     adapters: Option<Vec<(String, f32)>>,
     max_tokens: Option<usize>,
     temperature: Option<f32>,
@@ -24,6 +25,29 @@ struct Line {
     min_p: Option<f32>,
     seed: Option<u64>,
     stop: Option<Vec<String>>,
+}
+
+/// A part of a prompt.
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    deny_unknown_fields,
+    expecting = "expected a part with `text`, `tokens`, or `virtual` and `first`"
+)]
+enum Part {
+    Text { text: String },
+    Tokens { tokens: Vec<u32> },
+    Virtual { r#virtual: String, first: Option<usize> },
+}
+
+impl From<Part> for graftwork::Part {
+    fn from(part: Part) -> Self {
+        match part {
+            Part::Text { text } => Self::Text(text),
+            Part::Tokens { tokens } => Self::Tokens(tokens),
+            Part::Virtual { r#virtual: adapter, first } => Self::Virtual { adapter, first },
+        }
+    }
 }
 
 /// A request with the name that its answer carries.
@@ -46,11 +70,12 @@ pub fn parse(line: &str, number: usize, defaults: &Run) -> Result<Named, String>
             text.strip_suffix(&format!(" at line {} column {column}", error.line())).unwrap_or(&text);
         format!("{message} (column {column})")
     })?;
-    let mut prompt = match (line.prompt, line.messages, line.tokens) {
-        (Some(prompt), None, None) => from_text(prompt, defaults),
-        (None, Some(messages), None) => messages.into(),
-        (None, None, Some(tokens)) => tokens.into(),
-        _ => return Err("expected exactly one of `prompt`, `messages` and `tokens`".to_owned()),
+    let mut prompt = match (line.prompt, line.messages, line.tokens, line.parts) {
+        (Some(prompt), None, None, None) => from_text(prompt, defaults),
+        (None, Some(messages), None, None) => messages.into(),
+        (None, None, Some(tokens), None) => tokens.into(),
+        (None, None, None, Some(parts)) => Prompt::Parts(parts.into_iter().map(Into::into).collect()),
+        _ => return Err("expected exactly one of `prompt`, `messages`, `tokens` and `parts`".to_owned()),
     };
     match (&mut prompt, line.tools) {
         (_, None) => {}
@@ -161,6 +186,21 @@ mod tests {
     }
 
     #[test]
+    fn parts_are_read_in_order() {
+        let line =
+            r#"{"parts": [{"text": "a"}, {"virtual": "s", "first": 3}, {"tokens": [5]}, {"virtual": "t"}]}"#;
+        let Prompt::Parts(parts) = parse(line, 1, &defaults("")).expect("a request").request.prompt else {
+            panic!("parts");
+        };
+        use graftwork::Part as P;
+        assert!(matches!(
+            &parts[..],
+            [P::Text(a), P::Virtual { adapter: s, first: Some(3) }, P::Tokens(b), P::Virtual { adapter: t, first: None }]
+                if (&a[..], &s[..], &b[..], &t[..]) == ("a", "s", &[5], "t")
+        ));
+    }
+
+    #[test]
     fn a_prompt_is_a_chat_if_the_command_line_says_so() {
         let roles = |options: &str| match parse(r#"{"prompt": "p"}"#, 1, &defaults(options))
             .expect("a request")
@@ -175,17 +215,20 @@ mod tests {
 
     #[test]
     fn malformed_lines_say_what_is_wrong() {
+        let one = "expected exactly one of `prompt`, `messages`, `tokens` and `parts`";
         for (line, message) in [
             ("hello", "expected a JSON object"),
             ("[1]", "expected a JSON object"),
             (r#"{"prompt": "a""#, "EOF while parsing an object (column 14)"),
-            (r#"{"id": 1}"#, "expected exactly one of `prompt`, `messages` and `tokens`"),
-            (
-                r#"{"prompt": "a", "tokens": [1]}"#,
-                "expected exactly one of `prompt`, `messages` and `tokens`",
-            ),
+            (r#"{"id": 1}"#, one),
+            (r#"{"prompt": "a", "tokens": [1]}"#, one),
             (r#"{"prompt": 1}"#, "invalid type: integer `1`, expected a string (column 12)"),
             (r#"{"tokens": [-1]}"#, "invalid value: integer `-1`, expected u32 (column 14)"),
+            (r#"{"tokens": [1], "parts": []}"#, one),
+            (
+                r#"{"parts": [{"text": "a", "first": 1}]}"#,
+                "expected a part with `text`, `tokens`, or `virtual` and `first` (column 37)",
+            ),
             (r#"{"prompt": "a", "tools": []}"#, "`tools` go with `messages`"),
         ] {
             assert_eq!(parse(line, 1, &defaults("")).map(|_| ()), Err(message.to_owned()), "{line}");

@@ -29,6 +29,12 @@ pub trait Device: Send + Sync + 'static {
     type Scale: Send + Sync + 'static;
     /// A change of the embedding.
     type Embedding: Send + Sync + 'static;
+    /// A bottleneck.
+    type Bottleneck: Send + Sync + 'static;
+    /// A rotation of inputs, block by block.
+    type Rotation: Send + Sync + 'static;
+    /// A direction to be added to rows.
+    type Direction: Send + Sync + 'static;
 
     /// Prepares a weight matrix `[outputs, inputs]`.
     fn matrix(&self, weight: &Tensor) -> Result<Self::Matrix, Error>;
@@ -51,6 +57,22 @@ pub trait Device: Send + Sync + 'static {
     /// # Errors
     /// [`Error::Unsupported`] where the embedding cannot be changed.
     fn embedding(&self, change: &EmbeddingChange) -> Result<Self::Embedding, Error>;
+    /// Prepares a bottleneck.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where there are none.
+    fn bottleneck(&self, weights: &BottleneckWeights) -> Result<Self::Bottleneck, Error>;
+    /// Prepares the rotation by `blocks`, square matrices of one size, one after the other: of each block of inputs its
+    /// own, or one for all.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where there are none.
+    fn rotation(&self, blocks: &[Tensor]) -> Result<Self::Rotation, Error>;
+    /// Prepares a direction.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where there are none.
+    fn direction(&self, values: &[f32]) -> Result<Self::Direction, Error>;
     /// Bytes that a prepared matrix keeps in memory.
     fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize;
     /// What [`Device::matrix_bytes`] will say of a matrix `[rows, cols]` in this format, which is not there yet.
@@ -116,11 +138,61 @@ pub struct Angles<'a> {
     pub layout: RopeLayout,
 }
 
-/// The function of a gated feed-forward block.
+/// The function of a gated feed-forward block or of a bottleneck.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     /// `x / (1 + exp(-x))`.
     Silu,
+    /// `x`.
+    Identity,
+    /// `max(x, 0)`.
+    Relu,
+    /// `max(x, x / 100)`.
+    LeakyRelu,
+    /// `max(x, 0)^2`.
+    SquaredRelu,
+    /// `tanh(x)`.
+    Tanh,
+    /// `1 / (1 + exp(-x))`.
+    Sigmoid,
+    /// `x (1 + erf(x / sqrt(2))) / 2`.
+    Gelu,
+    /// `x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2`.
+    GeluTanh,
+    /// `x / (1 + exp(-1.702 x))`.
+    QuickGelu,
+}
+
+impl Activation {
+    /// All of them.
+    pub const ALL: &[Activation] = &[
+        Self::Silu,
+        Self::Identity,
+        Self::Relu,
+        Self::LeakyRelu,
+        Self::SquaredRelu,
+        Self::Tanh,
+        Self::Sigmoid,
+        Self::Gelu,
+        Self::GeluTanh,
+        Self::QuickGelu,
+    ];
+}
+
+/// What a bottleneck is made of: `z[t,o] = sum_r B[o,r] f(sum_i A[r,i] x[t,i] + a[r]) + b[o]`. To be prepared by
+/// [`Device::bottleneck`].
+#[derive(Clone, Debug)]
+pub struct BottleneckWeights {
+    /// `A [size, inputs]`, in a floating-point format.
+    pub down: Tensor,
+    /// `a [size]`.
+    pub down_bias: Option<Vec<f32>>,
+    /// `f`.
+    pub activation: Activation,
+    /// `B [outputs, size]`, in a floating-point format.
+    pub up: Tensor,
+    /// `b [outputs]`.
+    pub up_bias: Option<Vec<f32>>,
 }
 
 /// The prepared matrix type of a backend.
@@ -191,6 +263,8 @@ pub enum Change<'a, B: Backend> {
         /// `W' [number of outputs, inputs]`, in a floating-point format.
         weight: &'a Matrix<B>,
     },
+    /// `y[t,o] += scale * z[t,o]`, with `z` what the bottleneck makes of the layer's input.
+    Bottleneck(&'a <B::Device as Device>::Bottleneck),
 }
 
 /// A change of the embedding, to be prepared by [`Device::embedding`].
@@ -223,7 +297,7 @@ pub struct EmbeddingGraft<'a, B: Backend> {
     pub change: &'a <B::Device as Device>::Embedding,
 }
 
-/// What an adapter changes in the input of a linear layer, for some rows of the batch.
+/// What an adapter changes in rows between the layers, such as the input of a linear layer, for some rows of the batch.
 pub struct InputGraft<'a, B: Backend> {
     /// The rows whose request uses the adapter.
     pub rows: Range<usize>,
@@ -233,10 +307,16 @@ pub struct InputGraft<'a, B: Backend> {
     pub change: InputChange<'a, B>,
 }
 
-/// A change of the input of a linear layer.
+/// A change of rows between the layers.
 pub enum InputChange<'a, B: Backend> {
     /// `x[t,i] += scale * by[i] x[t,i]`, without a shift.
     Scale(&'a Scale<B>),
+    /// `x[t, k n + c] = sum_j x[t, k n + j] R_k[j,c]` with the `k`-th of blocks `[n, n]`. The scale must be 1.
+    Rotate(&'a <B::Device as Device>::Rotation),
+    /// `x[t,i] += scale * z[t,i]`, with `z` what the bottleneck makes of `x`.
+    Bottleneck(&'a <B::Device as Device>::Bottleneck),
+    /// `x[t,i] += scale * v[i]`.
+    Add(&'a <B::Device as Device>::Direction),
 }
 
 /// One output of [`Backend::linear`].
@@ -261,7 +341,8 @@ pub struct StepShape {
     /// Most inputs of a linear layer.
     pub inputs: usize,
     /// Most intermediate values in one call of [`Backend::linear`]: over its grafts, the sum of rows times the rank of a
-    /// low-rank change, `b c + a b` of a Kronecker product, or the number of replaced outputs.
+    /// low-rank change, `b c + a b` of a Kronecker product, the number of replaced outputs, or the size of a bottleneck. Or those
+    /// of one graft of [`Backend::adapt`]: rows times the size of a bottleneck, or the width of a rotation.
     pub low: usize,
     /// Query heads that share a key-value head.
     pub group: usize,
@@ -361,6 +442,9 @@ pub trait Backend: Send + Sized + 'static {
 
     /// `y[t,i] = act(y[t,i]) x[t,i]` (Shazeer, 2020).
     fn gate(&mut self, y: &mut Self::Rows, x: &Self::Rows, act: Activation);
+
+    /// `y[t,i] += x[t,i]`.
+    fn add(&mut self, y: &mut Self::Rows, x: &Self::Rows);
 
     /// `y = x`, whatever number of rows `y` has before.
     fn copy(&mut self, y: &mut Self::Rows, x: &Self::Rows) -> Result<(), Error>;

@@ -262,7 +262,10 @@ pub fn reserved<T>(n: usize) -> Result<Vec<T>, Error> {
 }
 
 /// `n` zeros.
-pub(crate) fn zeros<T: Zeroable + Clone>(n: usize) -> Result<Vec<T>, Error> {
+///
+/// # Errors
+/// [`Error::OutOfMemory`].
+pub fn zeros<T: Zeroable + Clone>(n: usize) -> Result<Vec<T>, Error> {
     let mut zeros = reserved(n)?;
     zeros.resize(n, T::zeroed());
     Ok(zeros)

@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use graftwork_kernels::Error;
-use graftwork_kernels::cpu::scratch::{Buffer, Need};
-use graftwork_kernels::cpu::team::{Grid, Team};
+use graftwork_kernels::cpu::scratch::{Buffer, Need, Scratch};
+use graftwork_kernels::cpu::team::{Grid, Team, Tile};
 
 #[allow(dead_code, reason = "only whole numbers are needed here")]
 mod random;
@@ -268,4 +268,55 @@ fn scratch_is_reserved_for_every_thread() {
             assert!(scratch.work.values::<u8>(70).iter().all(|&x| x == i as u8));
         });
     }
+}
+
+/// Tiles that need early ones get what these wrote, whoever wrote it and however late.
+#[test]
+fn late_tiles_see_early_ones() {
+    let mut random = Random(52);
+    for threads in [1, 2, 3, 8] {
+        let mut team = Team::new(threads).unwrap();
+        for round in 0..200 {
+            let rows = 1 + (random.bits() % 5) as usize;
+            let (mut first, mut second) = (vec![0.0f32; 2 * rows * 3], vec![0.0f32; 40]);
+            let (left, right) = first.split_at_mut(rows * 3);
+            let cuts: Vec<usize> = (0..=rows).collect();
+            let mut early = [Grid::new(left, 3, cuts.clone(), 2), Grid::new(right, 3, cuts, 3)];
+            let mut late = [Grid::by_rows(&mut second, 2, 1)];
+            let write = |grid: usize, mut tile: Tile<'_, f32>, _: &mut Scratch| {
+                if round % 10 == 0 {
+                    thread::sleep(Duration::from_micros(50));
+                }
+                for row in tile.rows.clone() {
+                    tile.row(row).fill((100 * grid + row + 1) as f32);
+                }
+            };
+            team.tiles_after((&mut early, write), &mut late, |_, mut tile, early, _| {
+                let row = tile.rows.start;
+                let sums = [0, 1].map(|grid| early.rows(grid).iter().sum());
+                tile.row(row).copy_from_slice(&sums);
+            });
+            let sum = |grid: usize| (0..rows).map(|row| 3 * (100 * grid + row + 1)).sum::<usize>() as f32;
+            assert!(second.chunks(2).all(|row| row == [sum(0), sum(1)]), "{second:?}, {rows} rows");
+        }
+    }
+}
+
+/// A panic in an early tile comes out; those that wait for it do not wait forever.
+#[test]
+fn an_early_panic_comes_out() {
+    let mut team = Team::new(3).unwrap();
+    for _ in 0..50 {
+        let (mut first, mut second) = ([0.0f32; 4], [0.0f32; 16]);
+        let mut early = [Grid::by_rows(&mut first, 1, 1)];
+        let mut late = [Grid::by_rows(&mut second, 1, 1)];
+        let write = |_: usize, tile: Tile<'_, f32>, _: &mut Scratch| assert!(tile.rows.start != 2, "third");
+        let caught = catch_unwind(AssertUnwindSafe(|| {
+            team.tiles_after((&mut early, write), &mut late, |_, _, early, _| {
+                early.rows(0);
+            });
+        }));
+        assert_eq!(caught.unwrap_err().downcast_ref::<&str>(), Some(&"third"));
+    }
+    assert!(counts(&mut team, 100).iter().all(|&n| n == 1));
 }

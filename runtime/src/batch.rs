@@ -7,7 +7,8 @@ use std::ops::Range;
 use graftwork_kernels::backend::Span;
 use graftwork_kernels::tensor::{self, reserved};
 
-use crate::registry::Stack;
+use crate::registry::{Loaded, Stack};
+use crate::sequence::Entry;
 
 /// Which of a piece's rows give logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,19 +17,8 @@ pub enum Outputs {
     None,
     /// The last.
     Last,
-    /// Every row.
+    /// Every row of a token, not of virtual ones.
     All,
-}
-
-impl Outputs {
-    /// How many of `rows` rows give logits.
-    fn count(self, rows: usize) -> usize {
-        match self {
-            Self::None => 0,
-            Self::Last => 1,
-            Self::All => rows,
-        }
-    }
 }
 
 /// What one sequence puts into a step: tokens at consecutive positions.
@@ -36,7 +26,7 @@ impl Outputs {
 pub struct Piece<'a> {
     /// The adapters that its rows use.
     pub stack: &'a Stack,
-    /// The tokens.
+    /// What stands there ([`Entry`]): tokens, virtual or not, and before them given positions.
     pub tokens: &'a [u32],
     /// Position of the first.
     pub position: usize,
@@ -59,11 +49,37 @@ pub struct Segment<'a> {
     pub outputs: Range<usize>,
 }
 
+/// Neighbouring rows that are virtual tokens of one adapter.
+#[derive(Clone)]
+pub struct VirtualRows<'a> {
+    /// The adapter.
+    pub adapter: &'a Loaded,
+    /// The rows of the batch.
+    pub rows: Range<usize>,
+}
+
+/// Positions whose keys and values one adapter gives.
+#[derive(Clone)]
+pub struct Given<'a> {
+    /// The adapter.
+    pub adapter: &'a Loaded,
+    /// Which of its own.
+    pub own: Vec<u32>,
+    /// Where: its rows are those of `own`.
+    pub span: Span<'a>,
+}
+
 /// The rows of one step, ready for the forward pass.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Batch<'a> {
-    /// The token of every row.
+    /// The token of every row; 0 for virtual ones.
     pub tokens: Vec<u32>,
+    /// Which virtual token of its adapter a row is; 0 for others. Empty if there are none.
+    pub virtual_tokens: Vec<u32>,
+    /// The rows that are virtual tokens.
+    pub virtual_rows: Vec<VirtualRows<'a>>,
+    /// What is to be stored before the rows.
+    pub given: Vec<Given<'a>>,
     /// The position of every row.
     pub positions: Vec<u32>,
     /// The rows of each sequence.
@@ -83,26 +99,40 @@ impl<'a> Batch<'a> {
     /// [`tensor::Error::OutOfMemory`].
     pub fn new(pieces: &[Piece<'a>]) -> Result<Self, tensor::Error> {
         let rows = pieces.iter().map(|piece| piece.tokens.len()).sum();
-        let outputs = pieces.iter().map(|piece| piece.outputs.count(piece.tokens.len())).sum();
+        let outputs = pieces.iter().map(|piece| match piece.outputs {
+            Outputs::None => 0,
+            Outputs::Last => 1,
+            Outputs::All => piece.tokens.len(),
+        });
         let mut batch = Self {
             tokens: reserved(rows)?,
             positions: reserved(rows)?,
-            outputs: reserved(outputs)?,
+            outputs: reserved(outputs.sum())?,
             ..Self::default()
         };
         for piece in pieces {
-            let rows = batch.tokens.len()..batch.tokens.len() + piece.tokens.len();
             let outputs = batch.outputs.len();
-            batch.tokens.extend_from_slice(piece.tokens);
-            batch.prompt_rows += piece.prompt;
-            let end = piece.position + piece.tokens.len();
-            batch.positions.extend((piece.position..end).map(|position| position as u32));
-            batch.outputs.extend(match piece.outputs {
-                Outputs::None => rows.end..rows.end,
-                Outputs::Last => rows.end - 1..rows.end,
-                Outputs::All => rows.clone(),
-            });
-            batch.spans.push(Span { rows: rows.clone(), position: piece.position, pages: piece.pages });
+            let (given, tokens) = piece.tokens.split_at(Entry::given(piece.tokens));
+            let rows = batch.tokens.len()..batch.tokens.len() + tokens.len();
+            batch.give(piece, given)?;
+            for (row, &number) in rows.clone().zip(tokens) {
+                match Entry::of(number) {
+                    Entry::Virtual(index) => batch.put(piece.stack.virtual_token(index), row)?,
+                    _ => batch.tokens.push(number),
+                }
+            }
+            batch.prompt_rows += piece.prompt - given.len();
+            let position = piece.position + given.len();
+            batch.positions.extend((position..position + tokens.len()).map(|position| position as u32));
+            match piece.outputs {
+                Outputs::None => {}
+                Outputs::Last => batch.outputs.push(rows.end - 1),
+                Outputs::All => {
+                    let tokens = rows.clone().zip(tokens).filter(|(_, number)| Entry::is_token(**number));
+                    batch.outputs.extend(tokens.map(|(row, _)| row));
+                }
+            }
+            batch.spans.push(Span { rows: rows.clone(), position, pages: piece.pages });
             if piece.stack.is_empty() {
                 continue;
             }
@@ -118,6 +148,46 @@ impl<'a> Batch<'a> {
                 }),
             }
         }
+        if !batch.virtual_tokens.is_empty() {
+            batch.virtual_tokens.resize(batch.tokens.len(), 0);
+        }
         Ok(batch)
+    }
+
+    /// Adds a row that is a virtual token.
+    fn put(&mut self, (adapter, own): (&'a Loaded, u32), row: usize) -> Result<(), tensor::Error> {
+        if self.virtual_tokens.is_empty() {
+            self.virtual_tokens = reserved(self.tokens.capacity())?;
+        }
+        self.virtual_tokens.resize(row, 0);
+        self.virtual_tokens.push(own);
+        self.tokens.push(0);
+        match self.virtual_rows.last_mut() {
+            Some(last) if last.rows.end == row && std::ptr::eq(last.adapter, adapter) => last.rows.end += 1,
+            _ => self.virtual_rows.push(VirtualRows { adapter, rows: row..row + 1 }),
+        }
+        Ok(())
+    }
+
+    /// Adds the positions `given` at the start of a piece.
+    fn give(&mut self, piece: &Piece<'a>, given: &[u32]) -> Result<(), tensor::Error> {
+        let start = self.given.len();
+        for (position, &number) in (piece.position..).zip(given) {
+            let Entry::Given(index) = Entry::of(number) else { continue };
+            let (adapter, own) = piece.stack.given(index);
+            match self.given[start..].last_mut() {
+                Some(last) if std::ptr::eq(last.adapter, adapter) => {
+                    last.own.push(own);
+                    last.span.rows.end += 1;
+                }
+                _ => {
+                    let mut all = reserved(given.len())?;
+                    all.push(own);
+                    let span = Span { rows: 0..1, position, pages: piece.pages };
+                    self.given.push(Given { adapter, own: all, span });
+                }
+            }
+        }
+        Ok(())
     }
 }

@@ -21,10 +21,11 @@ use crate::model::container::Container;
 use crate::model::plan::Counting;
 use crate::model::runner::{Prepare, cache_shape, erase, most_scratch};
 use crate::model::weights::{Model, Progress, STACK, THREAD};
-use crate::registry::{AdapterInfo, Expect, Generation, Registry};
+use crate::registry::{AdapterInfo, Expect, Generation, Registry, Stack};
 use crate::request::{Event, Prompt, Request, RequestId};
 use crate::sample::Sampler;
 use crate::schedule::{Limits, Schedule};
+use crate::sequence::Place;
 use crate::session::Session;
 use crate::text::{Text, Tokens};
 use crate::trace::Counters;
@@ -281,11 +282,12 @@ impl Engine {
 
     fn accept(&self, request: Request, route: Route) -> Result<RequestId, Error> {
         self.mail.check_open()?;
-        let stack = self.registry.stack(&request.adapters)?;
-        let vocabulary = stack.vocabulary(self.config().vocab);
+        let stack = self.registry.stack(&request.adapters, request.prompt.placed())?;
         let text = stack.text().or(self.text.as_ref());
-        let Tokens { tokens, new_text } = Text::tokens_of(text, request.prompt)?;
-        let most_tokens = self.most_tokens(&tokens, request.max_tokens, vocabulary.embedding)?;
+        let Tokens { tokens, places, new_text } = Text::tokens_of(text, request.prompt)?;
+        let tokens = self.sequence(&stack, &tokens, &places, self.config().context)?;
+        let most_tokens = self.most_tokens(tokens.len(), request.max_tokens)?;
+        let vocabulary = stack.vocabulary(self.config().vocab);
         let mut end_tokens = request.stop_tokens;
         if !request.ignore_eos {
             end_tokens.extend_from_slice(&self.end_tokens);
@@ -330,9 +332,10 @@ impl Engine {
     /// The tokens that a prompt becomes with the model's own tokenizer.
     ///
     /// # Errors
-    /// The model has no tokenizer or template for it, or they refuse it.
+    /// The model has no tokenizer or template for it, or they refuse it; or it places virtual tokens.
     pub fn prompt_tokens(&self, prompt: Prompt) -> Result<Vec<u32>, Error> {
-        Ok(Text::tokens_of(self.text.as_ref(), prompt)?.tokens)
+        let Tokens { tokens, places, .. } = Text::tokens_of(self.text.as_ref(), prompt)?;
+        if places.is_empty() { Ok(tokens) } else { Err(Error::NotTokens) }
     }
 
     /// The text of some tokens, special ones included.
@@ -345,20 +348,28 @@ impl Engine {
         Ok(text.tokenizer().decode(tokens))
     }
 
-    /// Tokens at which a sequence that starts with `prompt` ends, in a vocabulary of `vocab`; an error if it cannot start.
-    fn most_tokens(&self, prompt: &[u32], answer: Option<usize>, vocab: usize) -> Result<usize, Error> {
-        let config = self.model.config();
-        let found = prompt.len();
-        if found == 0 {
+    /// What stands at the positions of a prompt under a stack, fewer than `limit`.
+    fn sequence(
+        &self,
+        stack: &Stack,
+        prompt: &[u32],
+        places: &[Place],
+        limit: usize,
+    ) -> Result<Vec<u32>, Error> {
+        if prompt.is_empty() {
             return Err(Error::EmptyPrompt);
         }
+        let vocabulary = stack.vocabulary(self.config().vocab);
+        check_tokens("prompt", prompt.iter().copied(), vocabulary.embedding)?;
+        stack.sequence(prompt, places, limit)
+    }
+
+    /// Positions at which a sequence that starts with `found`, fewer than the context's, ends; an error if it cannot start.
+    fn most_tokens(&self, found: usize, answer: Option<usize>) -> Result<usize, Error> {
+        let config = self.model.config();
         if answer == Some(0) {
             let found = "0".to_owned();
             return Err(Error::Option { option: "max_tokens", expected: "1 or more", found });
-        }
-        check_tokens("prompt", prompt.iter().copied(), vocab)?;
-        if found >= config.context {
-            return Err(Error::TooLong { context: config.context, found });
         }
         let room = self.kv_pages.saturating_mul(PAGE);
         let most = match answer {
@@ -477,8 +488,9 @@ impl Engine {
         say(self.options.log.as_ref(), level, message);
     }
 
-    /// The logits `[tokens, vocab]` at every position of one sequence under a stack of adapters, with keys
-    /// and values cached in f32; `vocab` is the adapter's where one has tokens of its own. Waits for a step in progress.
+    /// The logits `[tokens, vocab]` at every position of one sequence under a stack of adapters, but for those that adapters put
+    /// before it, with keys and values cached in f32; `vocab` is the adapter's where one has tokens of its own. Waits for a step
+    /// in progress.
     ///
     /// # Errors
     /// An adapter is not loaded, the tokens are none, too many or not the model's, or memory was refused.
@@ -496,17 +508,11 @@ impl Engine {
         adapters: &[(String, f32)],
         kv: Format,
     ) -> Result<Vec<f32>, Error> {
-        let stack = self.registry.stack(adapters)?;
+        let stack = self.registry.stack(adapters, std::iter::empty())?;
         EngineOptions { kv_format: kv, ..self.options.clone() }.check()?;
-        let config = self.model.config();
-        if tokens.len() > config.context {
-            return Err(Error::TooLong { context: config.context + 1, found: tokens.len() });
-        }
-        if tokens.is_empty() {
-            return Err(Error::EmptyPrompt);
-        }
-        check_tokens("prompt", tokens.iter().copied(), stack.vocabulary(config.vocab).embedding)?;
-        self.turn()?.runner.score(tokens, &stack.over(tokens).0, kv, self.options.prefill_chunk)
+        let sequence = self.sequence(&stack, tokens, &[], self.config().context + 1)?;
+        let stacks = stack.over(&sequence).0;
+        self.turn()?.runner.score(&sequence, &stacks, kv, self.options.prefill_chunk)
     }
 }
 

@@ -104,7 +104,7 @@ pub enum Error {
         found: f32,
     },
     /// An adapter that cannot be there in part was asked for in part.
-    #[error("adapter \"{name}\": it replaces the {site}, so its weight is 0 or 1, found {found}")]
+    #[error("adapter \"{name}\": it changes the {site} as a whole, so its weight is 0 or 1, found {found}")]
     WholeWeight {
         /// The adapter.
         name: String,
@@ -131,6 +131,35 @@ pub enum Error {
         /// What it has.
         found: String,
     },
+    /// Virtual tokens, or keys and values before the prompt, were asked for in part.
+    #[error(
+        "adapter \"{name}\": what it puts before the prompt is there or not, so its weight is 0 or 1, found {found}"
+    )]
+    PromptWeight {
+        /// The adapter.
+        name: String,
+        /// The weight.
+        found: f32,
+    },
+    /// A prompt places the virtual tokens of an adapter that has none.
+    #[error("adapter \"{name}\": it has no virtual tokens that a prompt could place")]
+    NoVirtualTokens {
+        /// The adapter.
+        name: String,
+    },
+    /// A prompt places more virtual tokens than the adapter has.
+    #[error("adapter \"{name}\": expected at most the first {have} of its virtual tokens, found {found}")]
+    VirtualTokens {
+        /// The adapter.
+        name: String,
+        /// How many it has.
+        have: usize,
+        /// How many were asked for.
+        found: usize,
+    },
+    /// Tokens alone were asked for, but virtual ones have no numbers.
+    #[error("the prompt places virtual tokens, which have no token ids")]
+    NotTokens,
     /// An option has a value that has no meaning.
     #[error("option {option}: expected {expected}, found {found}")]
     Option {
@@ -161,7 +190,7 @@ pub enum Error {
     TooLong {
         /// Positions of the context.
         context: usize,
-        /// Tokens of the prompt.
+        /// Tokens of the prompt, with what adapters put before it and into it.
         found: usize,
     },
     /// The request could never fit the KV cache's budget.

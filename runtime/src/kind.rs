@@ -66,9 +66,14 @@ impl Error {
             Self::Memory(e) => (of_tensor(e), ""),
             Self::NoAdapter { name } => (K::NotFound, name),
             Self::NameTaken { name } | Self::Changed { name, .. } => (K::Conflict, name),
-            Self::Weighting { name, .. } | Self::WholeWeight { name, .. } => (K::InvalidArgument, name),
+            Self::Weighting { name, .. }
+            | Self::WholeWeight { name, .. }
+            | Self::PromptWeight { name, .. }
+            | Self::NoVirtualTokens { name }
+            | Self::VirtualTokens { name, .. } => (K::InvalidArgument, name),
             Self::Together { own, .. } => (K::InvalidArgument, own),
             Self::AdapterTokenizer { .. } => (K::IncompatibleAdapter, "tokenizer.json"),
+            Self::NotTokens => (K::InvalidArgument, "prompt"),
             Self::Option { option, .. } => (K::InvalidArgument, option),
             Self::EmptyPrompt | Self::TooLong { .. } => (K::InvalidArgument, "prompt"),
             Self::Token { place, .. } => (K::InvalidArgument, place),

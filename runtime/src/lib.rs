@@ -71,6 +71,7 @@ mod registry;
 mod request;
 pub mod sample;
 mod schedule;
+mod sequence;
 mod session;
 pub mod stream;
 mod text;
@@ -84,7 +85,7 @@ pub use kind::ErrorKind;
 pub use log::{Level, Log};
 pub use options::{EngineOptions, Memory};
 pub use registry::{AdapterInfo, Generation};
-pub use request::{Event, FinishReason, Logprob, Prompt, Request, RequestId};
+pub use request::{Event, FinishReason, Logprob, Part, Prompt, Request, RequestId};
 pub use text::Text;
 pub use trace::Counters;
 

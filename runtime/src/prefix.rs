@@ -2,7 +2,8 @@
 //!
 //! Keys and values depend on every token before them and on the adapters, so a page may stand in only for
 //! one with the same tokens, the same page before it and the same stack at every position: all three are its key, compared
-//! whole and never by a hash alone. (Where an adapter starts at its invocation sequence, the pages before are the base's.) What was computed is equal to the bit whoever computes it, so a request
+//! whole and never by a hash alone. (Where an adapter starts at its invocation sequence, the pages before are the base's; one
+//! whose virtual tokens a prompt places changes nothing before them.) What was computed is equal to the bit whoever computes it, so a request
 //! cannot tell by its answer that it was spared the work.
 
 use std::collections::HashMap;
@@ -11,6 +12,7 @@ use graftwork_kernels::backend::PAGE;
 
 use crate::kv::{Chain, Pool};
 use crate::registry::{StackKey, Stacks};
+use crate::sequence::Entry;
 
 /// What a page holds.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -19,12 +21,20 @@ struct Key {
     before: Option<u32>,
     /// Where in the page another stack takes over from the one before, and its key: at the start of a sequence from the base.
     changes: Vec<(usize, StackKey)>,
-    tokens: [u32; PAGE],
+    numbers: [u32; PAGE],
+    /// The key of the stack, where it says what some of the numbers are; else empty.
+    stack: StackKey,
 }
 
 impl Key {
-    fn new(before: Option<u32>, stacks: &Stacks, index: usize, tokens: [u32; PAGE]) -> Self {
-        Self { before, changes: stacks.changes(index * PAGE..(index + 1) * PAGE), tokens }
+    fn new(before: Option<u32>, stacks: &Stacks, index: usize, numbers: [u32; PAGE]) -> Self {
+        let positions = index * PAGE..(index + 1) * PAGE;
+        let mut stack = Vec::new();
+        if !numbers.iter().all(|&number| Entry::is_token(number)) {
+            // Adapters that start later put nothing anywhere.
+            stack.extend(stacks.at(positions.start).key());
+        }
+        Self { before, changes: stacks.changes(positions), numbers, stack }
     }
 }
 

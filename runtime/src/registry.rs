@@ -60,6 +60,8 @@ pub struct AdapterInfo {
     pub edits: usize,
     /// Bytes that it keeps in memory.
     pub bytes: usize,
+    /// Virtual tokens, or positions with keys and values, that it puts before the prompt.
+    pub positions: usize,
     /// Requests that hold it now.
     pub requests: usize,
 }
@@ -97,6 +99,10 @@ pub struct Prepared {
     pub changes_tokens: bool,
     /// Its own tokenizer, where that has more tokens than the base's.
     pub text: Option<Text>,
+    /// Virtual tokens that it has.
+    pub virtual_tokens: usize,
+    /// Positions before all others whose keys and values it has.
+    pub given: usize,
 }
 
 impl Prepared {
@@ -107,13 +113,24 @@ impl Prepared {
 }
 
 impl Loaded {
+    /// The name that it was loaded under.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What is known of the prepared adapter.
+    pub fn prepared(&self) -> &Prepared {
+        &self.prepared
+    }
+
     /// The prepared adapter.
     pub fn bound(&self) -> &dyn Any {
         &*self.prepared.bound
     }
 }
 
-/// The adapters that act at a position of one request, in order, each with its weight.
+/// The adapters that act at a position of one request, in order, each with its weight; then those, with weight 0, whose virtual
+/// tokens its prompt places.
 #[derive(Clone, Default)]
 pub struct Stack {
     /// Those of the whole request.
@@ -210,11 +227,14 @@ impl Stacks {
         next.map_or(rows, |next| rows.min(next.position - position))
     }
 
-    /// Where in `positions` another stack takes over, counted from their start, and its key. Before the first position there is
-    /// the base alone.
+    /// Where in `positions` another stack takes over, counted from their start, and its key, without those adapters that change
+    /// nothing but where their virtual tokens stand. Before the first position there is the base alone.
     pub fn changes(&self, positions: Range<usize>) -> Vec<(usize, StackKey)> {
-        let new = self.0.iter().filter(|stack| positions.contains(&stack.position) && !stack.is_empty());
-        new.map(|stack| (stack.position - positions.start, stack.key().collect())).collect()
+        let starts = self.0.iter().filter(|stack| positions.contains(&stack.position));
+        let acting =
+            |stack: &Stack| stack.key().filter(|&(_, weight)| f32::from_bits(weight) != 0.0).collect();
+        let changes = starts.map(|stack| (stack.position - positions.start, acting(stack)));
+        changes.filter(|(_, key): &(usize, StackKey)| !key.is_empty()).collect()
     }
 }
 
@@ -324,8 +344,13 @@ impl Registry {
         self.lock().get(name).map(info).ok_or_else(|| no_adapter(name))
     }
 
-    /// The stack of these adapters as they are now. One with weight 0 changes nothing and is left out.
-    pub fn stack(&self, adapters: &[(String, f32)]) -> Result<Stack, Error> {
+    /// The stack of these adapters as they are now, and of those that a prompt places. One with weight 0 changes nothing and is
+    /// left out.
+    pub fn stack<'a>(
+        &self,
+        adapters: &[(String, f32)],
+        placed: impl Iterator<Item = &'a str>,
+    ) -> Result<Stack, Error> {
         let loaded = self.lock();
         let mut stack = Vec::with_capacity(adapters.len());
         for (name, weight) in adapters {
@@ -336,7 +361,11 @@ impl Registry {
             if let Some(site) = adapter.prepared.whole
                 && ![0.0, 1.0].contains(weight)
             {
-                return Err(Error::WholeWeight { name: name.clone(), site, found: *weight });
+                let (name, found) = (name.clone(), *weight);
+                return Err(match site {
+                    Site::Prompt | Site::Prefix => Error::PromptWeight { name, found },
+                    _ => Error::WholeWeight { name, site, found },
+                });
             }
             if *weight != 0.0 {
                 stack.push(Stacked { adapter: adapter.clone(), weight: *weight, from: 0 });
@@ -351,6 +380,12 @@ impl Registry {
                 return Err(Error::Together { own, other });
             }
         }
+        for name in placed {
+            let adapter = loaded.get(name).ok_or_else(|| no_adapter(name))?;
+            if !stack.iter().any(|other: &Stacked| Arc::ptr_eq(&other.adapter, adapter)) {
+                stack.push(Stacked { adapter: adapter.clone(), weight: 0.0, from: 0 });
+            }
+        }
         Ok(Stack { adapters: stack.into(), position: 0 })
     }
 }
@@ -362,6 +397,7 @@ fn info(adapter: &Arc<Loaded>) -> AdapterInfo {
         kind: adapter.kind,
         edits: adapter.prepared.edits,
         bytes: adapter.prepared.bytes,
+        positions: adapter.prepared.virtual_tokens + adapter.prepared.given,
         requests: Arc::strong_count(adapter) - 1,
     }
 }

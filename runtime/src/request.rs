@@ -38,6 +38,50 @@ pub enum Prompt {
     Tokens(Vec<u32>),
     /// A conversation, rendered by the model's chat template; what users say never becomes special tokens.
     Chat(Box<ChatInput>),
+    /// One after the other, with virtual tokens of adapters between them. If there is text, what the model expects before every
+    /// prompt comes first, as for [`Prompt::Text`].
+    Parts(Vec<Part>),
+}
+
+/// A part of a prompt.
+#[derive(Clone, Debug)]
+pub enum Part {
+    /// Text in which special tokens are recognised, tokenized as if special tokens stood between it and other text.
+    Text(String),
+    /// Tokens, as they are.
+    Tokens(Vec<u32>),
+    /// Virtual tokens of a loaded adapter, at this place; whether [`Request::adapters`] names it too, which puts all of them
+    /// before the prompt, does not matter.
+    Virtual {
+        /// The adapter's name.
+        adapter: String,
+        /// How many of them, from the first; `None` for all.
+        first: Option<usize>,
+    },
+}
+
+impl Prompt {
+    /// The adapters whose virtual tokens it places.
+    pub(crate) fn placed(&self) -> impl Iterator<Item = &str> {
+        let parts = match self {
+            Self::Parts(parts) => &parts[..],
+            Self::Text(_) | Self::Tokens(_) | Self::Chat(_) => &[],
+        };
+        parts.iter().filter_map(|part| match part {
+            Part::Virtual { adapter, .. } => Some(&adapter[..]),
+            Part::Text(_) | Part::Tokens(_) => None,
+        })
+    }
+}
+
+impl Part {
+    /// Its text, if it is one.
+    pub(crate) fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Tokens(_) | Self::Virtual { .. } => None,
+        }
+    }
 }
 
 impl From<&str> for Prompt {
@@ -62,6 +106,12 @@ impl From<Vec<Message>> for Prompt {
 impl From<Vec<u32>> for Prompt {
     fn from(tokens: Vec<u32>) -> Self {
         Self::Tokens(tokens)
+    }
+}
+
+impl From<Vec<Part>> for Prompt {
+    fn from(parts: Vec<Part>) -> Self {
+        Self::Parts(parts)
     }
 }
 

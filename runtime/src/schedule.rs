@@ -14,6 +14,7 @@ use crate::batch::{Outputs, Piece};
 use crate::kv::{Chain, Pool, pages_for};
 use crate::prefix::Prefixes;
 use crate::request::RequestId;
+use crate::sequence::Entry;
 use crate::session::Session;
 
 /// The limits of a schedule.
@@ -45,7 +46,7 @@ pub struct Schedule {
 pub struct Part {
     /// Which of the running.
     pub session: usize,
-    /// How many of its pending tokens.
+    /// How many of its pending tokens, given positions included.
     pub rows: usize,
 }
 
@@ -126,10 +127,11 @@ impl Schedule {
             let rows = match session.pending().len() {
                 1 => 1,
                 pending => {
-                    // A step takes rows of one stack only.
-                    let rows = session.stacks.alike(session.filled, pending).min(room);
+                    // Given positions are no rows, but need some after them for a step, which takes rows of one stack only.
+                    let given = Entry::given(session.pending());
+                    let rows = session.stacks.alike(session.filled + given, pending - given).min(room);
                     room -= rows;
-                    rows
+                    if rows > 0 { given + rows } else { 0 }
                 }
             };
             if rows > 0 {

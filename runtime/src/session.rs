@@ -9,6 +9,7 @@ use crate::kv::Chain;
 use crate::registry::{Stack, Stacks};
 use crate::request::{Event, FinishReason, Logprob, RequestId};
 use crate::sample::{self, Sampler};
+use crate::sequence::Entry;
 use crate::stream::TextStream;
 
 /// A request, checked and tokenized.
@@ -17,7 +18,7 @@ pub struct Session {
     pub id: RequestId,
     /// The adapters that it started with and keeps.
     pub stacks: Stacks,
-    /// The prompt, then what was answered so far.
+    /// What stands at each position ([`Entry`](crate::sequence::Entry)): the prompt, then what was answered so far.
     pub tokens: Vec<u32>,
     /// How many of the tokens are the prompt.
     pub prompt: usize,
@@ -61,7 +62,7 @@ impl Session {
 
     /// The adapters of the next rows.
     pub fn stack(&self) -> &Stack {
-        self.stacks.at(self.filled)
+        self.stacks.at(self.filled + Entry::given(self.pending()))
     }
 
     /// Chooses the next token from its `logits` and says what follows.

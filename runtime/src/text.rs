@@ -7,7 +7,8 @@ use graftwork_adapters::TextFiles;
 use crate::Error;
 use crate::chat::{self, ChatInput, ChatTemplate};
 use crate::model::container::Container;
-use crate::request::Prompt;
+use crate::request::{Part, Prompt};
+use crate::sequence::Place;
 use crate::stream::TextStream;
 use crate::tokenize::{Specials, Tokenizer};
 
@@ -21,8 +22,10 @@ pub struct Text {
 
 /// A prompt in tokens.
 pub(crate) struct Tokens {
-    /// The tokens.
+    /// The tokens, without virtual ones.
     pub tokens: Vec<u32>,
+    /// Where virtual ones stand among them, in order.
+    pub places: Vec<Place>,
     /// Whether the answer starts a text of its own, as in a chat, or goes on with the prompt's.
     pub new_text: bool,
 }
@@ -132,16 +135,46 @@ impl Text {
 
     /// The tokens of a prompt for a model with or without a tokenizer.
     pub(crate) fn tokens_of(text: Option<&Self>, prompt: Prompt) -> Result<Tokens, Error> {
-        match (prompt, text) {
-            (Prompt::Tokens(tokens), _) => Ok(Tokens { tokens, new_text: false }),
-            (_, None) => Err(Error::NoTokenizer),
-            (Prompt::Text(prompt), Some(text)) => {
-                Ok(Tokens { tokens: text.encode(&prompt)?, new_text: false })
+        let new_text = matches!(prompt, Prompt::Chat(_));
+        let tokens = match (prompt, text) {
+            (Prompt::Tokens(tokens), _) => tokens,
+            (Prompt::Parts(parts), text) => return Self::tokens_of_parts(text, parts),
+            (_, None) => return Err(Error::NoTokenizer),
+            (Prompt::Text(prompt), Some(text)) => text.encode(&prompt)?,
+            (Prompt::Chat(chat), Some(text)) => text.encode_chat(&chat)?,
+        };
+        Ok(Tokens { tokens, places: Vec::new(), new_text })
+    }
+
+    /// The tokens of parts. What the model expects before every prompt comes first if there is text, unless the tokens start
+    /// with it themselves.
+    fn tokens_of_parts(text: Option<&Self>, parts: Vec<Part>) -> Result<Tokens, Error> {
+        let texts: Vec<&str> = parts.iter().filter_map(Part::text).collect();
+        let (mut encoded, prefix) = match (text, texts.is_empty()) {
+            (_, true) => (Vec::new(), None),
+            (None, false) => return Err(Error::NoTokenizer),
+            (Some(Self { tokenizer, .. }), false) => {
+                (tokenizer.encode_parts(&texts)?, Some(tokenizer.prefix()))
             }
-            (Prompt::Chat(chat), Some(text)) => {
-                Ok(Tokens { tokens: text.encode_chat(&chat)?, new_text: true })
+        };
+        let mut encoded = encoded.drain(..);
+        let (mut tokens, mut places) = (Vec::new(), Vec::new());
+        for part in &parts {
+            match part {
+                Part::Text(_) => tokens.extend(encoded.next().unwrap_or_default()),
+                Part::Tokens(part) => tokens.extend_from_slice(part),
+                Part::Virtual { adapter, first } => {
+                    places.push(Place { at: tokens.len(), adapter: adapter.clone(), first: *first });
+                }
             }
         }
+        if let Some(prefix) = prefix
+            && !tokens.starts_with(prefix)
+        {
+            tokens.splice(0..0, prefix.iter().copied());
+            places.iter_mut().for_each(|place| place.at += prefix.len());
+        }
+        Ok(Tokens { tokens, places, new_text: false })
     }
 
     /// Turns the tokens of an answer into text up to the first of `stops`.

@@ -10,7 +10,7 @@ pub fn golden(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden").join(path)
 }
 
-/// The adapters in `golden/adapters`, each with the logits that peft gives.
+/// The adapters in `golden/adapters`, each with the logits that peft gives, or PyTorch from the formulas.
 pub const ADAPTERS: &[&str] = &[
     "lora",
     "lora_all",
@@ -29,6 +29,37 @@ pub const ADAPTERS: &[&str] = &[
     "lora_trainable_tokens",
     "ln_tuning",
     "alora",
+    "prompt_tuning",
+    "p_tuning",
+    "prefix_tuning",
+    "prefix_tuning_projected",
+    "oft",
+    "oft_exact",
+    "bottleneck",
+    "bottleneck_adapterp",
+    "bottleneck_parallel",
+    "hub_seq_bn",
+    "hub_double_seq_bn",
+    "hub_par_bn",
+    "hub_scaled_par_bn",
+    "hub_lora",
+    "hub_ia3",
+    "control_vector",
+    "ablation",
+];
+
+/// Stacks of adapters, each with the logits that peft gives in `golden/adapters/stacks`.
+pub const STACKS: &[&[&str]] = &[
+    &["lora", "lora_all"],
+    &["lora_all", "lora_rslora"],
+    &["lora", "loha"],
+    &["loha", "lokr"],
+    &["lokr", "lora"],
+    &["lora", "oft"],
+    &["adalora", "lora"],
+    &["loha", "oft"],
+    &["shira", "lora"],
+    &["lora_all", "lokr", "loha"],
 ];
 
 /// The tokens at which the adapter `alora` starts.

@@ -164,7 +164,7 @@ fn mixed_equals_alone_on_smollm2() {
     mixed_equals_alone(&smollm2(), &adapters, &three_stacks(&adapters), Format::F16, &SETTINGS);
 }
 
-/// Every kind in one batch with the base and with a stack of two kinds.
+/// Every kind in one batch with the base and with stacks of several kinds.
 #[test]
 fn mixed_equals_alone_for_every_kind() {
     let adapters: Vec<_> = ADAPTERS
@@ -173,7 +173,8 @@ fn mixed_equals_alone_for_every_kind() {
         .map(|&name| (name, golden(&format!("adapters/{name}"))))
         .collect();
     let stack = |names: &[&str]| names.iter().map(|&name| (name.to_owned(), 1.0)).collect::<Vec<_>>();
-    let mut stacks = vec![vec![], stack(&["lokr", "shira"])];
+    let around = ["hub_double_seq_bn", "hub_par_bn", "oft", "bottleneck", "control_vector", "ablation"];
+    let mut stacks = vec![vec![], stack(&["lokr", "shira"]), stack(&around)];
     stacks.extend(ADAPTERS.iter().map(|&name| stack(&[name])));
     stacks.extend([&["resized"][..], &["lora_all", "resized"]].map(stack));
     // One that starts late, beside others that do not, at prompts of several lengths.

@@ -2,10 +2,11 @@
 
 use graftwork::chat::{ChatInput, Message};
 use graftwork::{Bytes, Engine, EngineOptions, Event, Format, Prompt, Request};
+use graftwork_adapters::file::gguf::Value;
 use graftwork_adapters::file::{Dtype, Gguf, GgufWriter, Safetensors, TensorView, write_safetensors};
 use graftwork_adapters::{Source, TensorFile};
 use graftwork_kernels::Tensor;
-use graftwork_tests::reference::{ADAPTERS, Closeness, Expected, example, golden, smollm2, tensors};
+use graftwork_tests::reference::{ADAPTERS, Closeness, Expected, STACKS, example, golden, smollm2, tensors};
 
 fn open(path: &str) -> Engine {
     let options = EngineOptions { threads: 2, ..EngineOptions::default() };
@@ -60,6 +61,71 @@ fn adapters_start_at_their_invocation() {
     }
 }
 
+/// Several adapters at once, of one kind and of several, in the orders in which peft can have them.
+#[test]
+fn stacks_agree_with_peft() {
+    let engine = open("adapters/base");
+    for name in ADAPTERS {
+        engine.load_adapter(name, golden(&format!("adapters/{name}"))).unwrap();
+    }
+    for names in STACKS {
+        let stack: Vec<_> = names.iter().map(|&name| (name.to_owned(), 1.0)).collect();
+        let expected = Expected::read(&format!("adapters/stacks/{}.safetensors", names.join("+")), "logits");
+        let closeness = expected.compare(|tokens| engine.logits(tokens, &stack).unwrap());
+        println!("{names:?}: {closeness:?}");
+        assert!(closeness.max_difference <= 2e-3, "{names:?}: {closeness:?}");
+    }
+    // Inputs change before outputs, whatever the order.
+    let logits = |names: [&str; 2]| {
+        let stack = names.map(|name| (name.to_owned(), 1.0));
+        engine.logits(&[1, 5, 17, 300, 4], &stack).unwrap()
+    };
+    assert_eq!(logits(["lora", "oft"]), logits(["oft", "lora"]));
+}
+
+/// A control vector as llama.cpp's GGUF file and as that in a directory, whole and in part; components as NumPy's files: the
+/// same bits as from safetensors. Strengths are weights, of both signs.
+#[test]
+fn directions_are_the_same_from_every_file() {
+    let engine = open("adapters/base");
+    let tokens = [1, 5, 17, 300, 4];
+    let logits = |name: &str, weight: f32| engine.logits(&tokens, &[(name.to_owned(), weight)]).unwrap();
+    let load = |name: &str, source: Source| engine.load_adapter(name, source).unwrap();
+    let mut file = GgufWriter::new();
+    let text = |text: &str| Value::Str(text.to_owned());
+    file.key("general.architecture", text("controlvector"));
+    file.key("controlvector.model_hint", text("llama")).key("controlvector.layer_count", Value::I32(2));
+    for (name, tensor) in tensors("adapters/control_vector/adapter_model.safetensors") {
+        file.tensor(name, tensor);
+    }
+    let mut gguf = Vec::new();
+    file.write(&mut gguf).unwrap();
+    let directory = |layers: &str| {
+        let config = format!(r#"{{"peft_type": "CONTROL_VECTOR", "layers": {layers}}}"#).into_bytes();
+        let files = [("adapter_config.json", config), ("control_vector.gguf", gguf.clone())];
+        Source::files(files.map(|(name, bytes)| (name.to_owned(), Bytes::new(bytes))).into()).unwrap()
+    };
+    load("safetensors", golden("adapters/control_vector").into());
+    load("gguf", Bytes::new(gguf.clone()).into());
+    load("both", directory("[1, 2]"));
+    load("first", directory("[1, 1]"));
+    load("second", directory("[2, 40]"));
+    let base = engine.logits(&tokens, &[]).unwrap();
+    for weight in [1.0, 0.5, -2.0] {
+        let expected = logits("safetensors", weight);
+        assert!(expected != base);
+        assert_eq!(logits("gguf", weight), expected);
+        assert_eq!(logits("both", weight), expected);
+        let parts = [("first".to_owned(), weight), ("second".to_owned(), weight)];
+        assert_eq!(engine.logits(&tokens, &parts).unwrap(), expected);
+        assert!(logits("first", weight) != expected && logits("second", weight) != expected);
+    }
+    load("components", golden("adapters/ablation").into());
+    load("npy", golden("adapters/ablation_npy").into());
+    assert!(logits("components", 1.0) != base);
+    assert_eq!(logits("npy", 1.0), logits("components", 1.0));
+}
+
 /// What replaces parts of the model is there or not: any weight but 0 and 1 is refused, and 0 is the base.
 #[test]
 fn replacements_are_there_or_not() {
@@ -70,12 +136,15 @@ fn replacements_are_there_or_not() {
         ("lora_modules_to_save", "layer 0 attention norm"),
         ("lora_trainable_tokens", "embedding"),
         ("ln_tuning", "layer 0 attention norm"),
+        ("oft", "layer 0 q"),
     ] {
         engine.load_adapter(name, golden(&format!("adapters/{name}"))).unwrap();
         let logits = |weight: f32| engine.logits(&tokens, &[(name.to_owned(), weight)]);
         assert_eq!(
             logits(0.5).unwrap_err().to_string(),
-            format!("adapter \"{name}\": it replaces the {site}, so its weight is 0 or 1, found 0.5")
+            format!(
+                "adapter \"{name}\": it changes the {site} as a whole, so its weight is 0 or 1, found 0.5"
+            )
         );
         assert!(logits(0.0).unwrap() == base && logits(1.0).unwrap() != base, "{name}");
     }

@@ -112,6 +112,7 @@ fn alone() -> MutexGuard<'static, ()> {
 struct Scene {
     model: Source,
     adapters: Vec<(&'static str, Source)>,
+    weight: f32,
     prompts: [Vec<u32>; 2],
     answer: usize,
     /// The smallest allocation that counts.
@@ -147,7 +148,7 @@ impl Life {
                 _ => &scene.adapters[..],
             };
             let request = Request {
-                adapters: used.iter().map(|(name, _)| ((*name).to_owned(), 0.7)).collect(),
+                adapters: used.iter().map(|(name, _)| ((*name).to_owned(), scene.weight)).collect(),
                 max_tokens: Some(scene.answer),
                 ignore_eos: true,
                 ..Request::new(prompt.clone())
@@ -243,6 +244,7 @@ fn every_refusal_is_an_error_and_loses_nothing() {
     let scene = Scene {
         model: Source::copied(golden("adapters/base")),
         adapters: vec![adapter("lora_all"), ("gguf", gguf_lora().into())],
+        weight: 0.7,
         prompts: [prompt(200, 512), prompt(150, 512)],
         answer: 12,
         least: 8 << 10,
@@ -257,6 +259,41 @@ fn every_refusal_is_an_error_and_loses_nothing() {
         }
         assert!(pass + 2 >= counted, "only {pass} refusals");
     }
+}
+
+/// What stands before prompts: keys and values of 200 positions, and 200 virtual tokens.
+#[test]
+fn prompts_survive_refusals() {
+    let _alone = alone();
+    let rows = |cols: usize| {
+        let values: Vec<f32> = (0..200 * cols).map(|i| (i as f32 * 0.37).sin() * 0.2).collect();
+        let mut file = Vec::new();
+        graftwork_adapters::prompt::write(
+            &mut file,
+            &Tensor::encode(Format::F32, 200, cols, &values).unwrap(),
+        )
+        .unwrap();
+        Bytes::from(file)
+    };
+    let config = br#"{"peft_type": "PREFIX_TUNING", "num_layers": 3}"#.to_vec();
+    let prefix = vec![
+        ("adapter_config.json".to_owned(), Bytes::from(config)),
+        ("adapter_model.safetensors".to_owned(), rows(3 * 2 * 2 * 16)),
+    ];
+    let scene = Scene {
+        model: golden("adapters/base").into(),
+        adapters: vec![("prefix", Source::files(prefix).unwrap()), ("prompt", rows(128).into())],
+        weight: 1.0,
+        prompts: [prompt(40, 512), prompt(34, 512)],
+        answer: 3,
+        least: 8 << 10,
+    };
+    let (expected, counted) = undisturbed(&scene);
+    let mut pass = 0;
+    while interrupted(&scene, &expected, pass, 1) {
+        pass += 1;
+    }
+    assert!(pass + 2 >= counted, "only {pass} refusals of {counted}");
 }
 
 /// A real model without its tokenizer, which is not part of the promise.
@@ -284,6 +321,7 @@ fn a_real_model_survives_refusals() {
             ("tools", example("tools-lora").into()),
             ("sentiment", example("sentiment-lora.gguf").into()),
         ],
+        weight: 0.7,
         prompts: [prompt(40, 49_152), prompt(34, 49_152)],
         answer: 2,
         least: 64 << 10,

@@ -396,3 +396,35 @@ fn mutated_files_give_an_error_or_a_tokenizer() {
         assert!(usable > 0 && usable < count, "{name}: {usable} of {count}");
     }
 }
+
+/// Parts of a prompt are tokenized as if a special token stood between them, by every kind of tokenizer.
+#[test]
+fn parts_are_cut_as_by_special_tokens() {
+    let mut all: Vec<(&str, Tokenizer)> = Vec::new();
+    for name in ["gpt-2", "llama-bpe", "smollm", "qwen2", "spm-legacy", "spm-first"] {
+        all.push((name, from_json(name)));
+        if name != "spm-first" {
+            all.push((name, Tokenizer::from_vocabulary(vocabulary(name)).unwrap()));
+        }
+    }
+    for (name, tokenizer) in &all {
+        let end =
+            tokenizer.eos().or(tokenizer.ends_of_generation().first().copied()).expect("a special token");
+        let special = String::from_utf8(tokenizer.token_bytes(end).unwrap().to_vec()).unwrap();
+        let texts: Vec<String> = cases(name, "library").into_iter().map(|(text, ..)| text).collect();
+        let mut joined_differently = 0;
+        // A text that is empty leaves the next at the start, where some put a space before it.
+        for three in texts.chunks_exact(3).filter(|three| !three[0].is_empty()) {
+            let between = tokenizer.encode(&three.join(&special), Specials::Recognise).unwrap();
+            let parts = tokenizer.encode_parts(&[&three[0], &three[1], &three[2]]).unwrap();
+            assert_eq!(parts.join(&end), between, "{name}: {three:?}");
+            joined_differently += usize::from(
+                tokenizer.encode(&three.concat(), Specials::Recognise).unwrap() != parts.concat(),
+            );
+        }
+        assert!(joined_differently > 30, "{name}: {joined_differently} of {}", texts.len() / 3);
+        let empty = tokenizer.encode_parts(&["", "a", ""]).unwrap();
+        assert!(empty.len() == 3 && empty[0].is_empty() && !empty[1].is_empty() && empty[2].is_empty());
+        assert!(tokenizer.encode_parts(&[]).unwrap().is_empty());
+    }
+}

@@ -10,6 +10,7 @@ mod json;
 #[allow(unsafe_code)]
 mod map;
 mod named;
+pub mod npy;
 pub mod safetensors;
 mod source;
 pub mod torch;

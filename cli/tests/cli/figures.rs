@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::{BASE, LORA, TOOLS, fetch_smollm2, graftwork, json_lines, results, text};
+use crate::{BASE, Folder, LORA, PREFIX, PROMPT, TOOLS, fetch_smollm2, graftwork, json_lines, results, text};
 
 #[test]
 fn bench_has_the_keys_that_scripts_rely_on() {
@@ -75,6 +75,25 @@ fn inspect_tells_models_from_adapters() {
             && results(&plain).ends_with("fits       yes\n"),
         "{plain:?}"
     );
+
+    let folder = Folder::new("inspect");
+    let bare = folder.path("spring.safetensors");
+    std::fs::copy(format!("{}/../{PROMPT}/adapter_model.safetensors", env!("CARGO_MANIFEST_DIR")), &bare)
+        .unwrap();
+    for (path, kind, edit) in [
+        (PROMPT, "prompt_tuning", "1 x prompt: 6 virtual tokens, F32"),
+        (&bare, "prompt_tuning", "1 x prompt: 6 virtual tokens, F32"),
+        (PREFIX, "prefix_tuning", "1 x prefix: keys and values of 7 positions, 3 layers, F32"),
+    ] {
+        let plain = graftwork(&format!("inspect {path} --base {BASE}"));
+        let plain = results(&plain);
+        assert!(
+            plain.contains(edit) && plain.contains(kind) && plain.ends_with("fits       yes\n"),
+            "{plain}"
+        );
+        let object = object(&format!("inspect {path} --json"));
+        assert_eq!((&object["edits"][0]["count"], &object["layers"]), (&json!(1), &json!(0)));
+    }
 
     let misfit = graftwork(&format!("inspect {TOOLS}.gguf --base {BASE} --json"));
     assert_eq!(misfit.status.code(), Some(1));

@@ -18,6 +18,8 @@ use serde_json::Value;
 const BASE: &str = "tests/golden/adapters/base";
 const LORA: &str = "tests/golden/adapters/lora";
 const LORA_ALL: &str = "tests/golden/adapters/lora_all";
+const PROMPT: &str = "tests/golden/adapters/prompt_tuning";
+const PREFIX: &str = "tests/golden/adapters/prefix_tuning";
 const TOOLS: &str = "examples/adapters/tools-lora";
 
 /// The command in the root of the project, where the paths above are.

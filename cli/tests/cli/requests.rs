@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::{BASE, Folder, LORA, LORA_ALL, assert_fails, command, json_lines, results, text, with_input};
+use crate::{
+    BASE, Folder, LORA, LORA_ALL, PROMPT, assert_fails, command, json_lines, results, text, with_input,
+};
 
 #[test]
 fn requests_are_answered_in_order_of_finish() {
@@ -104,4 +106,40 @@ fn a_malformed_line_is_named_by_file_and_number() {
         assert_fails(&output, &format!("{file}:3: "));
         assert_fails(&output, message);
     }
+}
+
+/// Virtual tokens of an adapter among the parts of a prompt, from a PEFT directory and from its tensor alone.
+#[test]
+fn parts_place_virtual_tokens() {
+    let folder = Folder::new("parts");
+    let bare = folder.path("spring.safetensors");
+    std::fs::copy(format!("{}/../{PROMPT}/adapter_model.safetensors", env!("CARGO_MANIFEST_DIR")), &bare)
+        .unwrap();
+    let part = |name: &str, first: Value| json!({"virtual": name, "first": first});
+    let line =
+        |id: &str, parts: Value, adapters: Value| json!({"id": id, "parts": parts, "adapters": adapters});
+    let (before, after) = (json!({"tokens": [1, 2, 3]}), json!({"tokens": [4, 5]}));
+    let requests = [
+        line("some", json!([before, part("p", json!(3)), after]), json!([])),
+        line("same", json!([before, part("s", json!(3)), after]), json!([])),
+        line("all", json!([before, part("s", json!(null)), after]), json!([])),
+        line("none", json!([before, part("s", json!(0)), after]), json!([])),
+        json!({"id": "base", "tokens": [1, 2, 3, 4, 5]}),
+        line("front", json!([before, after]), json!([["p", 1]])),
+        line("too many", json!([before, part("s", json!(7))]), json!([])),
+    ];
+    let requests: String = requests.iter().map(|request| format!("{request}\n")).collect();
+    let adapters = [format!("p={PROMPT}"), format!("s={bare}")];
+    let mut run =
+        command(["run", "-m", BASE, "-a", &adapters[0], "-a", &adapters[1], "-n", "8", "--json", "-f", "-"]);
+    let output = with_input(&mut run, &requests);
+    assert!(
+        text(&output.stdout).contains("expected at most the first 6 of its virtual tokens, found 7"),
+        "{output:?}"
+    );
+    let lines = json_lines(text(&output.stdout));
+    let tokens = |id: &str| &lines.iter().find(|line| line["id"] == id).unwrap()["tokens"];
+    assert_eq!((tokens("some"), tokens("none")), (tokens("same"), tokens("base")));
+    let different = [tokens("some"), tokens("all"), tokens("base"), tokens("front")];
+    assert!((1..4).all(|i| different[..i].iter().all(|other| *other != different[i])), "{different:?}");
 }

@@ -57,10 +57,16 @@ struct Product<'a> {
 impl Cpu {
     /// One graft of [`Backend::adapt`](crate::backend::Backend::adapt).
     pub(super) fn change_input(&mut self, x: &mut Rows, graft: &InputGraft<'_, Self>) {
-        let (isa, share, cols) = (self.isa, self.share(graft.rows.len()), x.cols);
-        let rows = &mut x.data[graft.rows.start * cols..graft.rows.end * cols];
         match &graft.change {
+            InputChange::Rotate(rotation) => {
+                assert_eq!(graft.scale, 1.0, "a rotation is there or not");
+                self.turn(x, &graft.rows, rotation);
+            }
+            InputChange::Bottleneck(bottleneck) => self.narrow(x, &graft.rows, bottleneck, graft.scale),
+            InputChange::Add(direction) => self.steer(x, &graft.rows, direction, graft.scale),
             InputChange::Scale(scale) => {
+                let (isa, share, cols) = (self.isa, self.share(graft.rows.len()), x.cols);
+                let rows = &mut x.data[graft.rows.start * cols..graft.rows.end * cols];
                 assert!(scale.by.len() == cols && scale.shift.is_none(), "factors of an input");
                 self.team.tiles(&mut [Grid::by_rows(rows, cols, share)], |_, mut tile, _| {
                     for t in tile.rows.clone() {
@@ -71,15 +77,14 @@ impl Cpu {
         }
     }
 
-    /// Computes `scale z` of all Kronecker products into `low`, behind its first `end` values, and puts where each begins
-    /// into `places`; gives how many values there are then. With `x` as `X [c, d]`: first `T = R X^T [b, c]`, then
+    /// Computes `scale z` of all Kronecker products into `low` and puts where each begins into `places`; gives how many values
+    /// there are. With `x` as `X [c, d]`: first `T = R X^T [b, c]`, then
     /// `Z = L T^T [a, b]`, every sum in the order of [`Matrix::multiply`].
     pub(super) fn kronecker(
         &mut self,
         x: &Rows,
         outputs: &[Output<'_, Self>],
         places: &mut [Vec<usize>],
-        end: usize,
     ) -> usize {
         let (mut products, mut inner, mut outer) = (Vec::new(), 0, 0);
         for (output, places) in outputs.iter().zip(places.iter_mut()) {
@@ -102,18 +107,18 @@ impl Cpu {
             }
         }
         if products.is_empty() {
-            return end;
+            return 0;
         }
         for (output, places) in outputs.iter().zip(places.iter_mut()) {
             for (graft, place) in output.grafts.iter().zip(places) {
                 if matches!(graft.change, Change::Kronecker { .. }) {
-                    *place += end + inner;
+                    *place += inner;
                 }
             }
         }
         let isa = self.isa;
-        let low = self.low.slice::<f32>(end + inner + outer);
-        let (t_all, z_all) = low[end..].split_at_mut(inner);
+        let low = self.low.slice::<f32>(inner + outer);
+        let (t_all, z_all) = low.split_at_mut(inner);
         let cuts = |p: &Product<'_>| (0..p.rows.len()).step_by(ROWS).chain([p.rows.len()]).collect();
 
         let (mut grids, mut rest) = (Vec::with_capacity(products.len()), &mut *t_all);
@@ -177,7 +182,7 @@ impl Cpu {
                 }
             }
         });
-        end + inner + outer
+        inner + outer
     }
 }
 
@@ -201,7 +206,11 @@ impl Piece<'_> {
     pub fn compute(&self, change: &mut [Lane]) {
         let (scale, count) = (self.graft.scale, self.rows.len());
         match &self.graft.change {
-            Change::Bias(_) | Change::LowRank { .. } | Change::Scale(_) | Change::Rows { .. } => {
+            Change::Bias(_)
+            | Change::LowRank { .. }
+            | Change::Scale(_)
+            | Change::Rows { .. }
+            | Change::Bottleneck(_) => {
                 unreachable!("computed in layer.rs")
             }
             Change::Delta(delta) | Change::Replace(delta) => {

@@ -1,18 +1,20 @@
 //! Linear layers with their grafts, shared out among the team.
 //!
-//! First the input is rounded to 8 bits and `scale A x` computed for every graft, then each tile of the output is
-//! finished by one thread: `W x`, bias, and `B (scale A x)` while the tile is hot. A graft's change is never written out.
+//! First the input is rounded to 8 bits. Then `scale A x` is computed for every graft, and each tile of the output finished by
+//! one thread: `W x`, bias, and `B (scale A x)` while the tile is hot, once that is there. A graft's change is never written out.
 
 use std::ops::Range;
 
+use super::bottleneck::Bottleneck;
 use super::change::{Piece, put};
 use super::isa::{BLOCK, Isa, LANES};
 use super::linear::{Inputs, Lane, Lanes, Matrix, Quantize};
+use super::rows::Inner;
 use super::scratch::{Need, Scratch};
 use super::strip::Activations;
-use super::team::{Grid, Tile};
+use super::team::{Early, Grid, Tile};
 use super::{CHUNKS, Cpu, Rows};
-use crate::backend::{Change, Graft, Output};
+use crate::backend::{Activation, Change, Graft, Output};
 
 /// Outputs, times sixteen, that a thread keeps before it writes them: 16 KiB.
 const CLOSE: usize = 256;
@@ -25,7 +27,7 @@ const CLOSE_ROWS: usize = 32;
 const NEAR: usize = 256 << 10;
 
 /// Most rows of a tile of `scale A x`.
-const PROJECT_ROWS: usize = 64;
+pub(super) const PROJECT_ROWS: usize = 64;
 
 /// Lanes that a thread takes: outputs, and a graft's change of as many.
 const LANES_NEEDED: usize = 2 * CLOSE;
@@ -52,8 +54,9 @@ impl Cpu {
             o.weight.integer() || o.grafts.iter().any(graft)
         });
         let x8 = if integer { self.quantize(x) } else { 0 };
-        let (mut places, low) = self.project(x, x8, outputs);
-        let low = self.kronecker(x, outputs, &mut places, low);
+        let mut places: Vec<_> = outputs.iter().map(|output| vec![0; output.grafts.len()]).collect();
+        let products = self.kronecker(x, outputs, &mut places);
+        let inwards = inwards(x, outputs, &mut places);
         let strips: usize = outputs.iter().map(|o| o.weight.rows().div_ceil(LANES)).sum();
         let width = (strips / (self.team.threads() * CHUNKS)).max(1) * LANES;
         let mut layers = Vec::with_capacity(outputs.len());
@@ -74,8 +77,21 @@ impl Cpu {
             grids.push(Grid::new(&mut y.data, y.cols, vec![0, x.rows], width));
         }
         let inputs = Inputs { x: &x.data, stride: x.cols, cols: x.cols, x8: self.x8.values(x8) };
-        let (isa, low) = (self.isa, self.low.values(low));
-        self.team.tiles(&mut grids, |g, tile, scratch| layers[g].compute(isa, &inputs, low, tile, scratch));
+        let isa = self.isa;
+        let low = self.low.slice(products + inwards.iter().map(Inward::values).sum::<usize>());
+        let (products, mut low) = low.split_at_mut(products);
+        let mut early = Vec::with_capacity(inwards.len());
+        for inward in &inwards {
+            let (part, rest) = low.split_at_mut(inward.values());
+            low = rest;
+            early.push(inward.grid(part));
+        }
+        let first = |g: usize, tile: Tile<'_, f32>, scratch: &mut Scratch| {
+            inwards[g].compute(isa, &inputs, tile, scratch);
+        };
+        self.team.tiles_after((&mut early, first), &mut grids, |g, tile, early, scratch| {
+            layers[g].compute(isa, &inputs, &Low { early, products }, tile, scratch);
+        });
     }
 
     /// Rounds the rows of `x` to 8 bits; gives how many blocks that are in `x8`.
@@ -92,63 +108,87 @@ impl Cpu {
         });
         count
     }
+}
 
-    /// Computes `scale A x` of all low-rank grafts into `low`, from `x` and its `x8` blocks of 8 bits; gives where each
-    /// graft's rows start there, and how many values there are.
-    fn project(&mut self, x: &Rows, x8: usize, outputs: &[Output<'_, Self>]) -> (Vec<Vec<usize>>, usize) {
-        let mut end = 0;
-        let mut starts = Vec::with_capacity(outputs.len());
-        let mut grafts = Vec::new();
-        for output in outputs {
-            let mut places = Vec::with_capacity(output.grafts.len());
-            for graft in output.grafts {
-                places.push(end);
-                if let Change::LowRank { a, b, .. } = &graft.change {
+/// Those that a linear layer's grafts need: of low-rank changes and bottlenecks, and the rows that take the place of outputs.
+/// Puts which one a graft has into `places`.
+fn inwards<'a>(x: &Rows, outputs: &[Output<'a, Cpu>], places: &mut [Vec<usize>]) -> Vec<Inward<'a>> {
+    let mut all = Vec::new();
+    for (output, places) in outputs.iter().zip(places) {
+        for (graft, place) in output.grafts.iter().zip(places) {
+            let rows = graft.rows.clone();
+            let inward = match graft.change {
+                Change::LowRank { a, b, .. } => {
                     assert!(a.cols() == x.cols && b.cols() == a.rows(), "shapes of a low-rank change");
                     assert!(!b.integer(), "the second factor of a low-rank change is in a float format");
-                    grafts.push((graft.rows.clone(), graft.scale, *a, a.rows()));
-                    end += graft.rows.len() * a.rows();
+                    Inward { rows, scale: graft.scale, matrix: a, act: None }
                 }
-                if let Change::Rows { weight, outputs } = &graft.change {
+                Change::Bottleneck(bottleneck) => {
+                    bottleneck.check(x.cols, output.weight.rows());
+                    bottleneck.inward(rows, graft.scale)
+                }
+                Change::Rows { weight, outputs } => {
                     assert!(
                         weight.cols() == x.cols && weight.rows() == outputs.len(),
                         "shapes of replaced rows"
                     );
                     assert!(!weight.integer(), "replaced rows are in a float format");
-                    grafts.push((graft.rows.clone(), 1.0, *weight, weight.rows()));
-                    end += graft.rows.len() * weight.rows();
+                    Inward { rows, scale: 1.0, matrix: weight, act: None }
                 }
-            }
-            starts.push(places);
+                _ => continue,
+            };
+            *place = all.len();
+            all.push(inward);
         }
-        if grafts.is_empty() {
-            return (starts, end);
-        }
-        let inputs = Inputs { x: &x.data, stride: x.cols, cols: x.cols, x8: self.x8.values(x8) };
-        let isa = self.isa;
-        let mut low = self.low.slice(end);
-        let mut grids = Vec::with_capacity(grafts.len());
-        for (rows, _, _, rank) in &grafts {
-            let (part, rest) = low.split_at_mut(rows.len() * rank);
-            low = rest;
-            // Decode rows are few and a chunk is cheap; prompts are cut so that all threads have some.
-            let cuts = (0..rows.len()).step_by(PROJECT_ROWS).chain([rows.len()]).collect();
-            grids.push(Grid::new(part, *rank, cuts, LANES));
-        }
-        self.team.tiles(&mut grids, |g, mut tile, scratch| {
-            let (rows, scale, a, _) = &grafts[g];
-            let lanes = scratch.lanes.slice::<Lane>(tile.rows.len());
-            let range = rows.start + tile.rows.start..rows.start + tile.rows.end;
-            let strip = tile.cols.start / LANES;
-            a.multiply(isa, strip..strip + 1, &inputs, range, true, Lanes::strip(lanes));
-            for (t, lane) in tile.rows.clone().zip(&*lanes) {
-                for (y, x) in tile.row(t).iter_mut().zip(lane) {
-                    *y = x * scale;
-                }
-            }
-        });
-        (starts, end)
     }
+    all
+}
+
+/// `scale f(A x + a)` of some rows.
+pub(super) struct Inward<'a> {
+    pub rows: Range<usize>,
+    pub scale: f32,
+    pub matrix: &'a Matrix,
+    /// `a`, which may be empty, and `f`.
+    pub act: Option<(&'a [f32], Activation)>,
+}
+
+impl Inward<'_> {
+    /// How many values it gives.
+    fn values(&self) -> usize {
+        self.rows.len() * self.matrix.rows()
+    }
+
+    /// The tiles of its values `[rows, outputs]`.
+    pub(super) fn grid<'a>(&self, values: &'a mut [f32]) -> Grid<'a, f32> {
+        // Decode rows are few and a chunk is cheap; prompts are cut so that all threads have some.
+        let cuts = (0..self.rows.len()).step_by(PROJECT_ROWS).chain([self.rows.len()]).collect();
+        Grid::new(values, self.matrix.rows(), cuts, LANES)
+    }
+
+    /// Computes one of its tiles.
+    pub(super) fn compute(&self, isa: Isa, x: &Inputs<'_>, mut tile: Tile<'_, f32>, scratch: &mut Scratch) {
+        let lanes = scratch.lanes.slice::<Lane>(tile.rows.len());
+        let rows = self.rows.start + tile.rows.start..self.rows.start + tile.rows.end;
+        let strip = tile.cols.start / LANES;
+        self.matrix.multiply(isa, strip..strip + 1, x, rows, true, Lanes::strip(lanes));
+        for (t, lane) in tile.rows.clone().zip(&*lanes) {
+            match self.act {
+                None => tile.row(t).iter_mut().zip(lane).for_each(|(y, x)| *y = x * self.scale),
+                Some((bias, act)) => {
+                    let bias = if bias.is_empty() { bias } else { slice(bias, strip) };
+                    isa.run(Inner { x: lane, bias, act, scale: self.scale, y: tile.row(t) });
+                }
+            }
+        }
+    }
+}
+
+/// What grafts compute before the outputs.
+struct Low<'a> {
+    early: &'a Early<'a, f32>,
+    /// `scale z` of Kronecker products.
+    products: &'a [f32],
 }
 
 /// One output of a linear layer, without the rows it goes to.
@@ -157,13 +197,20 @@ struct Layer<'a> {
     bias: Option<&'a Vec<f32>>,
     accumulate: bool,
     grafts: &'a [Graft<'a, Cpu>],
-    /// Where each graft's `scale A x` starts in `low`.
+    /// Which [`Inward`] each graft has, or where its Kronecker product starts.
     places: Vec<usize>,
 }
 
 impl Layer<'_> {
     /// Computes the tile's strips for its rows, as many strips at a time as their outputs stay close.
-    fn compute(&self, isa: Isa, x: &Inputs<'_>, low: &[f32], mut tile: Tile<'_, f32>, scratch: &mut Scratch) {
+    fn compute(
+        &self,
+        isa: Isa,
+        x: &Inputs<'_>,
+        low: &Low<'_>,
+        mut tile: Tile<'_, f32>,
+        scratch: &mut Scratch,
+    ) {
         let rows = tile.rows.clone();
         let height = rows.len().min(CLOSE_ROWS);
         // A single row meets a strip once.
@@ -174,8 +221,10 @@ impl Layer<'_> {
         for first in (tile.cols.start / LANES..end).step_by(many) {
             let strips = first..end.min(first + many);
             for graft in self.grafts {
-                if let Change::LowRank { b, .. } = &graft.change {
-                    b.ask(isa, strips.clone());
+                match &graft.change {
+                    Change::LowRank { b, .. } => b.ask(isa, strips.clone()),
+                    Change::Bottleneck(bottleneck) => bottleneck.up.ask(isa, strips.clone()),
+                    _ => {}
                 }
             }
             for top in rows.clone().step_by(height) {
@@ -196,7 +245,7 @@ impl Layer<'_> {
     fn finish(
         &self,
         isa: Isa,
-        (x, low): (&Inputs<'_>, &[f32]),
+        (x, low): (&Inputs<'_>, &Low<'_>),
         (part, fresh): (&Part, bool),
         (lanes, change): (&mut [Lane], &mut [Lane]),
     ) {
@@ -206,7 +255,7 @@ impl Layer<'_> {
             }
         }
         for (graft, &place) in self.grafts.iter().zip(&self.places) {
-            add_graft(isa, graft, (x, &low[place..]), (part, fresh), (lanes, change));
+            add_graft(isa, graft, (x, low, place), (part, fresh), (lanes, change));
         }
     }
 }
@@ -239,11 +288,11 @@ fn replaces(graft: &Graft<'_, Cpu>, rows: &Range<usize>) -> bool {
     matches!(graft.change, Change::Replace(_)) && graft.rows.start <= rows.start && rows.end <= graft.rows.end
 }
 
-/// Adds a graft's change to the outputs `lanes`; `low` is its `scale A x`, `change` room for as many outputs.
+/// Adds a graft's change to the outputs `lanes`, with what `low` has for it at `place`; `change` is room for as many outputs.
 fn add_graft(
     isa: Isa,
     graft: &Graft<'_, Cpu>,
-    (x, low): (&Inputs<'_>, &[f32]),
+    (x, low, place): (&Inputs<'_>, &Low<'_>, usize),
     (part, fresh): (&Part, bool),
     (lanes, change): (&mut [Lane], &mut [Lane]),
 ) {
@@ -254,8 +303,13 @@ fn add_graft(
     let (height, top) = (part.rows.len(), rows.start - part.rows.start);
     let own = rows.start - graft.rows.start..rows.end - graft.rows.start;
     let change = &mut change[..part.strips.len() * rows.len()];
+    let low = match &graft.change {
+        Change::LowRank { .. } | Change::Bottleneck(_) | Change::Rows { .. } => low.early.rows(place),
+        Change::Kronecker { .. } => &low.products[place..],
+        _ => &[],
+    };
     match &graft.change {
-        Change::LowRank { b, .. } => {
+        &Change::LowRank { b, .. } | Change::Bottleneck(Bottleneck { up: b, .. }) => {
             let rank = b.cols();
             let x = Inputs { x: low, stride: rank, cols: rank, x8: &[] };
             let out = Lanes { lanes: &mut lanes[top..], stride: height, add: true };
@@ -266,14 +320,23 @@ fn add_graft(
             Piece { isa, graft, x, low, strips: part.strips.clone(), rows, fresh }.compute(change);
         }
     }
+    let no_bias = matches!(
+        graft.change,
+        Change::LowRank { bias: None, .. } | Change::Bottleneck(Bottleneck { up_bias: None, .. })
+    );
+    if no_bias {
+        return;
+    }
     let changes = change.chunks_exact(own.len());
     for ((strip, lanes), changes) in part.strips.clone().zip(lanes.chunks_exact_mut(height)).zip(changes) {
         for ((t, lane), change) in own.clone().zip(&mut lanes[top..]).zip(changes) {
             match graft.change {
-                Change::Bias(v) | Change::LowRank { bias: Some(v), .. } => {
+                Change::Bias(v)
+                | Change::LowRank { bias: Some(v), .. }
+                | Change::Bottleneck(Bottleneck { up_bias: Some(v), .. }) => {
                     add(lane, slice(v, strip), graft.scale)
                 }
-                Change::LowRank { bias: None, .. } => {}
+                Change::LowRank { bias: None, .. } | Change::Bottleneck(_) => {}
                 Change::Scale(by) => by.apply(lane, strip, graft.scale),
                 Change::Rows { outputs, .. } => put(lane, strip, outputs, &low[t * outputs.len()..]),
                 Change::Replace(_) => *lane = *change,
@@ -284,12 +347,12 @@ fn add_graft(
 }
 
 /// The values of a vector that belong to a strip.
-fn slice(v: &[f32], strip: usize) -> &[f32] {
+pub(super) fn slice(v: &[f32], strip: usize) -> &[f32] {
     &v[strip * LANES..v.len().min((strip + 1) * LANES)]
 }
 
 /// `lane += scale v`.
-fn add(lane: &mut Lane, v: &[f32], scale: f32) {
+pub(super) fn add(lane: &mut Lane, v: &[f32], scale: f32) {
     for (y, v) in lane.iter_mut().zip(v) {
         *y += scale * v;
     }

@@ -6,34 +6,41 @@ use std::time::{Duration, Instant};
 use super::isa::{GROUP, Kernel, LANES, Simd};
 use super::{Cpu, team::Team};
 
-/// Bytes that a read measurement goes over: more than any cache keeps.
-const READ_BYTES: usize = 256 << 20;
+/// Memory to be read, more than any cache keeps: 1 GiB.
+pub struct Memory(Vec<[f32; LANES]>);
 
-/// Bytes per second that the team reads from memory: best of `rounds` passes over 256 MiB.
-pub fn read_bytes_per_second(cpu: &mut Cpu, rounds: usize) -> f64 {
-    struct Sum<'a>(&'a [[f32; LANES]]);
-    impl Kernel for Sum<'_> {
-        type Out = f32;
-        #[inline(always)]
-        fn run<S: Simd>(self, s: S) -> f32 {
-            let mut sums = [s.splat(0.0); 4];
-            for four in self.0.as_chunks::<4>().0 {
-                for i in 0..4 {
-                    sums[i] = s.add(sums[i], s.load(&four[i]));
-                }
-            }
-            s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])))
-        }
+impl Memory {
+    /// Allocates it.
+    #[expect(clippy::new_without_default, reason = "a gibibyte is not made in passing")]
+    pub fn new() -> Self {
+        Self(vec![[1.0; LANES]; (1 << 30) / size_of::<[f32; LANES]>()])
     }
-    let data = vec![[1.0f32; LANES]; READ_BYTES / size_of::<[f32; LANES]>()];
-    let parts: Vec<_> = data.chunks(1 << 14).collect();
-    let isa = cpu.isa;
-    let best = fastest(rounds, &mut cpu.team, |team| {
-        team.run(parts.len(), |i, _| {
-            black_box(isa.run(Sum(parts[i])));
+
+    /// Bytes per second that the team reads of it: best of `rounds` passes.
+    pub fn bytes_per_second(&self, cpu: &mut Cpu, rounds: usize) -> f64 {
+        struct Sum<'a>(&'a [[f32; LANES]]);
+        impl Kernel for Sum<'_> {
+            type Out = f32;
+            #[inline(always)]
+            fn run<S: Simd>(self, s: S) -> f32 {
+                let mut sums = [s.splat(0.0); 4];
+                for four in self.0.as_chunks::<4>().0 {
+                    for i in 0..4 {
+                        sums[i] = s.add(sums[i], s.load(&four[i]));
+                    }
+                }
+                s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])))
+            }
+        }
+        let parts: Vec<_> = self.0.chunks(1 << 14).collect();
+        let isa = cpu.isa;
+        let best = fastest(rounds, &mut cpu.team, |team| {
+            team.run(parts.len(), |i, _| {
+                black_box(isa.run(Sum(parts[i])));
+            });
         });
-    });
-    READ_BYTES as f64 / best.as_secs_f64()
+        size_of_val(&self.0[..]) as f64 / best.as_secs_f64()
+    }
 }
 
 /// Multiplications and additions of 8-bit integers per second that the team does, from registers and the first

@@ -223,6 +223,9 @@ impl<P: Strip> Strips for Packed<P> {
     }
 }
 
+/// Columns of a strip of floats up to which several strips are multiplied side by side with one row.
+const SHORT: usize = 128;
+
 /// Some strips times some rows, at least one of each.
 struct Multiply<'a, P: Strip> {
     panels: &'a [P::Panel],
@@ -267,7 +270,13 @@ impl<P: Strip> Kernel for Multiply<'_, P> {
             t += 2;
         }
         if t < self.rows.len() {
-            for strip in 0..self.panels.len() / self.length {
+            let (mut strip, strips) = (0, self.panels.len() / self.length);
+            // The additions of a short strip, such as those of `B` of a LoRA, would wait for each other.
+            while !P::INTEGER && self.length <= SHORT && strip + 4 <= strips {
+                self.tile::<S, 1, 4>(s, t, strip);
+                strip += 4;
+            }
+            for strip in strip..strips {
                 self.tile::<S, 1, 1>(s, t, strip);
             }
         }

@@ -1,6 +1,7 @@
 //! Functions of sixteen lanes that hardware does not have.
 
 use super::isa::{LANES, Simd};
+use crate::backend::Activation;
 
 /// `exp(x)`, within 2 units in the last place for `x` in `-87..=88`; clamped to that range.
 ///
@@ -18,6 +19,44 @@ pub fn exp<S: Simd>(s: S, x: S::F) -> S::F {
         p = s.fma(p, r, s.splat(c));
     }
     s.mul(p, s.exp2(n))
+}
+
+/// `act(x)`. The error function is that of Abramowitz and Stegun, 7.1.26, within 1.5e-7.
+#[inline(always)]
+pub fn activate<S: Simd>(s: S, act: Activation, x: S::F) -> S::F {
+    let zero = s.splat(0.0);
+    // x / (1 + exp(-z))
+    let over = |x: S::F, z: S::F| s.div(x, s.add(s.splat(1.0), exp(s, s.sub(zero, z))));
+    match act {
+        Activation::Silu => over(x, x),
+        Activation::Identity => x,
+        Activation::Relu => s.max(x, zero),
+        Activation::LeakyRelu => s.max(x, s.mul(x, s.splat(0.01))),
+        Activation::SquaredRelu => {
+            let x = s.max(x, zero);
+            s.mul(x, x)
+        }
+        Activation::Tanh => s.sub(over(s.splat(2.0), s.add(x, x)), s.splat(1.0)),
+        Activation::Sigmoid => over(s.splat(1.0), x),
+        Activation::Gelu => {
+            // x erf(x) is even: no sign is needed.
+            let z = s.mul(s.abs(x), s.splat(std::f32::consts::FRAC_1_SQRT_2));
+            let t = s.div(s.splat(1.0), s.fma(z, s.splat(0.327_591_1), s.splat(1.0)));
+            let mut p = s.splat(1.061_405_4);
+            for c in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
+                p = s.fma(p, t, s.splat(c));
+            }
+            let tail = s.mul(s.mul(p, t), exp(s, s.sub(zero, s.mul(z, z))));
+            let half = s.mul(x, s.splat(0.5));
+            s.fma(s.abs(half), s.sub(s.splat(1.0), tail), half)
+        }
+        Activation::GeluTanh => {
+            let cubic = s.fma(s.mul(x, x), s.splat(0.044715), s.splat(1.0));
+            // (1 + tanh(z)) / 2 = 1 / (1 + exp(-2 z)), with 2 sqrt(2 / pi).
+            over(x, s.mul(s.mul(x, cubic), s.splat(1.595_769)))
+        }
+        Activation::QuickGelu => over(x, s.mul(x, s.splat(1.702))),
+    }
 }
 
 /// The up to sixteen values of `x`, the missing ones zero.

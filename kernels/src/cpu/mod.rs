@@ -9,6 +9,7 @@ pub mod attention;
 pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
+pub mod bottleneck;
 pub mod change;
 pub mod codes;
 pub mod embedding;
@@ -31,6 +32,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use attention::Attend;
+use bottleneck::{Bottleneck, Rotation};
 use change::Scale;
 use codes::Codes;
 use embedding::Embedding;
@@ -38,14 +40,14 @@ use executor::Executor;
 use isa::Isa;
 use linear::Matrix;
 use pages::{Pages, Store, Stored};
-use rows::{Gate, RmsNorm, Rotate};
+use rows::{Add, Gate, RmsNorm, Rotate};
 use scratch::{Buffer, Need};
 use strip::Activations;
 use team::{Grid, Team};
 
 use crate::backend::{
-    Activation, Angles, Backend, CacheShape, Device, EmbeddingChange, EmbeddingGraft, InputGraft, Output,
-    PAGE, Span, StepShape,
+    Activation, Angles, Backend, BottleneckWeights, CacheShape, Device, EmbeddingChange, EmbeddingGraft,
+    InputGraft, Output, PAGE, Span, StepShape,
 };
 use crate::format::Format;
 use crate::tensor::{Error, Tensor, reserved};
@@ -67,6 +69,9 @@ impl Device for CpuDevice {
     type Index = Vec<u32>;
     type Scale = Scale;
     type Embedding = Embedding;
+    type Bottleneck = Bottleneck;
+    type Rotation = Rotation;
+    type Direction = Vec<f32>;
 
     fn matrix(&self, weight: &Tensor) -> Result<Matrix, Error> {
         Matrix::pack(weight)
@@ -95,6 +100,18 @@ impl Device for CpuDevice {
 
     fn embedding(&self, change: &EmbeddingChange) -> Result<Embedding, Error> {
         Embedding::new(change)
+    }
+
+    fn bottleneck(&self, weights: &BottleneckWeights) -> Result<Bottleneck, Error> {
+        Bottleneck::new(weights)
+    }
+
+    fn rotation(&self, blocks: &[Tensor]) -> Result<Rotation, Error> {
+        Rotation::new(blocks)
+    }
+
+    fn direction(&self, values: &[f32]) -> Result<Vec<f32>, Error> {
+        self.vector(values)
     }
 
     fn matrix_bytes(&self, matrix: &Matrix) -> usize {
@@ -395,6 +412,16 @@ impl Backend for Cpu {
         self.team.tiles(&mut [y.by_rows(share)], |_, mut tile, _| {
             for t in tile.rows.clone() {
                 isa.run(Gate { y: tile.row(t), x: x.row(t), act });
+            }
+        });
+    }
+
+    fn add(&mut self, y: &mut Rows, x: &Rows) {
+        assert!(y.rows == x.rows && y.cols == x.cols, "shapes of a sum");
+        let (isa, share) = (self.isa, self.share(x.rows));
+        self.team.tiles(&mut [y.by_rows(share)], |_, mut tile, _| {
+            for t in tile.rows.clone() {
+                isa.run(Add { y: tile.row(t), x: x.row(t), scale: 1.0 });
             }
         });
     }

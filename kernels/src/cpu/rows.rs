@@ -1,7 +1,7 @@
-//! Operations on one row at a time: norm, rotation, gate.
+//! Operations on one row at a time: norm, rotation, gate, sums.
 
 use super::isa::{Kernel, LANES, Simd};
-use super::math::{exp, load_part, store_part};
+use super::math::{activate, load_part, store_part};
 use crate::backend::{Activation, RopeLayout};
 
 /// `y[i] = x[i] w[i] / sqrt(mean x^2 + eps)`. The sum of squares is folded over lanes `i mod 16`.
@@ -114,14 +114,54 @@ impl Kernel for Gate<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         for (y, x) in self.y.chunks_mut(LANES).zip(self.x.chunks(LANES)) {
-            let g = load_part(s, y);
-            let act = match self.act {
-                Activation::Silu => {
-                    let e = exp(s, s.sub(s.splat(0.0), g));
-                    s.div(g, s.add(s.splat(1.0), e))
-                }
-            };
+            let act = activate(s, self.act, load_part(s, y));
             store_part(s, s.mul(act, load_part(s, x)), y);
         }
+    }
+}
+
+/// `y[i] += scale x[i]`.
+pub struct Add<'a> {
+    /// Overwritten.
+    pub y: &'a mut [f32],
+    /// What is added.
+    pub x: &'a [f32],
+    /// Its weight.
+    pub scale: f32,
+}
+
+impl Kernel for Add<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let scale = s.splat(self.scale);
+        for (y, x) in self.y.chunks_mut(LANES).zip(self.x.chunks(LANES)) {
+            store_part(s, s.add(load_part(s, y), s.mul(scale, load_part(s, x))), y);
+        }
+    }
+}
+
+/// `y[r] = scale act(x[r] + bias[r])`.
+pub struct Inner<'a> {
+    /// The values of a strip.
+    pub x: &'a [f32; LANES],
+    /// One for each output, or none.
+    pub bias: &'a [f32],
+    /// The activation.
+    pub act: Activation,
+    /// Of what comes of it.
+    pub scale: f32,
+    /// The result: as many as there are outputs.
+    pub y: &'a mut [f32],
+}
+
+impl Kernel for Inner<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let x = s.add(s.load(self.x), load_part(s, self.bias));
+        store_part(s, s.mul(activate(s, self.act, x), s.splat(self.scale)), self.y);
     }
 }

@@ -362,7 +362,8 @@ impl<S: Simd, P: FloatPanel, const T: usize, const N: usize> Columns<'_, S, P, T
                     let mut w = [s.splat(0.0); N];
                     for n in 0..N {
                         if self.fresh && (i * size_of::<P>()).is_multiple_of(LINE) {
-                            s.prefetch(&panels[n][g][i], AHEAD);
+                            // Beyond the segments that are read at the same time.
+                            s.prefetch(&panels[n][g][i], AHEAD.max(G * SEGMENT * size_of::<P>()));
                         }
                         w[n] = panels[n][g][i].values(s);
                     }

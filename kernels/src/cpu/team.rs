@@ -316,11 +316,9 @@ impl Team {
         shared.ticket.store((chunks as u64) << 32, Ordering::SeqCst);
         shared.wake();
         shared.work(0);
-        // Where there are fewer processors than threads, whoever has the last chunk may need this one.
-        let mut spins = 0u32;
+        let mut wait = Wait::default();
         while shared.done.load(Ordering::Acquire) < chunks {
-            spins += 1;
-            if spins < 256 { std::hint::spin_loop() } else { thread::yield_now() }
+            wait.once();
         }
         let panic = lock(&shared.panic).take();
         if let Some(panic) = panic {
@@ -336,16 +334,90 @@ impl Team {
     ) {
         let chunks = grids.iter().map(Grid::len).sum();
         let grids: &[Grid<'_, T>] = grids;
-        self.run(chunks, |mut i, scratch| {
-            let mut grid = 0;
-            while i >= grids[grid].len() {
-                i -= grids[grid].len();
-                grid += 1;
-            }
+        self.run(chunks, |i, scratch| {
+            let (grid, i) = locate(grids, i);
             // SAFETY: `run` gives each chunk once, so each tile of each grid is made once; the grids borrow
             // their matrices mutably, so these do not overlap.
             f(grid, unsafe { grids[grid].tile(i) }, scratch);
         });
+    }
+
+    /// Runs `first` for every tile of `early` and `f` for every tile of `grids`, each once, on any thread. No tile of `grids`
+    /// is begun before all of `early` are; if it needs them done, it waits ([`Early::rows`]).
+    pub fn tiles_after<T: Send + Sync, U: Send>(
+        &mut self,
+        (early, first): (&mut [Grid<'_, T>], impl Fn(usize, Tile<'_, T>, &mut Scratch) + Sync),
+        grids: &mut [Grid<'_, U>],
+        f: impl Fn(usize, Tile<'_, U>, &Early<'_, T>, &mut Scratch) + Sync,
+    ) {
+        let ahead = early.iter().map(Grid::len).sum();
+        let chunks = ahead + grids.iter().map(Grid::len).sum::<usize>();
+        let left = AtomicUsize::new(ahead);
+        let (early, grids): (&[Grid<'_, T>], &[Grid<'_, U>]) = (early, grids);
+        self.run(chunks, |i, scratch| {
+            if i < ahead {
+                let _done = CountDown(&left);
+                let (grid, i) = locate(early, i);
+                // SAFETY: as in `tiles`.
+                first(grid, unsafe { early[grid].tile(i) }, scratch);
+            } else {
+                let (grid, i) = locate(grids, i - ahead);
+                // SAFETY: as in `tiles`.
+                f(grid, unsafe { grids[grid].tile(i) }, &Early { grids: early, left: &left }, scratch);
+            }
+        });
+    }
+}
+
+/// Which tile of which grid the `i`-th of all is.
+fn locate<T>(grids: &[Grid<'_, T>], mut i: usize) -> (usize, usize) {
+    let mut grid = 0;
+    while i >= grids[grid].len() {
+        i -= grids[grid].len();
+        grid += 1;
+    }
+    (grid, i)
+}
+
+/// Counts an early tile as done when it goes, also in a panic: others wait for it.
+struct CountDown<'a>(&'a AtomicUsize);
+
+impl Drop for CountDown<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// What the early tiles of [`Team::tiles_after`] write.
+pub struct Early<'a, T> {
+    grids: &'a [Grid<'a, T>],
+    /// Tiles that are not done.
+    left: &'a AtomicUsize,
+}
+
+impl<'a, T: Sync> Early<'a, T> {
+    /// The rows of a grid, once all early tiles are done.
+    pub fn rows(&self, grid: usize) -> &'a [T] {
+        let mut wait = Wait::default();
+        while self.left.load(Ordering::Acquire) > 0 {
+            wait.once();
+        }
+        let Grid { data, stride, cuts, .. } = &self.grids[grid];
+        let rows = cuts.last().copied().unwrap_or(0);
+        // SAFETY: the rows lie in the matrix that the grid borrows mutably. Each tile was made once, and is gone: what
+        // its thread wrote was published by counting down.
+        unsafe { std::slice::from_raw_parts(data.as_ptr(), rows * stride) }
+    }
+}
+
+/// Waiting for another thread. Where there are fewer processors than threads, it may need this one.
+#[derive(Default)]
+struct Wait(u32);
+
+impl Wait {
+    fn once(&mut self) {
+        self.0 += 1;
+        if self.0 < 256 { std::hint::spin_loop() } else { thread::yield_now() }
     }
 }
 

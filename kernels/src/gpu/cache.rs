@@ -53,6 +53,7 @@ pub enum Kernel {
     Rotate,
     /// `gate.wgsl`
     Gate,
+    Add,
     /// `select.wgsl`
     Select,
     /// `store.wgsl`, in halves or singles.
@@ -77,6 +78,7 @@ impl Kernel {
             Self::RmsNorm => (1, false, None, include_str!("rms_norm.wgsl")),
             Self::Rotate => (1, false, None, include_str!("rotate.wgsl")),
             Self::Gate => (1, false, None, include_str!("gate.wgsl")),
+            Self::Add => (1, false, None, include_str!("add.wgsl")),
             Self::Select => (1, false, None, include_str!("select.wgsl")),
             Self::Store(halves) => (1, halves, None, include_str!("store.wgsl")),
             Self::Attend(halves) => (1, halves, None, include_str!("attend.wgsl")),

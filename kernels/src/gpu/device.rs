@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 use wgpu::{BufferUsages, ErrorFilter};
 
 use super::cache::Codes;
-use crate::backend::{Device, EmbeddingChange};
+use crate::backend::{BottleneckWeights, Device, EmbeddingChange};
 use crate::format::Format;
 use crate::tensor::{Error, Tensor, zeros};
 
@@ -127,6 +127,12 @@ impl Device for GpuDevice {
     type Scale = std::convert::Infallible;
     /// Likewise.
     type Embedding = std::convert::Infallible;
+    /// Likewise.
+    type Bottleneck = std::convert::Infallible;
+    /// Likewise.
+    type Rotation = std::convert::Infallible;
+    /// Likewise.
+    type Direction = std::convert::Infallible;
 
     fn matrix(&self, weight: &Tensor) -> Result<Matrix, Error> {
         let (rows, cols, codes) = (weight.rows(), weight.cols(), Codes::of(weight.format()));
@@ -162,6 +168,18 @@ impl Device for GpuDevice {
 
     fn embedding(&self, _: &EmbeddingChange) -> Result<Self::Embedding, Error> {
         Err(Error::Unsupported { what: "changes of the embedding" })
+    }
+
+    fn bottleneck(&self, _: &BottleneckWeights) -> Result<Self::Bottleneck, Error> {
+        Err(Error::Unsupported { what: "bottlenecks and projections" })
+    }
+
+    fn rotation(&self, _: &[Tensor]) -> Result<Self::Rotation, Error> {
+        Err(Error::Unsupported { what: "rotations of inputs" })
+    }
+
+    fn direction(&self, _: &[f32]) -> Result<Self::Direction, Error> {
+        Err(Error::Unsupported { what: "directions" })
     }
 
     fn matrix_bytes(&self, matrix: &Matrix) -> usize {

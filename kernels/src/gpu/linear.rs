@@ -100,6 +100,7 @@ impl Gpu {
             | Change::Kronecker { order: index, .. }
             | Change::Rows { outputs: index, .. } => match *index {},
             Change::Scale(scale) => match *scale {},
+            Change::Bottleneck(bottleneck) => match *bottleneck {},
         };
         let end = start + rows * rank;
         let low = self.low.clone().filter(|low| low.size() as usize >= end * size_of::<f32>());

@@ -132,6 +132,9 @@ impl Backend for Gpu {
         if let Some(graft) = grafts.first() {
             match graft.change {
                 InputChange::Scale(scale) => match *scale {},
+                InputChange::Rotate(rotation) => match *rotation {},
+                InputChange::Bottleneck(bottleneck) => match *bottleneck {},
+                InputChange::Add(direction) => match *direction {},
             }
         }
     }
@@ -163,11 +166,26 @@ impl Backend for Gpu {
 
     fn gate(&mut self, y: &mut Rows, x: &Rows, act: Activation) {
         assert!(y.rows == x.rows && y.cols == x.cols, "shapes of a gate");
-        let Activation::Silu = act;
+        assert_eq!(act, Activation::Silu, "the one that the shader computes");
         if x.rows > 0 {
             let chunks = x.rows * x.chunks();
             self.recorder.call(&Call {
                 kernel: Kernel::Gate,
+                args: &[chunks as u32],
+                list: &[],
+                y: y.buffer(),
+                reads: [Some(x.buffer()), None, None],
+                groups: (chunks.div_ceil(LANES), 1),
+            });
+        }
+    }
+
+    fn add(&mut self, y: &mut Rows, x: &Rows) {
+        assert!(y.rows == x.rows && y.cols == x.cols, "shapes of a sum");
+        if x.rows > 0 {
+            let chunks = x.rows * x.chunks();
+            self.recorder.call(&Call {
+                kernel: Kernel::Add,
                 args: &[chunks as u32],
                 list: &[],
                 y: y.buffer(),

@@ -78,6 +78,22 @@ fn rotation_equals_its_formula_and_leaves_the_rest_alone() {
     }
 }
 
+/// One rounding.
+#[test]
+fn rows_are_added() {
+    let Some(mut gpu) = open() else { return };
+    let mut random = Random(84);
+    for cols in [1, 16, 31, 1536] {
+        let [y, x] = [0; 2].map(|_| normals(&mut random, 4 * cols));
+        let (mut out, input) = (rows(&mut gpu, &y, cols), rows(&mut gpu, &x, cols));
+        Backend::add(&mut gpu, &mut out, &input);
+        let found = gpu.read(&out).to_vec();
+        let exact: Vec<f64> = y.iter().zip(&x).map(|(y, x)| f64::from(*y) + f64::from(*x)).collect();
+        let bound: Vec<f64> = exact.iter().map(|exact| exact.abs() * EPSILON + TINY).collect();
+        check(&format!("{cols}"), &found, &exact, &bound);
+    }
+}
+
 /// Below -87 the exponential is clamped: what should be less than `|x y| e^-87` is about that.
 #[test]
 fn gate_equals_its_formula() {

@@ -36,6 +36,10 @@ impl Base {
             Site::AttentionNorm { layer } => self.names.in_layer(layer, self.names.attention_norm),
             Site::FfnNorm { layer } => self.names.in_layer(layer, self.names.ffn_norm),
             Site::Norm => self.names.norm.to_owned(),
+            // The residual stream and what comes before the prompt have no weight.
+            Site::AfterAttention { .. } | Site::AfterFfn { .. } | Site::Prompt | Site::Prefix => {
+                return Err(Error::UnsupportedSite { site });
+            }
             Site::Head if self.tied_head => self.names.embedding.to_owned(),
             Site::Head => self.names.head.to_owned(),
         };

@@ -7,7 +7,7 @@ use graftwork_kernels::backend::{Angles, Backend, Output, Span, StepShape, Vecto
 use graftwork_kernels::tensor;
 
 use super::config::Config;
-use super::graft::{Grafts, LinearGrafts};
+use super::graft::{self, Grafts, HookGrafts, LinearGrafts, Part};
 use super::weights::{Linear, Model};
 use crate::batch::Batch;
 
@@ -132,6 +132,9 @@ pub fn forward<B: Backend>(
     if grafts.change_shared_inputs() {
         backend.resize(&mut s.changed, batch.tokens.len())?;
     }
+    if let Some(most) = batch.given.iter().map(|given| given.own.len()).max() {
+        resize(backend, (&mut s.k, &mut s.v), most)?;
+    }
     backend.reserve(&step_shape(c, batch.tokens.len(), grafts.low()))?;
     let pairs = batch.tokens.len().saturating_mul(c.rope.rotary / 2);
     let (mut cos, mut sin) = (tensor::reserved(pairs)?, tensor::reserved(pairs)?);
@@ -155,10 +158,12 @@ pub fn forward<B: Backend>(
     backend.step(|b| {
         b.embed(&mut s.x, &model.embedding, &known);
         b.adapt_embedding(&mut s.x, &batch.tokens, &grafts.embedding());
+        b.adapt_embedding(&mut s.x, &batch.virtual_tokens, &graft::virtual_tokens(batch));
         for (l, layer) in model.layers.iter().enumerate() {
             if !go_on() {
                 return Ok(false);
             }
+            give(b, (cache, l), (&mut s.k, &mut s.v), batch)?;
             norm(
                 b,
                 (&mut s.n, &s.x, rows),
@@ -192,7 +197,8 @@ pub fn forward<B: Backend>(
             }
             let o = grafts.at(l, Module::O);
             b.adapt(&mut s.a, &o.inputs);
-            b.linear(&s.a, &mut [added(&mut s.x, &layer[Module::O], &o)]);
+            let hooks = grafts.around(l, Part::Attention);
+            residual(b, (&mut s.x, &mut s.n), &s.a, (&layer[Module::O], &o), &hooks);
 
             if !go_on() {
                 return Ok(false);
@@ -215,7 +221,8 @@ pub fn forward<B: Backend>(
             b.gate(&mut s.gate, &s.up, c.activation);
             let down = grafts.at(l, Module::Down);
             b.adapt(&mut s.gate, &down.inputs);
-            b.linear(&s.gate, &mut [added(&mut s.x, &layer[Module::Down], &down)]);
+            let hooks = grafts.around(l, Part::Ffn);
+            residual(b, (&mut s.x, &mut s.n), &s.gate, (&layer[Module::Down], &down), &hooks);
         }
         norm(b, (&mut s.n, &s.x, rows), (&model.norm, c.norm_eps), grafts.norms(Site::Norm));
         b.linear(&s.n, &mut [output(&mut s.logits, &model.head, &grafts.head())]);
@@ -267,6 +274,37 @@ fn attention_parts<'a>(spans: &[Span<'a>]) -> Vec<Vec<Span<'a>>> {
     parts
 }
 
+/// Gives keys and values this number of rows.
+fn resize<B: Backend>(
+    b: &mut B,
+    (k, v): (&mut B::Rows, &mut B::Rows),
+    rows: usize,
+) -> Result<(), tensor::Error> {
+    b.resize(k, rows)?;
+    b.resize(v, rows)
+}
+
+/// Stores the keys and values that adapters give for a layer, by way of `k` and `v`, which have the batch's rows before and
+/// after.
+fn give<B: Backend>(
+    b: &mut B,
+    (cache, layer): (&mut B::Cache, usize),
+    (k, v): (&mut B::Rows, &mut B::Rows),
+    batch: &Batch<'_>,
+) -> Result<(), tensor::Error> {
+    if batch.given.is_empty() {
+        return Ok(());
+    }
+    for given in &batch.given {
+        resize(b, (k, v), given.own.len())?;
+        let [keys, values] = graft::given::<B>(given, layer);
+        b.embed(k, keys, &given.own);
+        b.embed(v, values, &given.own);
+        b.store(cache, layer, (k, v), std::slice::from_ref(&given.span));
+    }
+    resize(b, (k, v), batch.tokens.len())
+}
+
 /// [`Backend::rms_norm`] of all rows, those of `others` with their own weights.
 fn norm<'a, B: Backend>(
     b: &mut B,
@@ -305,6 +343,26 @@ fn shared<B: Backend>(
         b.linear(copy, &mut [output]);
     }
     Ok(())
+}
+
+/// `x += W y + bias`, grafted, for the residual stream `x`, with what changes that before and after; what is added goes through
+/// `own` where something changes it.
+fn residual<B: Backend>(
+    b: &mut B,
+    (x, own): (&mut B::Rows, &mut B::Rows),
+    y: &B::Rows,
+    (linear, grafts): (&Linear<B::Device>, &LinearGrafts<'_, B>),
+    hooks: &HookGrafts<'_, B>,
+) {
+    b.adapt(x, &hooks.before);
+    if hooks.own.is_empty() {
+        b.linear(y, &mut [added(x, linear, grafts)]);
+    } else {
+        b.linear(y, &mut [output(own, linear, grafts)]);
+        b.adapt(own, &hooks.own);
+        b.add(x, own);
+    }
+    b.adapt(x, &hooks.after);
 }
 
 /// `y = W x + bias`, grafted.

@@ -5,19 +5,20 @@ use std::ops::Range;
 
 use graftwork_adapters::check::{self, Shape};
 use graftwork_adapters::expand::{self, Expanded};
-use graftwork_adapters::{Adapter, Change as Edit, Module, RowOrder, Site};
+use graftwork_adapters::{Activation, Adapter, Change as Edit, Module, Place, RowOrder, Site};
 use graftwork_kernels::backend::{
-    Backend, Change, Device, EmbeddingChange, EmbeddingGraft, Graft, InputChange, InputGraft, Matrix,
-    RopeLayout, Vector,
+    Backend, BottleneckWeights, Change, Device, EmbeddingChange, EmbeddingGraft, Graft, InputChange,
+    InputGraft, Matrix, RopeLayout, Table, Vector,
 };
 use graftwork_kernels::{Format, Tensor, tensor};
 
 use super::base::Base;
 use super::config::Config;
+use super::positions::Positions;
 use super::weights::{Linear, Model, shape_of};
 use crate::Error;
-use crate::batch::Batch;
-use crate::registry::Prepared;
+use crate::batch::{Batch, Given, VirtualRows};
+use crate::registry::{Loaded, Prepared};
 
 /// One change of one linear layer, prepared for the device.
 enum Bound<D: Device> {
@@ -29,11 +30,62 @@ enum Bound<D: Device> {
     Scale(D::Scale),
     Replace(D::Matrix),
     Rows { outputs: D::Index, weight: D::Matrix, low: usize },
+    Bottleneck { bottleneck: D::Bottleneck, scale: f32, size: usize },
 }
 
-/// One change of the input of a linear layer, prepared for the device.
+/// One change of rows between the layers, such as the input of a linear layer, prepared for the device.
 enum BoundInput<D: Device> {
     Scale(D::Scale),
+    Rotate { rotation: D::Rotation, width: usize },
+    Bottleneck { bottleneck: D::Bottleneck, scale: f32, size: usize },
+    Add(D::Direction),
+}
+
+impl<D: Device> BoundInput<D> {
+    /// Intermediate values of a row.
+    fn low(&self) -> usize {
+        match self {
+            Self::Rotate { width, .. } => *width,
+            Self::Bottleneck { size, .. } => *size,
+            Self::Scale(_) | Self::Add(_) => 0,
+        }
+    }
+}
+
+/// The changes around attention or the feed-forward part of a layer, each in order.
+struct Hooks<D: Device> {
+    /// Of the residual stream, before what the part gives is added.
+    before: Vec<BoundInput<D>>,
+    /// Of what the part gives.
+    own: Vec<BoundInput<D>>,
+    /// Of the residual stream, after that.
+    after: Vec<BoundInput<D>>,
+}
+
+impl<D: Device> Default for Hooks<D> {
+    fn default() -> Self {
+        Self { before: Vec::new(), own: Vec::new(), after: Vec::new() }
+    }
+}
+
+/// The two parts of a layer.
+#[derive(Clone, Copy, Debug)]
+pub enum Part {
+    /// Attention, which ends with [`Module::O`].
+    Attention,
+    /// The feed-forward part, which ends with [`Module::Down`].
+    Ffn,
+}
+
+impl Part {
+    /// The part that a linear layer ends.
+    fn ended_by(module: Module) -> Option<Self> {
+        match module {
+            Module::O => Some(Self::Attention),
+            Module::Down => Some(Self::Ffn),
+            _ => None,
+        }
+    }
 }
 
 /// The changes of one linear layer, in order.
@@ -54,6 +106,7 @@ impl<D: Device> Bound<D> {
         match self {
             Self::LowRank { rank, .. } => *rank,
             Self::Kronecker { low, .. } | Self::Rows { low, .. } => *low,
+            Self::Bottleneck { size, .. } => *size,
             Self::Bias(_) | Self::Delta { .. } | Self::Sparse { .. } | Self::Scale(_) | Self::Replace(_) => 0,
         }
     }
@@ -63,13 +116,16 @@ impl<D: Device> Bound<D> {
 struct BoundAdapter<D: Device> {
     /// By layer, then by [`Module`].
     layers: Vec<[Changes<D>; Module::ALL.len()]>,
+    /// By layer, then by [`Part`].
+    hooks: Vec<[Hooks<D>; 2]>,
     head: Changes<D>,
     /// The rows of a head that has more tokens than the base, after the base's, and how many.
     more: Option<(D::Matrix, usize)>,
     embedding: Vec<D::Embedding>,
     /// Norms that have another weight, by site.
     norms: BTreeMap<Site, D::Vector>,
-    /// Most intermediate values of a row in one call of [`Backend::linear`].
+    positions: Positions<D>,
+    /// Most intermediate values of a row in one call of [`Backend::linear`], or of one change between the layers.
     widest: usize,
 }
 
@@ -84,7 +140,10 @@ impl<D: Device> BoundAdapter<D> {
         let calls = self.layers.iter().flat_map(|layer| {
             CALLS.iter().map(move |call| call.iter().map(|&module| low(&layer[module as usize])).sum())
         });
-        calls.chain([low(&self.head)]).max().unwrap_or(0)
+        let inputs = self.layers.iter().flatten().flat_map(|changes| &changes.inputs);
+        let hooks = self.hooks.iter().flatten().flat_map(|h| [&h.before, &h.own, &h.after]).flatten();
+        let between = inputs.chain(hooks).map(BoundInput::low);
+        calls.chain([low(&self.head)]).chain(between).max().unwrap_or(0)
     }
 
     /// Whether the inputs of layers that share theirs with others change.
@@ -109,10 +168,12 @@ pub fn prepare<D: Device>(
     check::fits(adapter, |site| shape_at(config, site))?;
     let mut bound = BoundAdapter {
         layers: model.layers.iter().map(|_| std::array::from_fn(|_| Changes::default())).collect(),
+        hooks: model.layers.iter().map(|_| std::array::from_fn(|_| Hooks::default())).collect(),
         head: Changes::default(),
         more: None,
         embedding: Vec::new(),
         norms: BTreeMap::new(),
+        positions: Positions::default(),
         widest: 0,
     };
     let (mut bytes, mut whole) = (0, None);
@@ -131,6 +192,26 @@ pub fn prepare<D: Device>(
         }
         let refused = |source| Error::AdapterWeight { site, source };
         let (place, linear, rotated) = match site {
+            Site::AfterAttention { layer } | Site::AfterFfn { layer } => {
+                let part = if matches!(site, Site::AfterFfn { .. }) { Part::Ffn } else { Part::Attention };
+                let hooks = &mut bound.hooks[layer][part as usize];
+                let (change, size) = stream(device, &edit.change).map_err(refused)?;
+                bytes += size;
+                match edit.change {
+                    Edit::Bottleneck { place: Place::Parallel, .. } => hooks.before.extend(change),
+                    _ => hooks.after.extend(change),
+                }
+                continue;
+            }
+            Site::Linear { layer, module }
+                if matches!(edit.change, Edit::Bottleneck { place: Place::Series, .. }) =>
+            {
+                let part = Part::ended_by(module).ok_or(Error::UnsupportedSite { site })?;
+                let (change, size) = stream(device, &edit.change).map_err(refused)?;
+                bytes += size;
+                bound.hooks[layer][part as usize].own.extend(change);
+                continue;
+            }
             Site::Linear { layer, module } => {
                 let place = &mut bound.layers[layer][module as usize];
                 (place, &model.layers[layer][module], module.is_rotated())
@@ -143,6 +224,10 @@ pub fn prepare<D: Device>(
                 if config.tied_head && matches!(edit.change, Edit::Rows { .. }) {
                     bytes += rows(device, &edit.change, &mut bound.head).map_err(refused)?;
                 }
+                continue;
+            }
+            Site::Prompt | Site::Prefix => {
+                bytes += bound.positions.bind(device, config, adapter, &edit.change).map_err(refused)?;
                 continue;
             }
             Site::AttentionNorm { .. } | Site::FfnNorm { .. } | Site::Norm => {
@@ -182,9 +267,19 @@ pub fn prepare<D: Device>(
     }
     bound.widest = bound.most_values();
     let (edits, invocation) = (adapter.edits.len(), adapter.invocation.clone());
-    let changes_tokens = adapter.edits.iter().any(|edit| edit.site.is_of_tokens());
-    let bound = Box::new(bound);
-    Ok(Prepared { bound, edits, bytes, whole, invocation, vocabulary, changes_tokens, text: None })
+    let (virtual_tokens, given) = (bound.positions.virtual_tokens, bound.positions.given);
+    Ok(Prepared {
+        bound: Box::new(bound),
+        edits,
+        bytes,
+        whole,
+        invocation,
+        vocabulary,
+        changes_tokens: adapter.edits.iter().any(|edit| edit.site.is_of_tokens()),
+        text: None,
+        virtual_tokens,
+        given,
+    })
 }
 
 /// The first `rows` rows of a matrix that has more, and the others.
@@ -227,6 +322,82 @@ fn embedding(change: &Edit) -> Option<(EmbeddingChange, usize)> {
     })
 }
 
+/// A change of the residual stream, or of what is about to be added to it, and the bytes that it keeps.
+fn stream<D: Device>(device: &D, change: &Edit) -> Result<(Option<BoundInput<D>>, usize)> {
+    Ok(match change {
+        Edit::Bottleneck { scale, .. } => {
+            let weights = bottleneck(change, |tensor| Ok(tensor.clone()), |vector| vector.decode())?;
+            let (bottleneck, bytes) = prepared(device, weights.as_ref())?;
+            let size = weights.map_or(0, |weights| weights.down.rows());
+            (bottleneck.map(|bottleneck| BoundInput::Bottleneck { bottleneck, scale: *scale, size }), bytes)
+        }
+        Edit::Add { values } => {
+            let values = values.decode()?;
+            (Some(BoundInput::Add(device.direction(&values)?)), size_of_val(&values[..]))
+        }
+        Edit::Project { directions } => {
+            let (count, width) = (directions.rows(), directions.cols());
+            let values = directions.decode()?;
+            let mut turned = tensor::reserved(values.len())?;
+            turned.extend((0..values.len()).map(|at| values[at % count * width + at / count]));
+            let weights = BottleneckWeights {
+                down: in_floats(directions.clone())?,
+                down_bias: None,
+                activation: Activation::Identity,
+                up: Tensor::encode(Format::F32, width, count, &turned)?,
+                up_bias: None,
+            };
+            let (bottleneck, bytes) = prepared(device, Some(&weights))?;
+            let bound = |bottleneck| BoundInput::Bottleneck { bottleneck, scale: -1.0, size: count };
+            (bottleneck.map(bound), bytes)
+        }
+        _ => {
+            return Err(graftwork_kernels::Error::Unsupported { what: "this change of the residual stream" });
+        }
+    })
+}
+
+/// A bottleneck without its scale: what is over outputs as `matrix` and `vector` order it, channels multiplied in.
+fn bottleneck(
+    change: &Edit,
+    matrix: impl Fn(&Tensor) -> Result<Tensor>,
+    vector: impl Fn(&Tensor) -> Result<Vec<f32>>,
+) -> Result<Option<BottleneckWeights>> {
+    let Edit::Bottleneck { down, down_bias, activation, up, up_bias, channels, .. } = change else {
+        return Ok(None);
+    };
+    let mut up = in_floats(matrix(up)?)?;
+    let mut up_bias = up_bias.as_ref().map(&vector).transpose()?;
+    if let Some(channels) = channels {
+        let channels = vector(channels)?;
+        up = expand::scaled_rows(&up, &channels)?;
+        if let Some(bias) = &mut up_bias {
+            bias.iter_mut().zip(&channels).for_each(|(bias, channel)| *bias *= channel);
+        }
+    }
+    Ok(Some(BottleneckWeights {
+        down: in_floats(down.clone())?,
+        down_bias: down_bias.as_ref().map(Tensor::decode).transpose()?,
+        activation: *activation,
+        up,
+        up_bias,
+    }))
+}
+
+/// A bottleneck as the device wants it, and the bytes that it keeps.
+fn prepared<D: Device>(
+    device: &D,
+    weights: Option<&BottleneckWeights>,
+) -> Result<(Option<D::Bottleneck>, usize)> {
+    let Some(weights) = weights else { return Ok((None, 0)) };
+    let packed = |tensor: &Tensor| device.packed_bytes(tensor.format(), tensor.rows(), tensor.cols());
+    let biases = [&weights.down_bias, &weights.up_bias].into_iter().flatten();
+    let bytes = packed(&weights.down)
+        + packed(&weights.up)
+        + biases.map(|bias| size_of_val(&bias[..])).sum::<usize>();
+    Ok((Some(device.bottleneck(weights)?), bytes))
+}
+
 /// Adds replaced rows to the changes of the head; gives the bytes they keep.
 fn rows<D: Device>(device: &D, change: &Edit, place: &mut Changes<D>) -> Result<usize> {
     let Edit::Rows { tokens, rows } = change else { return Ok(0) };
@@ -246,13 +417,18 @@ fn shape_at(config: &Config, site: Site) -> Option<Shape> {
             (1, config.hidden)
         }
         Site::AttentionNorm { .. } | Site::FfnNorm { .. } => return None,
-        Site::Norm => (1, config.hidden),
+        Site::AfterAttention { layer } | Site::AfterFfn { layer } if layer < config.layers => {
+            (config.hidden, config.hidden)
+        }
+        Site::AfterAttention { .. } | Site::AfterFfn { .. } => return None,
+        Site::Norm | Site::Prompt => (1, config.hidden),
+        Site::Prefix => (config.layers, config.kv_heads * config.head_dim),
     };
     Some(Shape { outputs, inputs })
 }
 
 /// The order of the model's rows of queries and keys.
-fn order_of(config: &Config) -> RowOrder {
+pub fn order_of(config: &Config) -> RowOrder {
     match config.rope.layout {
         RopeLayout::Halves => RowOrder::HuggingFace,
         RopeLayout::Interleaved => RowOrder::Gguf,
@@ -326,6 +502,30 @@ impl<D: Device> Binder<'_, D> {
                 Ok(bytes)
             }
             Edit::Rows { .. } => rows(self.device, change, place),
+            Edit::Rotation { skew, cayley } => {
+                let blocks = expand::rotations(skew, cayley)?;
+                let rotation = self.device.rotation(&blocks)?;
+                place.inputs.push(BoundInput::Rotate { rotation, width: self.shape.inputs });
+                let packed =
+                    |block: &Tensor| self.device.packed_bytes(Format::F32, block.rows(), block.cols());
+                Ok(blocks.iter().map(packed).sum())
+            }
+            Edit::Bottleneck { place: Place::Input, .. } => {
+                let (input, bytes) = stream(self.device, change)?;
+                place.inputs.extend(input);
+                Ok(bytes)
+            }
+            Edit::Bottleneck { scale, .. } => {
+                let weights = bottleneck(change, |m| self.reordered(m), |v| self.vector(v))?;
+                let (bottleneck, bytes) = prepared(self.device, weights.as_ref())?;
+                let size = weights.map_or(0, |weights| weights.down.rows());
+                let bound = |bottleneck| Bound::Bottleneck { bottleneck, scale: *scale, size };
+                outputs.extend(bottleneck.map(bound));
+                Ok(bytes)
+            }
+            Edit::Add { .. } | Edit::Project { .. } => {
+                Err(graftwork_kernels::Error::Unsupported { what: "this change of a linear layer" })
+            }
             Edit::Shared { a, b, inner, outer } => {
                 let (a, b) = expand::shared((a, b), (inner, outer), self.shape)?;
                 self.low_rank((&a, self.reordered(&b)?), 1.0, None, outputs)
@@ -361,6 +561,10 @@ impl<D: Device> Binder<'_, D> {
                 let values = self.device.vector(&sparse.values)?;
                 outputs.push(Bound::Sparse { starts, columns, values });
                 Ok(size_of_val(&sparse.starts[..]) + 2 * size_of_val(&sparse.values[..]))
+            }
+            // Of no linear layer.
+            Edit::VirtualTokens { .. } | Edit::Prefix { .. } => {
+                Err(graftwork_kernels::Error::Unsupported { what: "virtual tokens of a linear layer" })
             }
         }
     }
@@ -472,9 +676,9 @@ impl<'a, B: Backend> Grafts<'a, B> {
         let mut applied = Vec::new();
         for segment in &batch.segments {
             let (rows, outputs) = (&segment.rows, &segment.outputs);
-            for (adapter, weight) in segment.stack.iter() {
-                let adapter = adapter.bound().downcast_ref();
-                let adapter = adapter.expect("an engine's adapters are prepared by its own device");
+            // Those of weight 0 are there for the virtual tokens that the prompt places.
+            for (adapter, weight) in segment.stack.iter().filter(|(_, weight)| *weight != 0.0) {
+                let adapter = bound::<B>(adapter);
                 applied.push(Applied { adapter, weight, rows: rows.clone(), outputs: outputs.clone() });
             }
         }
@@ -531,6 +735,20 @@ impl<'a, B: Backend> Grafts<'a, B> {
         self.collect(|adapter| &adapter.layers[layer][module as usize])
     }
 
+    /// What changes the residual stream around `part` of `layer`.
+    pub fn around(&self, layer: usize, part: Part) -> HookGrafts<'a, B> {
+        let mut grafts = HookGrafts { before: Vec::new(), own: Vec::new(), after: Vec::new() };
+        for applied in &self.applied {
+            let Hooks { before, own, after } = &applied.adapter.hooks[layer][part as usize];
+            for (grafts, changes) in
+                [(&mut grafts.before, before), (&mut grafts.own, own), (&mut grafts.after, after)]
+            {
+                grafts.extend(changes.iter().map(|change| input(change, applied.weight, &applied.rows)));
+            }
+        }
+        grafts
+    }
+
     /// What changes the head.
     pub fn head(&self) -> LinearGrafts<'a, B> {
         self.collect(|adapter| &adapter.head)
@@ -544,15 +762,30 @@ impl<'a, B: Backend> Grafts<'a, B> {
         for applied in &self.applied {
             let Changes { inputs, outputs } = changes(applied.adapter);
             let (scale, rows) = (applied.weight, &applied.rows);
-            grafts.inputs.extend(inputs.iter().map(|BoundInput::Scale(by)| InputGraft {
-                rows: rows.clone(),
-                scale,
-                change: InputChange::Scale(by),
-            }));
+            grafts.inputs.extend(inputs.iter().map(|change| input(change, scale, rows)));
             grafts.outputs.extend(outputs.iter().map(|change| graft(change, scale, rows)));
         }
         grafts
     }
+}
+
+/// What an adapter is for the device of `B`.
+fn bound<B: Backend>(adapter: &Loaded) -> &BoundAdapter<B::Device> {
+    adapter.bound().downcast_ref().expect("an engine's adapters are prepared by its own device")
+}
+
+/// What makes the embeddings of rows that are virtual tokens, by their [`Batch::virtual_tokens`].
+pub fn virtual_tokens<'a, B: Backend>(batch: &Batch<'a>) -> Vec<EmbeddingGraft<'a, B>> {
+    let graft = |rows: &VirtualRows<'a>| {
+        let change = bound::<B>(rows.adapter).positions.tokens.as_ref()?;
+        Some(EmbeddingGraft { rows: rows.rows.clone(), scale: 1.0, change })
+    };
+    batch.virtual_rows.iter().filter_map(graft).collect()
+}
+
+/// The keys and values of `layer` at the positions that an adapter gives, by [`Given::own`].
+pub fn given<'a, B: Backend>(given: &Given<'a>, layer: usize) -> &'a [Table<B>; 2] {
+    &bound::<B>(given.adapter).positions.layers[layer]
 }
 
 /// What changes one linear layer, in order of rows, then of the stack.
@@ -563,6 +796,30 @@ pub struct LinearGrafts<'a, B: Backend> {
     pub outputs: Vec<Graft<'a, B>>,
 }
 
+/// What changes the residual stream around a part of a layer, in order of rows, then of the stack.
+pub struct HookGrafts<'a, B: Backend> {
+    /// Before what the part gives is added.
+    pub before: Vec<InputGraft<'a, B>>,
+    /// What the part gives.
+    pub own: Vec<InputGraft<'a, B>>,
+    /// After it is added.
+    pub after: Vec<InputGraft<'a, B>>,
+}
+
+fn input<'a, B: Backend>(
+    bound: &'a BoundInput<B::Device>,
+    weight: f32,
+    rows: &Range<usize>,
+) -> InputGraft<'a, B> {
+    let (scale, change) = match bound {
+        BoundInput::Scale(by) => (1.0, InputChange::Scale(by)),
+        BoundInput::Rotate { rotation, .. } => (1.0, InputChange::Rotate(rotation)),
+        BoundInput::Bottleneck { bottleneck, scale, .. } => (*scale, InputChange::Bottleneck(bottleneck)),
+        BoundInput::Add(direction) => (1.0, InputChange::Add(direction)),
+    };
+    InputGraft { rows: rows.clone(), scale: weight * scale, change }
+}
+
 fn graft<'a, B: Backend>(bound: &'a Bound<B::Device>, weight: f32, rows: &Range<usize>) -> Graft<'a, B> {
     let (scale, change) = match bound {
         Bound::LowRank { a, b, bias, scale, .. } => (*scale, Change::LowRank { a, b, bias: bias.as_ref() }),
@@ -570,6 +827,7 @@ fn graft<'a, B: Backend>(bound: &'a Bound<B::Device>, weight: f32, rows: &Range<
         Bound::Scale(by) => (1.0, Change::Scale(by)),
         Bound::Replace(weight) => (1.0, Change::Replace(weight)),
         Bound::Rows { outputs, weight, .. } => (1.0, Change::Rows { outputs, weight }),
+        Bound::Bottleneck { bottleneck, scale, .. } => (*scale, Change::Bottleneck(bottleneck)),
         Bound::Delta { delta, scale } => (*scale, Change::Delta(delta)),
         Bound::Sparse { starts, columns, values } => (1.0, Change::Sparse { starts, columns, values }),
         Bound::Kronecker { left, right, order, scale, .. } => {

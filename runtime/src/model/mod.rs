@@ -7,6 +7,7 @@ pub mod container;
 pub(crate) mod forward;
 pub(crate) mod graft;
 pub(crate) mod plan;
+pub(crate) mod positions;
 pub mod rope;
 pub(crate) mod runner;
 pub(crate) mod weights;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use graftwork_kernels::backend::{Device, EmbeddingChange};
+use graftwork_kernels::backend::{BottleneckWeights, Device, EmbeddingChange};
 use graftwork_kernels::tensor::Error;
 use graftwork_kernels::{Format, Tensor};
 
@@ -26,6 +26,9 @@ impl<D: Device> Device for Counting<D> {
     type Index = ();
     type Scale = ();
     type Embedding = ();
+    type Bottleneck = ();
+    type Rotation = ();
+    type Direction = ();
 
     fn matrix(&self, weight: &Tensor) -> Result<usize, Error> {
         Ok(self.device.packed_bytes(weight.format(), weight.rows(), weight.cols()))
@@ -48,6 +51,18 @@ impl<D: Device> Device for Counting<D> {
     }
 
     fn embedding(&self, _: &EmbeddingChange) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn bottleneck(&self, _: &BottleneckWeights) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn rotation(&self, _: &[Tensor]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn direction(&self, _: &[f32]) -> Result<(), Error> {
         Ok(())
     }
 

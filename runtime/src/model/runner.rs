@@ -17,6 +17,7 @@ use crate::Error;
 use crate::batch::{Batch, Outputs, Piece};
 use crate::kv;
 use crate::registry::{Prepared, Stacks};
+use crate::sequence::Entry;
 
 /// Prepares adapters for a model, on any thread, also while steps run.
 pub trait Prepare: Send + Sync {
@@ -53,10 +54,15 @@ pub trait Run: Send {
     /// The logits of those outputs of the last batch that have more than the base's vocabulary, each with its place.
     fn wide_logits(&mut self) -> Result<Vec<(usize, Vec<f32>)>, Error>;
 
-    /// The logits `[tokens, vocab]` of one sequence, at most `chunk` rows at a time, in a cache of its own whose
-    /// values have the format `kv`.
-    fn score(&mut self, tokens: &[u32], stacks: &Stacks, kv: Format, chunk: usize)
-    -> Result<Vec<f32>, Error>;
+    /// The logits `[tokens, vocab]` at the tokens of one sequence ([`Entry`]), at most `chunk` rows at a time, in a cache of its
+    /// own whose values have the format `kv`.
+    fn score(
+        &mut self,
+        sequence: &[u32],
+        stacks: &Stacks,
+        kv: Format,
+        chunk: usize,
+    ) -> Result<Vec<f32>, Error>;
 }
 
 struct Preparer<B: Backend> {
@@ -164,24 +170,27 @@ impl<B: Backend> Run for Runner<B> {
 
     fn score(
         &mut self,
-        tokens: &[u32],
+        sequence: &[u32],
         stacks: &Stacks,
         kv: Format,
         chunk: usize,
     ) -> Result<Vec<f32>, Error> {
         let mut cache = self.backend.cache(CacheShape { format: kv, ..self.shape });
-        let pages: Vec<u32> = (0..kv::pages_for(tokens.len()) as u32).collect();
+        let pages: Vec<u32> = (0..kv::pages_for(sequence.len()) as u32).collect();
         self.backend.grow(&mut cache, pages.len()).map_err(Error::Memory)?;
-        let vocab = stacks.at(tokens.len()).vocabulary(self.model.config.vocab).head;
-        let values = tokens.len().saturating_mul(vocab);
-        let mut logits = tensor::reserved(values).map_err(Error::Memory)?;
+        let vocab = stacks.at(sequence.len()).vocabulary(self.model.config.vocab).head;
+        let tokens = sequence.iter().filter(|&&number| Entry::is_token(number)).count();
+        let mut logits = tensor::reserved(tokens.saturating_mul(vocab)).map_err(Error::Memory)?;
         let chunk = chunk.min(SCORED);
         let mut position = 0;
-        while position < tokens.len() {
-            let stack = stacks.at(position);
-            let rows = stacks.alike(position, chunk.min(tokens.len() - position));
-            let tokens = &tokens[position..position + rows];
-            let piece = Piece { stack, tokens, position, pages: &pages, prompt: rows, outputs: Outputs::All };
+        while position < sequence.len() {
+            let pending = &sequence[position..];
+            let given = Entry::given(pending);
+            let first = position + given;
+            let stack = stacks.at(first);
+            let rows = given + stacks.alike(first, chunk.min(pending.len() - given));
+            let (tokens, outputs) = (&pending[..rows], Outputs::All);
+            let piece = Piece { stack, tokens, position, pages: &pages, prompt: rows, outputs };
             position += rows;
             let batch = Batch::new(&[piece]).map_err(Error::Memory)?;
             forward(&mut self.backend, &self.model, &mut cache, &mut self.scratch, &batch, &|| true)

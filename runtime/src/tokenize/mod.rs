@@ -212,14 +212,51 @@ impl Tokenizer {
 
     /// The ids of a text whose spans `user`, in order and without overlap, come from users.
     pub fn encode_spans(&self, text: &str, user: &[Range<usize>]) -> Result<Vec<u32>, Error> {
+        let mut ids = self.encode_cut(text, user, &[])?;
+        Ok(ids.pop().unwrap_or_default())
+    }
+
+    /// The ids of each part of a prompt in which something that is no text stands between them: as if that were special tokens.
+    /// Special tokens are recognised within the parts.
+    pub fn encode_parts(&self, parts: &[&str]) -> Result<Vec<Vec<u32>>, Error> {
+        let mut ends = Vec::with_capacity(parts.len());
+        for part in parts {
+            ends.push(ends.last().unwrap_or(&0) + part.len());
+        }
+        ends.pop();
+        let mut ids = self.encode_cut(&parts.concat(), &[], &ends)?;
+        ids.truncate(parts.len());
+        Ok(ids)
+    }
+
+    /// The ids of each part of a text that is cut at the offsets `cuts`, in order.
+    fn encode_cut(&self, text: &str, user: &[Range<usize>], cuts: &[usize]) -> Result<Vec<Vec<u32>>, Error> {
         error::without_panics(|| {
-            self.cut_and_encode(text, user).map_err(|error| Error::Encode { found: error.to_string() })
+            let ids = self.cut_and_encode(text, user, cuts);
+            ids.map_err(|error| Error::Encode { found: error.to_string() })
         })
     }
 
     /// The pipeline of the `tokenizers` crate, with added tokens looked for by [`AddedTokens::find`].
-    fn cut_and_encode(&self, text: &str, user: &[Range<usize>]) -> tokenizers::Result<Vec<u32>> {
+    fn cut_and_encode(
+        &self,
+        text: &str,
+        user: &[Range<usize>],
+        cuts: &[usize],
+    ) -> tokenizers::Result<Vec<Vec<u32>>> {
         let mut pieces = PreTokenizedString::from(text);
+        if !cuts.is_empty() {
+            pieces.split(|_, piece| {
+                let starts = [0].into_iter().chain(cuts.iter().copied());
+                let ranges = starts.zip(cuts.iter().copied().chain([text.len()]));
+                let parts = ranges.filter(|(start, end)| start < end).map(|(start, end)| {
+                    let part =
+                        piece.slice(Span::Normalized(start..end)).ok_or("a part outside of the text")?;
+                    Ok((part, None))
+                });
+                parts.collect::<tokenizers::Result<Vec<(_, Option<Vec<Token>>)>>>()
+            })?;
+        }
         pieces.split(|_, piece| cut(&piece, self.added.find(piece.get(), user)))?;
         pieces.split(|_, mut piece| {
             if let Some(normalizer) = &self.normalizer {
@@ -238,8 +275,12 @@ impl Tokenizer {
             Model::Library(model) => model.tokenize(piece.get()),
             Model::Scores(model) => Ok(model.encode(piece.get()).into_iter().map(token).collect()),
         })?;
-        let splits = pieces.get_splits(OffsetReferential::Original, OffsetType::Byte);
-        Ok(splits.iter().flat_map(|(_, _, tokens)| tokens.iter().flatten()).map(|token| token.id).collect())
+        let mut ids = vec![Vec::new(); cuts.len() + 1];
+        for (_, (start, _), tokens) in pieces.get_splits(OffsetReferential::Original, OffsetType::Byte) {
+            let part = &mut ids[cuts.partition_point(|&cut| cut <= start)];
+            part.extend(tokens.iter().flatten().map(|token| token.id));
+        }
+        Ok(ids)
     }
 
     /// The text of the ids, special tokens included; bytes that are not UTF-8 become U+FFFD.

@@ -49,9 +49,19 @@ pub fn read_adapter(adapter: &Adapter) {
                 assert!(scale.is_finite() && a.rows() == b.cols() && a.rows() > 0);
                 assert!(bias.iter().chain(magnitude).all(|vector| vector.cols() == b.rows()));
             }
-            Change::Bias { values } | Change::OutputScale { values } | Change::InputScale { values } => {
+            Change::Bias { values }
+            | Change::OutputScale { values }
+            | Change::InputScale { values }
+            | Change::Add { values } => {
                 assert_eq!(values.rows(), 1);
             }
+            Change::Rotation { skew, cayley } => {
+                assert_eq!(skew.cols(), cayley.size * (cayley.size - 1) / 2);
+            }
+            Change::Bottleneck { down, up, scale, .. } => {
+                assert!(scale.is_finite() && up.cols() == down.rows() && down.rows() > 0);
+            }
+            Change::Project { directions } => assert!(directions.rows() > 0),
             Change::Shared { a, b, inner, .. } => {
                 assert!(a.rows() == b.cols() && inner.cols() == a.rows());
             }
@@ -63,6 +73,8 @@ pub fn read_adapter(adapter: &Adapter) {
                 assert!(scale.is_finite() && left.rows() * right.rows() > 0);
             }
             Change::Replace { weight } => assert!(weight.rows() > 0),
+            Change::VirtualTokens { rows } => assert!(rows.rows() > 0),
+            Change::Prefix { rows, layers } => assert!(rows.rows() > 0 && *layers > 0),
             Change::Rows { tokens, rows } => {
                 assert!(tokens.len() == rows.rows() && tokens.is_sorted());
             }
@@ -314,7 +326,54 @@ fn gguf_lora() -> Parser {
     }
 }
 
+fn control_vector() -> Parser {
+    let text = |text: &str| Value::Str(text.to_owned());
+    let keys = [
+        ("general.architecture", text("controlvector")),
+        ("controlvector.model_hint", text("llama")),
+        ("controlvector.layer_count", Value::I32(2)),
+    ];
+    let tensors = [("direction.1", tensor(Format::F32, 1, 16)), ("direction.2", tensor(Format::F32, 1, 16))];
+    let file = write_gguf(&keys, &tensors);
+    Parser {
+        name: "control vector",
+        headers: vec![file.len() - 128],
+        files: vec![("vector.gguf", file)],
+        parse: |files| {
+            let open = |mut files: Vec<(String, Bytes)>| Adapter::open(files.remove(0).1);
+            parsed(files, CONSTANT, open, |adapter| read_adapter(&adapter))
+        },
+    }
+}
+
+fn ablation() -> Parser {
+    // Two columns of the identity, as NumPy writes them.
+    let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (4, 2), }";
+    let values = [1.0f32, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0].map(f32::to_le_bytes).concat();
+    let file = [b"\x93NUMPY\x01\x00\x40\x00", format!("{header:<63}\n").as_bytes(), &values].concat();
+    let config = r#"{"peft_type": "ABLATION", "dict": {"3": [0, 1]}, "path": "components"}"#;
+    Parser {
+        name: "ablation",
+        headers: vec![config.len(), 74],
+        files: vec![("adapter_config.json", config.as_bytes().to_vec()), ("components_layer_3.npy", file)],
+        parse: |files| {
+            let open = |files| Adapter::open(Source::files(files)?);
+            parsed(files, CONSTANT, open, |adapter| read_adapter(&adapter))
+        },
+    }
+}
+
 pub fn parsers() -> Vec<Parser> {
-    let own = [gguf(), gguf_shards(), safetensors(), hugging_face(), peft(), gguf_lora(), pickles::parser()];
+    let own = [
+        gguf(),
+        gguf_shards(),
+        safetensors(),
+        hugging_face(),
+        peft(),
+        gguf_lora(),
+        control_vector(),
+        ablation(),
+        pickles::parser(),
+    ];
     own.into_iter().chain(kinds::parsers()).collect()
 }
