@@ -11,6 +11,7 @@ use graftwork_kernels::{Format, Tensor, tensor};
 use serde_json::Value;
 
 use crate::file::{self, Source, npy};
+use crate::open::WEIGHTS;
 use crate::parts::{self, Reader};
 use crate::peft::{self, Config, field, short};
 use crate::{Adapter, Change, Edit, Error, Kind, Site, expand, finite};
@@ -18,15 +19,18 @@ use crate::{Adapter, Change, Edit, Error, Kind, Site, expand, finite};
 /// How far a product of two columns may be from 0 or 1: bfloat16 keeps 8 bits.
 const TOLERANCE: f64 = 0.02;
 
-const WEIGHTS: &str = "adapter_model.safetensors";
-
 /// The columns of each block.
 type Columns = BTreeMap<usize, Vec<usize>>;
 
-/// The components in `.npy` files beside a configuration of this kind, unless they are in safetensors.
+/// The components in `.npy` files beside a configuration of this kind, unless there is a file of tensors.
 pub(crate) fn beside(config: &Config, source: &Source) -> Result<Option<Adapter>, Error> {
-    if config.str("peft_type")? != Some(Kind::Ablation.peft_type()) || source.file(WEIGHTS)?.is_some() {
+    if config.str("peft_type")? != Some(Kind::Ablation.peft_type()) {
         return Ok(None);
+    }
+    for name in WEIGHTS {
+        if source.file(name)?.is_some() {
+            return Ok(None);
+        }
     }
     let Some(columns) = columns(config)? else {
         let expected = "the components of each block, {\"<layer>\": [columns]}, where there is no adapter_model.safetensors";

@@ -13,7 +13,7 @@ use crate::{
 
 const CONFIG: &str = "adapter_config.json";
 /// What the file of weights may be called, the first there is.
-const WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
+pub(crate) const WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
 
 pub(crate) fn open(source: Source) -> Result<Adapter, Error> {
     match &source {

@@ -1,7 +1,7 @@
 //! Prompt tuning: virtual tokens with trained embeddings, before all tokens of a prompt, BOS included.
 //!
 //! The file holds one tensor, `prompt_embeddings [num_virtual_tokens, token_dim]`. Also read without a configuration, from a
-//! safetensors file with a single matrix `[tokens, width]` called as one of [`BARE`]: tokens that were added to an embedding
+//! safetensors or torch file with a single matrix `[tokens, width]` called as one of [`BARE`]: tokens that were added to an embedding
 //! and trained (Zhu et al., "One Token Can Help", `DaoD/SPRING`), and soft prompts ([`task_prompts`]). (Lester et al., arXiv
 //! 2104.08691; peft's `prompt_tuning/model.py`.)
 
@@ -9,7 +9,8 @@ use std::io;
 
 use graftwork_kernels::{Bytes, Format, Tensor};
 
-use crate::file::{Dtype, Safetensors, TensorView, write_safetensors};
+use crate::file::torch::ALONE;
+use crate::file::{Dtype, TensorView, Torch, write_safetensors};
 use crate::parts::{self, Reader};
 use crate::peft::{self, Config};
 use crate::{Adapter, Change, Edit, Error, Key, Kind, Site, expand};
@@ -18,7 +19,7 @@ use crate::{Adapter, Change, Edit, Error, Key, Kind, Site, expand};
 const NAME: &str = "prompt_embeddings";
 
 /// What the only tensor of a file of virtual tokens without a configuration is called.
-pub const BARE: [&str; 2] = [NAME, "added_token_embeddings"];
+pub const BARE: [&str; 3] = [NAME, "added_token_embeddings", ALONE];
 
 const EXPECTED: &str = "the only tensor of an adapter before the prompt is prompt_embeddings";
 
@@ -65,20 +66,23 @@ pub(crate) fn edit(site: Site, change: Change) -> Result<Vec<Edit>, Error> {
     Ok(edits)
 }
 
-/// Whether a file without a configuration holds virtual tokens.
-pub fn is_bare(file: &Safetensors) -> bool {
-    let mut names = file.tensors().names();
+/// Whether a file without a configuration, whose tensors have these names, holds virtual tokens.
+pub fn is_bare<'a>(names: impl IntoIterator<Item = &'a str>) -> bool {
+    let mut names = names.into_iter();
     names.next().is_some_and(|name| BARE.contains(&name)) && names.next().is_none()
 }
 
 /// The adapter in a file without a configuration, if it holds virtual tokens.
 pub(crate) fn bare(bytes: Bytes) -> Result<Option<Adapter>, Error> {
-    let name = match Safetensors::parse(bytes.clone()) {
-        Ok(file) if is_bare(&file) => file.tensors().names().next().unwrap_or_default().to_owned(),
+    let is_torch = Torch::is(&bytes);
+    let reader = match Reader::new(bytes) {
+        Ok(reader) if is_bare(reader.names()) => reader,
+        // Nothing else starts as torch's files do.
+        Err(error) if is_torch => return Err(error),
         _ => return Ok(None),
     };
-    let reader = Reader::new(bytes)?;
-    let rows = reader.matrix(&name, [None, None])?;
+    let name = reader.names().next().unwrap_or_default();
+    let rows = reader.matrix(name, [None, None])?;
     Ok(Some(adapter(rows, reader.keys())?))
 }
 

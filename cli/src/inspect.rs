@@ -96,7 +96,11 @@ fn is_adapter(path: &Path) -> Result<bool, Failure> {
     }
     if is_safetensors(path) || is_torch(path) {
         let has_config = path.with_file_name("adapter_config.json").exists();
-        return Ok(has_config || is_safetensors(path) && prompt::is_bare(&Safetensors::open(path)?));
+        let is_bare = match is_torch(path) {
+            true => prompt::is_bare(Torch::open(path)?.tensors().names()),
+            false => prompt::is_bare(Safetensors::open(path)?.tensors().names()),
+        };
+        return Ok(has_config || is_bare);
     }
     let file = Gguf::open(path)?;
     let says = |key, what| Ok::<_, Failure>(file.metadata().get::<&str>(key)? == Some(what));

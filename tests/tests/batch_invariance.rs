@@ -178,9 +178,15 @@ fn mixed_equals_alone_for_every_kind() {
     stacks.extend(ADAPTERS.iter().map(|&name| stack(&[name])));
     stacks.extend([&["resized"][..], &["lora_all", "resized"]].map(stack));
     // One that starts late, beside others that do not, at prompts of several lengths.
-    stacks.extend(
-        [&["alora"][..], &["lora_all", "alora"], &["alora", "ia3"], &["alora"], &["dora", "alora"]]
-            .map(stack),
-    );
+    let late: [&[&str]; 7] = [
+        &["alora"],
+        &["lora_all", "alora"],
+        &["alora", "ia3"],
+        &["alora"],
+        &["dora", "alora"],
+        &["alora", "prompt_tuning"],
+        &["prefix_tuning", "alora"],
+    ];
+    stacks.extend(late.map(stack));
     mixed_equals_alone(&golden("adapters/base"), &adapters, &stacks, Format::F16, &SETTINGS);
 }

@@ -61,6 +61,42 @@ fn adapters_start_at_their_invocation() {
     }
 }
 
+/// One that starts with the prompt, behind given positions, is the LoRA that it holds.
+#[test]
+fn an_invocation_at_the_start_comes_behind_a_prefix() {
+    let engine = open("adapters/base");
+    let read = |name: &str| std::fs::read(golden(&format!("adapters/alora/{name}"))).unwrap();
+    let mut config: serde_json::Value = serde_json::from_slice(&read("adapter_config.json")).unwrap();
+    config["alora_invocation_tokens"] = serde_json::Value::Null;
+    let files = [
+        ("adapter_config.json", config.to_string().into_bytes()),
+        ("adapter_model.safetensors", read("adapter_model.safetensors")),
+    ];
+    let files = files.map(|(name, bytes)| (name.to_owned(), Bytes::new(bytes))).into();
+    engine.load_adapter("plain", Source::files(files).unwrap()).unwrap();
+    for name in ["alora", "prefix_tuning", "prompt_tuning"] {
+        engine.load_adapter(name, golden(&format!("adapters/{name}"))).unwrap();
+    }
+    let tokens = [7, 301, 7, 1, 5, 17, 300, 4];
+    let stack = |names: [&str; 2]| names.map(|name| (name.to_owned(), 1.0)).to_vec();
+    let logits = |names| engine.logits(&tokens, &stack(names)).unwrap();
+    assert_eq!(logits(["prefix_tuning", "alora"]), logits(["prefix_tuning", "plain"]));
+    // Virtual tokens come before the invocation, so they are the base's.
+    assert_ne!(logits(["prompt_tuning", "alora"]), logits(["prompt_tuning", "plain"]));
+    let first = |names| {
+        let adapters = stack(names);
+        let request =
+            Request { adapters, logits: true, max_tokens: Some(1), ..Request::new(tokens.to_vec()) };
+        let mut events = engine.generate(request).unwrap().map(Result::unwrap);
+        events.find_map(|event| match event {
+            Event::Token { logits, .. } => logits,
+            _ => None,
+        })
+    };
+    let found = first(["prefix_tuning", "alora"]);
+    assert!(found.is_some() && found == first(["prefix_tuning", "plain"]));
+}
+
 /// Several adapters at once, of one kind and of several, in the orders in which peft can have them.
 #[test]
 fn stacks_agree_with_peft() {

@@ -10,6 +10,7 @@ use graftwork_adapters::file::{Dtype, TensorView, write_safetensors};
 use graftwork_adapters::{Adapter, prompt};
 use graftwork_kernels::Tensor;
 use graftwork_tests::reference::{Closeness, Expected, golden, tensors};
+use graftwork_tests::torch::{Pickle, write};
 
 /// Width of the tiny base.
 const WIDTH: usize = 128;
@@ -555,6 +556,21 @@ fn bare_files_hold_virtual_tokens_and_nothing_else() {
     std::fs::write(&path, safetensors(&[("added_token_embeddings", &rows)])).unwrap();
     engine.load_adapter("path", path.as_path()).unwrap();
     assert!(logits("spring") == logits("path"));
+    // The same from torch: a dictionary, and a tensor by itself.
+    let dictionary =
+        write([("prompt_embeddings", Dtype::F32, &[8, WIDTH as u64][..], &rows.bytes()[..])].into_iter());
+    let size = (8 * WIDTH) as i64;
+    let pickle = Pickle::new().tensor(("FloatStorage", "0", size), 0, &[8, WIDTH as i64], &[WIDTH as i64, 1]);
+    for (name, file) in [("dictionary", dictionary), ("alone", pickle.file(&[("0", rows.bytes())]))] {
+        let path = std::path::PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.pt"));
+        std::fs::write(&path, &file).unwrap();
+        engine.load_adapter(name, path.as_path()).unwrap();
+        assert!(logits("spring") == logits(name), "{name}");
+        engine.load_adapter(&format!("{name} in memory"), Bytes::new(file)).unwrap();
+    }
+    let code = Pickle::new().raw(b"cos\nsystem\n(X\x04\x00\x00\x00truetR").file(&[]);
+    let error = engine.load_adapter("code", Bytes::new(code)).unwrap_err().to_string();
+    assert!(error.contains("os.system"), "{error}");
 
     let mut nan = rows.bytes().to_vec();
     nan[512..516].copy_from_slice(&f32::NAN.to_le_bytes());

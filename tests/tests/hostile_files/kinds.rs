@@ -62,7 +62,7 @@ impl Peft {
 }
 
 /// AdapterHub's files have a name of their own.
-fn weights_of(name: &str) -> &'static str {
+pub fn weights_of(name: &str) -> &'static str {
     if name.starts_with("hub_") { "adapter.safetensors" } else { "adapter_model.safetensors" }
 }
 
@@ -216,7 +216,9 @@ fn shapes_that_do_not_fit_are_refused() {
                     };
                     // It, or what it does not fit to, by the key in the file.
                     let message = error.to_string();
-                    let path = tensor.name.trim_end_matches(".weight");
+                    let path = [".weight", ".bias", ".0"]
+                        .iter()
+                        .fold(&*tensor.name, |name, end| name.trim_end_matches(end));
                     let module = path.rsplit_once('.').map_or(path, |(module, _)| module);
                     let module = if module == "base_model" { path } else { module };
                     assert!(message.contains(module), "{name}: {}: {message}", tensor.name);
@@ -300,7 +302,7 @@ pub fn parsers() -> impl Iterator<Item = Parser> {
         let headers = vec![config.len(), safetensors_header(&weights)];
         Parser {
             headers,
-            files: vec![("adapter_config.json", config), ("adapter_model.safetensors", weights)],
+            files: vec![("adapter_config.json", config), (weights_of(name), weights)],
             ..crate::parsers::peft_as(name)
         }
     })

@@ -7,6 +7,7 @@ use graftwork_tests::reference::{ADAPTERS, golden};
 use graftwork_tests::torch::{Pickle, archive, write};
 
 use crate::allocation::peak;
+use crate::kinds::weights_of;
 use crate::mutation::Random;
 use crate::parsers::{Parser, owned, parsed, read_all};
 use crate::{CONSTANT, FACTOR};
@@ -68,11 +69,15 @@ fn files_that_torch_wrote_hold_what_safetensors_hold() {
 fn every_kind_is_read() {
     for name in ADAPTERS {
         let folder = golden(&format!("adapters/{name}"));
-        let weights = Safetensors::open(folder.join("adapter_model.safetensors")).unwrap();
+        let (name_of_weights, pickle) = match weights_of(name) {
+            "adapter.safetensors" => ("adapter.safetensors", "pytorch_adapter.bin"),
+            name => (name, "adapter_model.bin"),
+        };
+        let weights = Safetensors::open(folder.join(name_of_weights)).unwrap();
         let file =
             write(weights.tensors().iter().map(|(name, t)| (name, t.dtype, &t.shape[..], &t.bytes[..])));
         let config = std::fs::read(folder.join("adapter_config.json")).unwrap();
-        let files = vec![("adapter_config.json", config), ("adapter_model.bin", file)];
+        let files = vec![("adapter_config.json", config), (pickle, file)];
         let found =
             Adapter::open(Source::files(owned(files)).unwrap()).unwrap_or_else(|e| panic!("{name}: {e}"));
         let expected = Adapter::open(&folder).unwrap();
