@@ -1,7 +1,7 @@
 """What an adapter of each kind costs in decode: writes one with random values for SmolLM2-135M, measures it, prints a Markdown table.
 
     cargo build --release
-    python benches/adapter_costs.py DIRECTORY [--graftwork target/release/graftwork] [--repeat 31] [--only KIND]
+    python benches/adapter_costs.py DIRECTORY [--graftwork target/release/graftwork] [--repeat 21] [--only KIND]
 
 `graftwork bench` runs every round with and without the adapter and gives the median of what it adds."""
 
@@ -153,7 +153,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("directory")
 parser.add_argument("--graftwork", default="target/release/graftwork")
 parser.add_argument("--model", default="smollm2")
-parser.add_argument("--repeat", type=int, default=31)
+parser.add_argument("--repeat", type=int, default=21)
 parser.add_argument("--only")
 a = parser.parse_args()
 print("| kind | parameters | of the base's bytes, in F32 | decode |\n|---|---|---|---|", flush=True)
