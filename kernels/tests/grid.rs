@@ -179,6 +179,8 @@ fn check_formats(which: &dyn Fn(Format) -> bool) {
     for &format in Format::ALL.iter().filter(|&&format| which(format)) {
         let inputs = match format.block_len() {
             1 => vec![1, 63, 64, 65, 127, 129],
+            // With many rows 256 columns may be multiplied at a time.
+            32 => vec![32, 64, 96, 256 + 32],
             block => vec![block, 2 * block, 3 * block],
         };
         for outputs in [1, 15, 16, 17, 31, 33] {

@@ -208,7 +208,11 @@ impl<const T: usize> Kernel for Dots<'_, T> {
             all.push(floats(s.dot_unsigned(codes, u8::MAX >> (8 - width), self.x, start), -9.0));
         }
         let minus = self.x.map(|x| -x.iter().map(|&x| i32::from(x)).sum::<i32>());
-        let codes = |n: usize, step: usize| s.load_codes(&self.codes[step ^ n ^ 1]);
+        let codes = |n: usize, step: usize| {
+            let mut bytes = [0; 4 * LANES];
+            s.store_codes(s.load_codes(&self.codes[step ^ n ^ 1]), &mut bytes);
+            s.load_codes(&bytes)
+        };
         all.push(floats(s.dot_bytes(codes, self.x, minus), 0.0));
         all
     }

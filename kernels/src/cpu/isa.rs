@@ -90,6 +90,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// The bytes as they are.
     fn load_codes(self, bytes: &[u8; 4 * LANES]) -> Self::Codes;
+    /// `out` is the bytes.
+    fn store_codes(self, codes: Self::Codes, out: &mut [u8; 4 * LANES]);
     /// The `width` bits of each byte from bit `shift` on. Both are constants where this is inlined.
     fn bits(self, bytes: &[u8; 4 * LANES], shift: u32, width: u32) -> Self::Codes;
     /// `low + high 2^shift` of each byte, where they have no bit in common.

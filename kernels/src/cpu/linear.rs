@@ -144,6 +144,16 @@ impl<'a> Inputs<'a> {
         let blocks = if self.x8.is_empty() { 0 } else { self.cols / BLOCK };
         Input { x: &self.x[t * self.stride..][..self.cols], x8: &self.x8[t * blocks..][..blocks] }
     }
+
+    /// `T` rows from the `t`-th on.
+    #[inline(always)]
+    pub(super) fn tile<const T: usize>(&self, t: usize) -> [Input<'a>; T] {
+        let mut rows = [self.row(t); T];
+        for (i, row) in rows.iter_mut().enumerate().skip(1) {
+            *row = self.row(t + i);
+        }
+        rows
+    }
 }
 
 /// A packed matrix of any format.
@@ -227,15 +237,17 @@ impl<P: Strip> Strips for Packed<P> {
 const SHORT: usize = 128;
 
 /// Some strips times some rows, at least one of each.
-struct Multiply<'a, P: Strip> {
-    panels: &'a [P::Panel],
+pub struct Multiply<'a, P: Strip> {
+    /// The strips.
+    pub(super) panels: &'a [P::Panel],
     /// Panels of a strip.
-    length: usize,
-    x: &'a Inputs<'a>,
-    rows: Range<usize>,
+    pub(super) length: usize,
+    /// The activations, of which `rows` are multiplied.
+    pub(super) x: &'a Inputs<'a>,
+    pub(super) rows: Range<usize>,
     /// Whether the strips come from memory.
-    fresh: bool,
-    out: Lanes<'a>,
+    pub(super) fresh: bool,
+    pub(super) out: Lanes<'a>,
 }
 
 impl<P: Strip> Kernel for Multiply<'_, P> {
@@ -243,7 +255,7 @@ impl<P: Strip> Kernel for Multiply<'_, P> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let mut t = 0;
+        let mut t = P::many(s, &mut self);
         // As many rows of activations at a time as registers hold sums of, then those left. All strips meet one tile of
         // rows before the next, for a tile stays in the first cache.
         if P::tokens::<S>() >= 4 {
@@ -287,10 +299,7 @@ impl<P: Strip> Multiply<'_, P> {
     /// Multiplies the `N` strips from `strip` on with the `T` rows from the `t`-th on.
     #[inline(always)]
     fn tile<S: Simd, const T: usize, const N: usize>(&mut self, s: S, t: usize, strip: usize) {
-        let mut x = [self.x.row(self.rows.start + t); T];
-        for (i, x) in x.iter_mut().enumerate().skip(1) {
-            *x = self.x.row(self.rows.start + t + i);
-        }
+        let x = self.x.tile::<T>(self.rows.start + t);
         let mut panels = [&self.panels[..0]; N];
         for (n, panels) in panels.iter_mut().enumerate() {
             *panels = &self.panels[(strip + n) * self.length..][..self.length];

@@ -26,6 +26,7 @@ pub mod scratch;
 pub mod softmax;
 pub mod strip;
 pub mod team;
+mod unpacked;
 
 use std::borrow::Cow;
 use std::ops::Range;

@@ -129,6 +129,10 @@ impl Simd for Portable {
         *bytes
     }
 
+    fn store_codes(self, codes: Self::Codes, out: &mut [u8; 4 * LANES]) {
+        *out = codes;
+    }
+
     fn bits(self, bytes: &[u8; 4 * LANES], shift: u32, width: u32) -> Self::Codes {
         bytes.map(|b| field(b, shift, width))
     }

@@ -14,6 +14,8 @@ use std::marker::PhantomData;
 use bytemuck::{Pod, Zeroable};
 
 use super::isa::{GROUP, LANES, Simd};
+use super::linear::Multiply;
+use super::unpacked;
 use crate::format::Block;
 
 /// Columns whose products are summed before they join the row's sum, for float weights.
@@ -73,6 +75,15 @@ pub trait Strip: Send + Sync + 'static {
         x: [Input<'_>; T],
         fresh: bool,
     ) -> [[S::F; T]; N];
+
+    /// Multiplies the first of many rows in an order of its own, where that is faster; gives how many those are.
+    #[inline(always)]
+    fn many<S: Simd>(_s: S, _m: &mut Multiply<'_, Self>) -> usize
+    where
+        Self: Sized,
+    {
+        0
+    }
 }
 
 /// What the codes of a format can be.
@@ -84,10 +95,8 @@ pub enum CodeRange {
     Signed,
 }
 
-/// Some blocks of 32 columns of sixteen rows in a format with integer codes: `w = d (q - ZERO) + m`.
-pub trait IntPanel: Pod + Send + Sync {
-    /// The format's block.
-    type Block: Block;
+/// Some blocks of 32 columns of sixteen rows with integer codes: `w = d (q - ZERO) + m`.
+pub trait IntBlocks {
     /// What the codes can be.
     const RANGE: CodeRange;
     /// The code that stands for `m`.
@@ -96,8 +105,6 @@ pub trait IntPanel: Pod + Send + Sync {
     const MIN: bool;
     /// Whether each group of 16 columns has a scale and minimum of its own, rather than each block.
     const GROUPED: bool = false;
-    /// Lays sixteen blocks of the format side by side.
-    fn pack(blocks: [&Self::Block; LANES]) -> Self;
     /// The codes of columns `4 step..4 step + 4` of block `b`.
     fn codes<S: Simd>(&self, s: S, b: usize, step: usize) -> S::Codes;
     /// The scales `d` of block `b`, or of its group `g`.
@@ -107,6 +114,14 @@ pub trait IntPanel: Pod + Send + Sync {
     fn min<S: Simd>(&self, s: S, _b: usize, _g: usize) -> S::F {
         s.splat(0.0)
     }
+}
+
+/// The blocks of a format.
+pub trait IntPanel: IntBlocks + Pod + Send + Sync {
+    /// The format's block.
+    type Block: Block;
+    /// Lays sixteen blocks of the format side by side.
+    fn pack(blocks: [&Self::Block; LANES]) -> Self;
 }
 
 /// The strip of a format with integer codes.
@@ -139,6 +154,11 @@ impl<P: IntPanel> Strip for Int<P> {
             _ => dot_int::<S, P, T, N, 8>(s, strips, x, fresh),
         }
     }
+
+    #[inline(always)]
+    fn many<S: Simd>(s: S, m: &mut Multiply<'_, Self>) -> usize {
+        unpacked::many(s, m)
+    }
 }
 
 /// The dot products of panels with `B` blocks each.
@@ -164,25 +184,35 @@ fn dot_int<S: Simd, P: IntPanel, const T: usize, const N: usize, const B: usize>
                     }
                 }
             }
-            let x = x.map(|x| &x[i][b]);
-            if P::GROUPED {
-                add_group(s, panels, (b, 0), x, &mut sums);
-                let mut panels = panels;
-                for n in 0..N {
-                    panels[n] = s.after(panels[n], sums[n][T - 1]);
-                }
-                add_group(s, panels, (b, 1), x, &mut sums);
-            } else {
-                add_block(s, panels, b, x, &mut sums);
-            }
+            add_products(s, panels, b, x.map(|x| &x[i][b]), &mut sums);
         }
     }
     sums
 }
 
+/// Adds the products of block `b` with a block of each of `T` rows of activations.
+#[inline(always)]
+pub(super) fn add_products<S: Simd, P: IntBlocks, const T: usize, const N: usize>(
+    s: S,
+    mut panels: [&P; N],
+    b: usize,
+    x: [&Activations; T],
+    sums: &mut [[S::F; T]; N],
+) {
+    if P::GROUPED {
+        add_group(s, panels, (b, 0), x, sums);
+        for n in 0..N {
+            panels[n] = s.after(panels[n], sums[n][T - 1]);
+        }
+        add_group(s, panels, (b, 1), x, sums);
+    } else {
+        add_block(s, panels, b, x, sums);
+    }
+}
+
 /// Adds a block whose groups share a scale.
 #[inline(always)]
-fn add_block<S: Simd, P: IntPanel, const T: usize, const N: usize>(
+fn add_block<S: Simd, P: IntBlocks, const T: usize, const N: usize>(
     s: S,
     mut panels: [&P; N],
     b: usize,
@@ -211,7 +241,7 @@ fn add_block<S: Simd, P: IntPanel, const T: usize, const N: usize>(
 
 /// Adds a group with a scale of its own.
 #[inline(always)]
-fn add_group<S: Simd, P: IntPanel, const T: usize, const N: usize>(
+fn add_group<S: Simd, P: IntBlocks, const T: usize, const N: usize>(
     s: S,
     panels: [&P; N],
     (b, g): (usize, usize),
@@ -235,7 +265,7 @@ fn add_group<S: Simd, P: IntPanel, const T: usize, const N: usize>(
 
 /// `n` of one group.
 #[inline(always)]
-fn dot_group<S: Simd, P: IntPanel, const T: usize, const N: usize>(
+fn dot_group<S: Simd, P: IntBlocks, const T: usize, const N: usize>(
     s: S,
     panels: [&P; N],
     (b, g): (usize, usize),

@@ -12,7 +12,7 @@ use super::Block;
 use super::plane::{self, Plane, part};
 use super::search::{Tries, affine, nearest};
 use crate::cpu::isa::{LANES, Simd};
-use crate::cpu::strip::{CodeRange, Int, IntPanel};
+use crate::cpu::strip::{CodeRange, Int, IntBlocks, IntPanel};
 
 /// 256 values.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -96,10 +96,6 @@ pub struct PanelQ2K {
 
 impl IntPanel for PanelQ2K {
     type Block = BlockQ2K;
-    const RANGE: CodeRange = CodeRange::Unsigned(3);
-    const ZERO: i32 = 0;
-    const MIN: bool = true;
-    const GROUPED: bool = true;
 
     fn pack(blocks: [&BlockQ2K; LANES]) -> Self {
         let codes = blocks.map(|b| b.codes());
@@ -110,6 +106,13 @@ impl IntPanel for PanelQ2K {
             codes: from_fn(|b| Plane::pack(part(&codes, b), 0)),
         }
     }
+}
+
+impl IntBlocks for PanelQ2K {
+    const RANGE: CodeRange = CodeRange::Unsigned(3);
+    const ZERO: i32 = 0;
+    const MIN: bool = true;
+    const GROUPED: bool = true;
 
     #[inline(always)]
     fn codes<S: Simd>(&self, s: S, b: usize, step: usize) -> S::Codes {

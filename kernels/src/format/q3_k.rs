@@ -13,7 +13,7 @@ use super::Block;
 use super::plane::{self, Plane, part};
 use super::search::{by_turns, extreme, nearest};
 use crate::cpu::isa::{LANES, Simd};
-use crate::cpu::strip::{CodeRange, Int, IntPanel};
+use crate::cpu::strip::{CodeRange, Int, IntBlocks, IntPanel};
 
 /// 256 values.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -97,10 +97,6 @@ pub struct PanelQ3K {
 
 impl IntPanel for PanelQ3K {
     type Block = BlockQ3K;
-    const RANGE: CodeRange = CodeRange::Unsigned(7);
-    const ZERO: i32 = 4;
-    const MIN: bool = false;
-    const GROUPED: bool = true;
 
     fn pack(blocks: [&BlockQ3K; LANES]) -> Self {
         let (codes, scales) = (blocks.map(|b| b.codes()), blocks.map(|b| b.scales()));
@@ -111,6 +107,13 @@ impl IntPanel for PanelQ3K {
             high: from_fn(|b| Plane::pack(part(&codes, b), 2)),
         }
     }
+}
+
+impl IntBlocks for PanelQ3K {
+    const RANGE: CodeRange = CodeRange::Unsigned(7);
+    const ZERO: i32 = 4;
+    const MIN: bool = false;
+    const GROUPED: bool = true;
 
     #[inline(always)]
     fn codes<S: Simd>(&self, s: S, b: usize, step: usize) -> S::Codes {

@@ -9,7 +9,7 @@ use half::f16;
 use super::Block;
 use super::search::extreme;
 use crate::cpu::isa::{LANES, Simd};
-use crate::cpu::strip::{CodeRange, Int, IntPanel};
+use crate::cpu::strip::{CodeRange, Int, IntBlocks, IntPanel};
 
 /// 32 values.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -55,9 +55,6 @@ pub struct PanelQ4_0 {
 
 impl IntPanel for PanelQ4_0 {
     type Block = BlockQ4_0;
-    const RANGE: CodeRange = CodeRange::Unsigned(15);
-    const ZERO: i32 = 8;
-    const MIN: bool = false;
 
     fn pack(blocks: [&BlockQ4_0; LANES]) -> Self {
         Self {
@@ -65,6 +62,12 @@ impl IntPanel for PanelQ4_0 {
             codes: super::interleave(blocks.map(|b| &b.codes)),
         }
     }
+}
+
+impl IntBlocks for PanelQ4_0 {
+    const RANGE: CodeRange = CodeRange::Unsigned(15);
+    const ZERO: i32 = 8;
+    const MIN: bool = false;
 
     #[inline(always)]
     fn codes<S: Simd>(&self, s: S, _b: usize, step: usize) -> S::Codes {

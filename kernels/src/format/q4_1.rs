@@ -9,7 +9,7 @@ use half::f16;
 use super::Block;
 use super::search::range;
 use crate::cpu::isa::{LANES, Simd};
-use crate::cpu::strip::{CodeRange, Int, IntPanel};
+use crate::cpu::strip::{CodeRange, Int, IntBlocks, IntPanel};
 
 /// 32 values.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -59,9 +59,6 @@ pub struct PanelQ4_1 {
 
 impl IntPanel for PanelQ4_1 {
     type Block = BlockQ4_1;
-    const RANGE: CodeRange = CodeRange::Unsigned(15);
-    const ZERO: i32 = 0;
-    const MIN: bool = true;
 
     fn pack(blocks: [&BlockQ4_1; LANES]) -> Self {
         Self {
@@ -70,6 +67,12 @@ impl IntPanel for PanelQ4_1 {
             codes: super::interleave(blocks.map(|b| &b.codes)),
         }
     }
+}
+
+impl IntBlocks for PanelQ4_1 {
+    const RANGE: CodeRange = CodeRange::Unsigned(15);
+    const ZERO: i32 = 0;
+    const MIN: bool = true;
 
     #[inline(always)]
     fn codes<S: Simd>(&self, s: S, _b: usize, step: usize) -> S::Codes {

@@ -12,7 +12,7 @@ use super::Block;
 use super::plane::{self, Plane, part};
 use super::search::{Tries, affine, nearest};
 use crate::cpu::isa::{LANES, Simd};
-use crate::cpu::strip::{CodeRange, Int, IntPanel};
+use crate::cpu::strip::{CodeRange, Int, IntBlocks, IntPanel};
 
 /// 256 values.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -129,9 +129,6 @@ pub struct PanelQ4K {
 
 impl IntPanel for PanelQ4K {
     type Block = BlockQ4K;
-    const RANGE: CodeRange = CodeRange::Unsigned(15);
-    const ZERO: i32 = 0;
-    const MIN: bool = true;
 
     fn pack(blocks: [&BlockQ4K; LANES]) -> Self {
         let (codes, pairs) = (blocks.map(|b| b.codes()), blocks.map(|b| six_bits(&b.scales)));
@@ -143,6 +140,12 @@ impl IntPanel for PanelQ4K {
             codes: from_fn(|b| Plane::pack(part(&codes, b), 0)),
         }
     }
+}
+
+impl IntBlocks for PanelQ4K {
+    const RANGE: CodeRange = CodeRange::Unsigned(15);
+    const ZERO: i32 = 0;
+    const MIN: bool = true;
 
     #[inline(always)]
     fn codes<S: Simd>(&self, s: S, b: usize, step: usize) -> S::Codes {

@@ -10,7 +10,7 @@ use super::Block;
 use super::plane::Plane;
 use super::search::extreme;
 use crate::cpu::isa::{BLOCK, LANES, Simd};
-use crate::cpu::strip::{CodeRange, Int, IntPanel};
+use crate::cpu::strip::{CodeRange, Int, IntBlocks, IntPanel};
 
 /// 32 values.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -71,9 +71,6 @@ pub struct PanelQ5_0 {
 
 impl IntPanel for PanelQ5_0 {
     type Block = BlockQ5_0;
-    const RANGE: CodeRange = CodeRange::Unsigned(31);
-    const ZERO: i32 = 16;
-    const MIN: bool = false;
 
     fn pack(blocks: [&BlockQ5_0; LANES]) -> Self {
         let codes = blocks.map(|b| b.codes());
@@ -83,6 +80,12 @@ impl IntPanel for PanelQ5_0 {
             high: Plane::pack(codes.each_ref(), 4),
         }
     }
+}
+
+impl IntBlocks for PanelQ5_0 {
+    const RANGE: CodeRange = CodeRange::Unsigned(31);
+    const ZERO: i32 = 16;
+    const MIN: bool = false;
 
     #[inline(always)]
     fn codes<S: Simd>(&self, s: S, _b: usize, step: usize) -> S::Codes {

@@ -10,7 +10,7 @@ use super::Block;
 use super::plane::Plane;
 use super::search::range;
 use crate::cpu::isa::{BLOCK, LANES, Simd};
-use crate::cpu::strip::{CodeRange, Int, IntPanel};
+use crate::cpu::strip::{CodeRange, Int, IntBlocks, IntPanel};
 
 /// 32 values.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -75,9 +75,6 @@ pub struct PanelQ5_1 {
 
 impl IntPanel for PanelQ5_1 {
     type Block = BlockQ5_1;
-    const RANGE: CodeRange = CodeRange::Unsigned(31);
-    const ZERO: i32 = 0;
-    const MIN: bool = true;
 
     fn pack(blocks: [&BlockQ5_1; LANES]) -> Self {
         let codes = blocks.map(|b| b.codes());
@@ -88,6 +85,12 @@ impl IntPanel for PanelQ5_1 {
             high: Plane::pack(codes.each_ref(), 4),
         }
     }
+}
+
+impl IntBlocks for PanelQ5_1 {
+    const RANGE: CodeRange = CodeRange::Unsigned(31);
+    const ZERO: i32 = 0;
+    const MIN: bool = true;
 
     #[inline(always)]
     fn codes<S: Simd>(&self, s: S, _b: usize, step: usize) -> S::Codes {

@@ -13,7 +13,7 @@ use super::plane::{self, Plane, part};
 use super::q4_k::{encode, six_bits, steps};
 use super::search::Tries;
 use crate::cpu::isa::{LANES, Simd};
-use crate::cpu::strip::{CodeRange, Int, IntPanel};
+use crate::cpu::strip::{CodeRange, Int, IntBlocks, IntPanel};
 
 /// 256 values.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -74,9 +74,6 @@ pub struct PanelQ5K {
 
 impl IntPanel for PanelQ5K {
     type Block = BlockQ5K;
-    const RANGE: CodeRange = CodeRange::Unsigned(31);
-    const ZERO: i32 = 0;
-    const MIN: bool = true;
 
     fn pack(blocks: [&BlockQ5K; LANES]) -> Self {
         let (codes, pairs) = (blocks.map(|b| b.codes()), blocks.map(|b| six_bits(&b.scales)));
@@ -89,6 +86,12 @@ impl IntPanel for PanelQ5K {
             high: from_fn(|b| Plane::pack(part(&codes, b), 4)),
         }
     }
+}
+
+impl IntBlocks for PanelQ5K {
+    const RANGE: CodeRange = CodeRange::Unsigned(31);
+    const ZERO: i32 = 0;
+    const MIN: bool = true;
 
     #[inline(always)]
     fn codes<S: Simd>(&self, s: S, b: usize, step: usize) -> S::Codes {

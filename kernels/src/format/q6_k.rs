@@ -12,7 +12,7 @@ use super::Block;
 use super::plane::{self, Plane, part};
 use super::search::{TINY, extreme, nearest, signed};
 use crate::cpu::isa::{LANES, Simd};
-use crate::cpu::strip::{CodeRange, Int, IntPanel};
+use crate::cpu::strip::{CodeRange, Int, IntBlocks, IntPanel};
 
 /// 256 values.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -88,10 +88,6 @@ pub struct PanelQ6K {
 
 impl IntPanel for PanelQ6K {
     type Block = BlockQ6K;
-    const RANGE: CodeRange = CodeRange::Unsigned(63);
-    const ZERO: i32 = 32;
-    const MIN: bool = false;
-    const GROUPED: bool = true;
 
     fn pack(blocks: [&BlockQ6K; LANES]) -> Self {
         let codes = blocks.map(|b| b.codes());
@@ -102,6 +98,13 @@ impl IntPanel for PanelQ6K {
             high: from_fn(|b| Plane::pack(part(&codes, b), 4)),
         }
     }
+}
+
+impl IntBlocks for PanelQ6K {
+    const RANGE: CodeRange = CodeRange::Unsigned(63);
+    const ZERO: i32 = 32;
+    const MIN: bool = false;
+    const GROUPED: bool = true;
 
     #[inline(always)]
     fn codes<S: Simd>(&self, s: S, b: usize, step: usize) -> S::Codes {

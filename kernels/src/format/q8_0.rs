@@ -7,7 +7,7 @@ use half::f16;
 
 use super::Block;
 use crate::cpu::isa::{LANES, Simd};
-use crate::cpu::strip::{CodeRange, Int, IntPanel};
+use crate::cpu::strip::{CodeRange, Int, IntBlocks, IntPanel};
 
 /// 32 values.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -50,9 +50,6 @@ pub struct PanelQ8_0 {
 
 impl IntPanel for PanelQ8_0 {
     type Block = BlockQ8_0;
-    const RANGE: CodeRange = CodeRange::Signed;
-    const ZERO: i32 = 0;
-    const MIN: bool = false;
 
     fn pack(blocks: [&BlockQ8_0; LANES]) -> Self {
         Self {
@@ -60,6 +57,12 @@ impl IntPanel for PanelQ8_0 {
             codes: super::interleave(blocks.map(|b| &b.codes)),
         }
     }
+}
+
+impl IntBlocks for PanelQ8_0 {
+    const RANGE: CodeRange = CodeRange::Signed;
+    const ZERO: i32 = 0;
+    const MIN: bool = false;
 
     #[inline(always)]
     fn codes<S: Simd>(&self, s: S, _b: usize, step: usize) -> S::Codes {

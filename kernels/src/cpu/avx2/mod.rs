@@ -202,6 +202,16 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn store_codes(self, codes: Self::Codes, out: &mut [u8; 4 * LANES]) {
+        let p = out.as_mut_ptr();
+        // SAFETY: `self` proves AVX; `out` holds two registers, written unaligned.
+        unsafe {
+            _mm256_storeu_si256(p.cast(), codes[0]);
+            _mm256_storeu_si256(p.add(32).cast(), codes[1]);
+        }
+    }
+
+    #[inline(always)]
     fn load_i8(self, x: &[i8; LANES]) -> Self::F {
         let x = load!(_mm_loadl_epi64, x, 8, __m128i);
         halves!(x in x => _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x)))

@@ -199,6 +199,12 @@ impl<const VNNI: bool> Simd for Wide<VNNI> {
     }
 
     #[inline(always)]
+    fn store_codes(self, codes: Self::Codes, out: &mut [u8; 4 * LANES]) {
+        // SAFETY: `self` proves AVX-512 F; `out` is one register, written unaligned.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), codes) }
+    }
+
+    #[inline(always)]
     fn load_i8(self, x: &[i8; LANES]) -> Self::F {
         // SAFETY: `self` proves AVX-512 F; `x` is one 128-bit register, read unaligned.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast()))) }

@@ -1,0 +1,124 @@
+//! Many rows of activations where registers are few: codes are unpacked once for all rows rather than for each tile of them.
+//!
+//! Of one strip after the other, 256 columns are unpacked into the first cache and meet all rows there. Meanwhile the sums
+//! wait in the outputs; each still adds its blocks in order.
+
+use std::marker::PhantomData;
+
+use bytemuck::Zeroable;
+
+use super::isa::{BLOCK, LANES, Simd};
+use super::linear::{Lane, Multiply};
+use super::strip::{CodeRange, Int, IntBlocks, IntPanel, LINE, add_products};
+use crate::format::Block;
+
+/// Rows of activations from which on this is faster.
+const MANY: usize = 8;
+
+/// Rows of activations at a time: as many as registers hold sums of.
+const TOKENS: usize = 2;
+
+/// Blocks of 32 columns that are unpacked at a time.
+const BLOCKS: usize = 8;
+
+/// A block of 32 columns of sixteen rows.
+#[derive(Clone, Copy, Zeroable)]
+#[repr(C, align(64))]
+struct Columns {
+    codes: [[u8; 4 * LANES]; BLOCK / 4],
+    /// Of each group, or the first for both.
+    scales: [Lane; 2],
+    mins: [Lane; 2],
+}
+
+/// Some columns of a strip in the format of `P`, unpacked.
+struct Unpacked<P> {
+    blocks: [Columns; BLOCKS],
+    format: PhantomData<P>,
+}
+
+impl<P: IntPanel> Unpacked<P> {
+    /// Unpacks panels, of [`BLOCKS`] blocks at most; gives how many blocks those are.
+    #[inline(always)]
+    fn fill<S: Simd>(&mut self, s: S, panels: &[P]) -> usize {
+        let of_panel = P::Block::LEN / BLOCK;
+        for (panel, blocks) in panels.iter().zip(self.blocks.chunks_exact_mut(of_panel)) {
+            for (b, block) in blocks.iter_mut().enumerate() {
+                for (step, codes) in block.codes.iter_mut().enumerate() {
+                    s.store_codes(panel.codes(s, b, step), codes);
+                }
+                for g in 0..if P::GROUPED { 2 } else { 1 } {
+                    s.store(panel.scale(s, b, g), &mut block.scales[g]);
+                    if P::MIN {
+                        s.store(panel.min(s, b, g), &mut block.mins[g]);
+                    }
+                }
+            }
+        }
+        panels.len() * of_panel
+    }
+}
+
+impl<P: IntBlocks> IntBlocks for Unpacked<P> {
+    const RANGE: CodeRange = P::RANGE;
+    const ZERO: i32 = P::ZERO;
+    const MIN: bool = P::MIN;
+    const GROUPED: bool = P::GROUPED;
+
+    #[inline(always)]
+    fn codes<S: Simd>(&self, s: S, b: usize, step: usize) -> S::Codes {
+        s.load_codes(&self.blocks[b].codes[step])
+    }
+
+    #[inline(always)]
+    fn scale<S: Simd>(&self, s: S, b: usize, g: usize) -> S::F {
+        s.load(&self.blocks[b].scales[g])
+    }
+
+    #[inline(always)]
+    fn min<S: Simd>(&self, s: S, b: usize, g: usize) -> S::F {
+        s.load(&self.blocks[b].mins[g])
+    }
+}
+
+/// [`Strip::many`](super::strip::Strip::many) of integer codes.
+#[inline(always)]
+pub(super) fn many<S: Simd, P: IntPanel>(s: S, m: &mut Multiply<'_, Int<P>>) -> usize {
+    // Codes of 8 bits are as they are.
+    if S::WIDE || P::RANGE == CodeRange::Signed || m.out.add || m.rows.len() < MANY {
+        return 0;
+    }
+    let rows = m.rows.len() / TOKENS * TOKENS;
+    let at_once = BLOCKS * BLOCK / P::Block::LEN;
+    let mut unpacked = Unpacked::<P> { blocks: [Columns::zeroed(); BLOCKS], format: PhantomData };
+    // All strips meet these columns of the rows before the next, for they stay in the first cache too.
+    for first in (0..m.length).step_by(at_once) {
+        for (strip, panels) in m.panels.chunks_exact(m.length).enumerate() {
+            let panels = &panels[first..m.length.min(first + at_once)];
+            if m.fresh {
+                for line in (0..size_of_val(panels)).step_by(LINE) {
+                    s.prefetch(&panels[0], m.length * size_of::<P>() + line);
+                }
+            }
+            let blocks = unpacked.fill(s, panels);
+            let lanes = &mut m.out.lanes[strip * m.out.stride..][..rows];
+            for (i, lanes) in lanes.as_chunks_mut::<TOKENS>().0.iter_mut().enumerate() {
+                let x = m.x.tile::<TOKENS>(m.rows.start + i * TOKENS);
+                let x = x.map(|x| &x.x8[first * P::Block::LEN / BLOCK..][..blocks]);
+                let mut sums = [[s.splat(0.0); TOKENS]];
+                if first > 0 {
+                    for (sum, lane) in sums[0].iter_mut().zip(&*lanes) {
+                        *sum = s.load(lane);
+                    }
+                }
+                for b in 0..blocks {
+                    add_products(s, [&unpacked], b, x.map(|x| &x[b]), &mut sums);
+                }
+                for (sum, lane) in sums[0].into_iter().zip(lanes) {
+                    s.store(sum, lane);
+                }
+            }
+        }
+    }
+    rows
+}
