@@ -21,14 +21,18 @@ pub fn exp<S: Simd>(s: S, x: S::F) -> S::F {
     s.mul(p, s.exp2(n))
 }
 
+/// `x / (1 + exp(-z))`.
+#[inline(always)]
+fn logistic<S: Simd>(s: S, x: S::F, z: S::F) -> S::F {
+    s.div(x, s.add(s.splat(1.0), exp(s, s.sub(s.splat(0.0), z))))
+}
+
 /// `act(x)`. The error function is that of Abramowitz and Stegun, 7.1.26, within 1.5e-7.
 #[inline(always)]
 pub fn activate<S: Simd>(s: S, act: Activation, x: S::F) -> S::F {
     let zero = s.splat(0.0);
-    // x / (1 + exp(-z))
-    let over = |x: S::F, z: S::F| s.div(x, s.add(s.splat(1.0), exp(s, s.sub(zero, z))));
     match act {
-        Activation::Silu => over(x, x),
+        Activation::Silu => logistic(s, x, x),
         Activation::Identity => x,
         Activation::Relu => s.max(x, zero),
         Activation::LeakyRelu => s.max(x, s.mul(x, s.splat(0.01))),
@@ -36,8 +40,8 @@ pub fn activate<S: Simd>(s: S, act: Activation, x: S::F) -> S::F {
             let x = s.max(x, zero);
             s.mul(x, x)
         }
-        Activation::Tanh => s.sub(over(s.splat(2.0), s.add(x, x)), s.splat(1.0)),
-        Activation::Sigmoid => over(s.splat(1.0), x),
+        Activation::Tanh => s.sub(logistic(s, s.splat(2.0), s.add(x, x)), s.splat(1.0)),
+        Activation::Sigmoid => logistic(s, s.splat(1.0), x),
         Activation::Gelu => {
             // x erf(x) is even: no sign is needed.
             let z = s.mul(s.abs(x), s.splat(std::f32::consts::FRAC_1_SQRT_2));
@@ -53,9 +57,9 @@ pub fn activate<S: Simd>(s: S, act: Activation, x: S::F) -> S::F {
         Activation::GeluTanh => {
             let cubic = s.fma(s.mul(x, x), s.splat(0.044715), s.splat(1.0));
             // (1 + tanh(z)) / 2 = 1 / (1 + exp(-2 z)), with 2 sqrt(2 / pi).
-            over(x, s.mul(s.mul(x, cubic), s.splat(1.595_769)))
+            logistic(s, x, s.mul(s.mul(x, cubic), s.splat(1.595_769)))
         }
-        Activation::QuickGelu => over(x, s.mul(x, s.splat(1.702))),
+        Activation::QuickGelu => logistic(s, x, s.mul(x, s.splat(1.702))),
     }
 }
 
