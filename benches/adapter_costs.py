@@ -152,7 +152,6 @@ def write(directory, config, tensors):
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("directory")
 parser.add_argument("--graftwork", default="target/release/graftwork")
-parser.add_argument("--model", default="smollm2")
 parser.add_argument("--repeat", type=int, default=21)
 parser.add_argument("--only")
 a = parser.parse_args()
@@ -163,7 +162,7 @@ for kind, (config, make) in KINDS.items():
     path = os.path.join(a.directory, "".join(c if c.isalnum() else "_" for c in kind))
     tensors = make()
     size = write(path, config, tensors)
-    command = [a.graftwork, "bench", "-m", a.model, "-a", path, "--pp", "16", "--tg", "32", "--threads", "2", "--repeat",
+    command = [a.graftwork, "bench", "-m", "smollm2", "-a", path, "--pp", "16", "--tg", "32", "--threads", "2", "--repeat",
                str(a.repeat), "--json"]
     r = subprocess.run(command, capture_output=True, text=True)
     if r.returncode:

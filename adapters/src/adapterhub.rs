@@ -1,6 +1,6 @@
 //! Adapters of the AdapterHub library `adapters`: bottlenecks, and its forms of LoRA and IA3.
 //!
-//! A directory holds `adapter_config.json`, whose field `config` says the method, and `adapter.safetensors`. With `r` the residual
+//! A directory holds `adapter_config.json`, whose field `config` says the method, and the tensors ([`WEIGHTS`]). With `r` the residual
 //! stream before attention or feed-forward part and `h` what that gives, a bottleneck makes of `r + h`
 //!
 //! * `r + h + z(r + h)` (`original_ln_before`, `seq_bn`), `r + h + z(h)` (`double_seq_bn`), or `r + h + z(r)` (`is_parallel`, `par_bn`),
@@ -18,7 +18,7 @@ use crate::peft::{Config, field, short};
 use crate::{Adapter, Change, Edit, Error, Kind, Module, Place, Site, expand, names};
 use graftwork_kernels::Tensor;
 
-/// The file of tensors.
+/// What the file of tensors may be called, the first there is.
 pub(crate) const WEIGHTS: [&str; 2] = ["adapter.safetensors", "pytorch_adapter.bin"];
 
 /// Fields beside `config`.

@@ -74,32 +74,23 @@ impl<'a, P: Copy + Ord> Module<'a, P> {
     }
 }
 
-/// The tensors of a file, whichever format they came in.
-struct Weights(Named<TensorInfo>);
-
-impl Weights {
-    fn tensors(&self) -> &Named<TensorInfo> {
-        &self.0
-    }
-}
-
 /// A PEFT file, with shapes and values checked as they are read.
 pub(crate) struct Reader {
-    file: Weights,
+    tensors: Named<TensorInfo>,
     check_values: bool,
 }
 
 impl Reader {
     pub fn new(weights: Bytes) -> Result<Self, Error> {
         let check_values = weights.len() as u64 <= SMALL;
-        let file = Weights(match Torch::is(&weights) {
+        let tensors = match Torch::is(&weights) {
             true => Torch::parse(weights)?.into_tensors(),
             false => Safetensors::parse(weights)?.into_named(),
-        });
-        if file.tensors().is_empty() {
+        };
+        if tensors.is_empty() {
             return Err(Error::Empty);
         }
-        Ok(Self { file, check_values })
+        Ok(Self { tensors, check_values })
     }
 
     /// The tensors by site, but for those called as one of `shared`; refuses every name that is not understood, and sites
@@ -122,7 +113,7 @@ impl Reader {
         takes: fn(Site) -> bool,
     ) -> Result<BTreeMap<Site, Module<'a, P>>, Error> {
         let mut modules: BTreeMap<Site, Module<'a, P>> = BTreeMap::new();
-        for name in self.file.tensors().names().filter(|name| !shared.contains(name)) {
+        for name in self.tensors.names().filter(|name| !shared.contains(name)) {
             let unknown = || Error::UnknownTensor { tensor: name.to_owned(), expected: suffixes.expected };
             let path = name.strip_prefix(keys.before).ok_or_else(unknown)?;
             let cut = |row: &(&str, P, _)| path.strip_suffix(row.0)?.strip_suffix(keys.between);
@@ -151,7 +142,7 @@ impl Reader {
             let site = path.rmatch_indices('.').find_map(|(end, _)| names::hf_site(&path[..end]));
             Key { tensor: name.to_owned(), site, shape: info.shape.clone() }
         };
-        self.file.tensors().iter().map(key).collect()
+        self.tensors.iter().map(key).collect()
     }
 
     /// Refuses every tensor but the one of this name.
@@ -164,7 +155,7 @@ impl Reader {
 
     /// The names of all tensors.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.file.tensors().names()
+        self.tensors.names()
     }
 
     /// The value of a tensor of one.
@@ -175,12 +166,12 @@ impl Reader {
 
     /// Whether there is a tensor of this name.
     pub fn has(&self, name: &str) -> bool {
-        self.file.tensors().get(name).is_some()
+        self.tensors.get(name).is_some()
     }
 
     /// The file's shape of a tensor.
     pub fn shape(&self, name: &str) -> Vec<u64> {
-        self.file.tensors().get(name).map(|info| info.shape.clone()).unwrap_or_default()
+        self.tensors.get(name).map(|info| info.shape.clone()).unwrap_or_default()
     }
 
     /// A matrix with these dimensions where they are known, and at least one row and column.
@@ -198,7 +189,7 @@ impl Reader {
     /// A matrix of integers with these dimensions, row after row.
     pub fn integers(&self, name: &str, dims: [usize; 2]) -> Result<Vec<i64>, Error> {
         self.check_shape(name, &dims.map(Some))?;
-        let info = self.file.tensors().get(name);
+        let info = self.tensors.get(name);
         let values = info.and_then(|info| info.integers());
         values.ok_or_else(|| Error::Type {
             tensor: name.to_owned(),
@@ -221,7 +212,7 @@ impl Reader {
 
     fn tensor(&self, name: &str) -> Result<Tensor, Error> {
         let missing = || file::Error::Missing { what: "tensor", name: name.to_owned() };
-        let tensor = matrix(name, self.file.tensors().get(name).ok_or_else(missing)?)?;
+        let tensor = matrix(name, self.tensors.get(name).ok_or_else(missing)?)?;
         if self.check_values {
             finite::check(name, &tensor)?;
         }

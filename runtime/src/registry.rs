@@ -83,7 +83,7 @@ impl Drop for Loaded {
 
 /// An adapter as the backend wants it; only the model that made it knows the type behind.
 pub struct Prepared {
-    /// `model::graft::Bound` of the backend's device.
+    /// `model::graft::BoundAdapter` of the backend's device.
     pub bound: Box<dyn Any + Send + Sync>,
     /// Sites that it changes.
     pub edits: usize,

@@ -174,7 +174,7 @@ pub fn forward<B: Backend>(
             shared(
                 b,
                 (&s.n, &mut s.changed),
-                vec![
+                [
                     (output(&mut s.q, &layer[Module::Q], &q), &q),
                     (output(&mut s.k, &layer[Module::K], &k), &k),
                     (output(&mut s.v, &layer[Module::V], &v), &v),
@@ -213,7 +213,7 @@ pub fn forward<B: Backend>(
             shared(
                 b,
                 (&s.n, &mut s.changed),
-                vec![
+                [
                     (output(&mut s.gate, &layer[Module::Gate], &gate), &gate),
                     (output(&mut s.up, &layer[Module::Up], &up), &up),
                 ],
@@ -322,16 +322,20 @@ fn norm<'a, B: Backend>(
 type Adapted<'a, B> = (Output<'a, B>, &'a LinearGrafts<'a, B>);
 
 /// [`Backend::linear`] of layers with the input `x`; those whose input adapters change have a copy each.
-fn shared<B: Backend>(
+fn shared<B: Backend, const N: usize>(
     b: &mut B,
     (x, copy): (&B::Rows, &mut B::Rows),
-    outputs: Vec<Adapted<'_, B>>,
+    outputs: [Adapted<'_, B>; N],
 ) -> Result<(), tensor::Error> {
+    if outputs.iter().all(|(_, grafts)| grafts.inputs.is_empty()) {
+        b.linear(x, &mut outputs.map(|(output, _)| output));
+        return Ok(());
+    }
     let (mut same, mut own) = (Vec::with_capacity(outputs.len()), Vec::new());
     for (output, grafts) in outputs {
-        match grafts.inputs.last() {
-            None => same.push(output),
-            Some(_) => own.push((output, grafts)),
+        match grafts.inputs.is_empty() {
+            true => same.push(output),
+            false => own.push((output, grafts)),
         }
     }
     if !same.is_empty() {

@@ -2,6 +2,7 @@
 
 pub mod arch;
 pub(crate) mod base;
+pub(crate) mod bind;
 pub mod config;
 pub mod container;
 pub(crate) mod forward;

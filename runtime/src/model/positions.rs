@@ -4,8 +4,8 @@ use graftwork_adapters::{Adapter, Change as Edit};
 use graftwork_kernels::backend::{Device, EmbeddingChange};
 use graftwork_kernels::{Tensor, tensor};
 
+use super::bind::order_of;
 use super::config::Config;
-use super::graft::order_of;
 
 /// What one adapter puts at positions, prepared for the device.
 pub struct Positions<D: Device> {

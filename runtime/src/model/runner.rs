@@ -9,9 +9,9 @@ use graftwork_kernels::backend::{Backend, CacheShape};
 use graftwork_kernels::tensor;
 
 use super::base::Base;
+use super::bind;
 use super::config::Config;
 use super::forward::{Scratch, forward};
-use super::graft;
 use super::weights::Model;
 use crate::Error;
 use crate::batch::{Batch, Outputs, Piece};
@@ -113,7 +113,7 @@ pub fn erase<B: Backend>(
 
 impl<B: Backend> Prepare for Preparer<B> {
     fn prepare(&self, adapter: &Adapter) -> Result<Prepared, Error> {
-        graft::prepare(&self.model, &self.base, (&*self.device, self.threads), adapter)
+        bind::prepare(&self.model, &self.base, (&*self.device, self.threads), adapter)
     }
 
     fn config(&self) -> &Config {
