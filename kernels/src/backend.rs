@@ -220,12 +220,18 @@ pub struct Graft<'a, B: Backend> {
 
 /// A change of a linear layer.
 pub enum Change<'a, B: Backend> {
-    /// `y[t,o] += scale * (sum_r B[o,r] (sum_i A[r,i] x[t,i]) + bias[o])`, as `B (scale A x) + scale bias`.
+    /// `y[t,o] += scale * (outer[o] (sum_r B[o,r] inner[r] (sum_i A[r,i] x[t,i])) + bias[o])`, as `outer * (B (scale inner * (A x))) +
+    /// scale bias`. What stands between a `B` of integer codes and `A` is rounded to 8 bits as the input is.
     LowRank {
-        /// `A [r, inputs]`.
+        /// `A [r, inputs or more]`, of which the first columns count: whole blocks.
         a: &'a Matrix<B>,
-        /// `B [outputs, r]`, in a floating-point format.
+        /// `B [outputs or more, r]`, of which the first rows count. Of integer codes, `r` may be followed by columns that stand
+        /// for nothing, up to whole blocks.
         b: &'a Matrix<B>,
+        /// `[r]`, without a shift.
+        inner: Option<&'a Scale<B>>,
+        /// `[outputs]`, without a shift.
+        outer: Option<&'a Scale<B>>,
         /// `[outputs]`.
         bias: Option<&'a Vector<B>>,
     },

@@ -4,6 +4,7 @@ use std::array::from_fn;
 use std::ops::Range;
 
 use super::isa::{BLOCK, GROUP, Isa, Kernel, LANES, Simd};
+use super::math::load_part;
 use super::strip::{AHEAD, Activations, Input, LINE, Strip};
 use crate::format::{Block, Format, Visitor};
 use crate::tensor::{Error, Tensor, reserved, zeros};
@@ -77,8 +78,8 @@ impl Matrix {
         self.strips.ask(isa, strips);
     }
 
-    /// `W[16 s..16 s + 16, :] x[t]` for every strip `s` of `strips` and every row `t` of `rows`. If the strips come from memory,
-    /// `fresh`, they are asked for ahead.
+    /// `W[16 s..16 s + 16, ..x.cols] x[t]` for every strip `s` of `strips` and every row `t` of `rows`. If the strips come from
+    /// memory, `fresh`, they are asked for ahead.
     pub fn multiply(
         &self,
         isa: Isa,
@@ -114,21 +115,32 @@ pub struct Lanes<'a> {
     pub lanes: &'a mut [Lane],
     /// From one strip's outputs to the next.
     pub stride: usize,
-    /// Add them to what is there.
-    pub add: bool,
+    /// What becomes of them there.
+    pub join: Join<'a>,
+}
+
+/// What products are to the outputs that they go to.
+#[derive(Clone, Copy)]
+pub enum Join<'a> {
+    /// They take their place.
+    Set,
+    /// They are added.
+    Add,
+    /// They are added, times the factor of their weight row, of the first strip's first row and all after.
+    Scaled(&'a [f32]),
 }
 
 impl<'a> Lanes<'a> {
     /// All of `lanes`, the outputs of one strip.
     pub fn strip(lanes: &'a mut [Lane]) -> Self {
-        Self { stride: lanes.len(), lanes, add: false }
+        Self { stride: lanes.len(), lanes, join: Join::Set }
     }
 }
 
 /// The rows of activations that go into a linear layer.
 #[derive(Clone, Copy)]
 pub struct Inputs<'a> {
-    /// `[rows, stride]`, of which the first `cols` of each row count.
+    /// `[rows, stride]`, of which the first `cols` of each row count; or empty if all weights want 8 bits.
     pub x: &'a [f32],
     /// Values in a row of `x`.
     pub stride: usize,
@@ -141,8 +153,9 @@ pub struct Inputs<'a> {
 impl<'a> Inputs<'a> {
     #[inline(always)]
     fn row(&self, t: usize) -> Input<'a> {
+        let cols = if self.x.is_empty() { 0 } else { self.cols };
         let blocks = if self.x8.is_empty() { 0 } else { self.cols / BLOCK };
-        Input { x: &self.x[t * self.stride..][..self.cols], x8: &self.x8[t * blocks..][..blocks] }
+        Input { x: &self.x[t * self.stride..][..cols], x8: &self.x8[t * blocks..][..blocks] }
     }
 
     /// `T` rows from the `t`-th on.
@@ -229,7 +242,8 @@ impl<P: Strip> Strips for Packed<P> {
         out: Lanes<'_>,
     ) {
         let panels = self.strips(strips);
-        isa.run(Multiply::<P> { panels, length: self.length, x, rows, fresh, out });
+        let used = x.cols / P::Block::LEN;
+        isa.run(Multiply::<P> { panels, length: self.length, used, x, rows, fresh, out });
     }
 }
 
@@ -242,6 +256,8 @@ pub struct Multiply<'a, P: Strip> {
     pub(super) panels: &'a [P::Panel],
     /// Panels of a strip.
     pub(super) length: usize,
+    /// Those of them that are multiplied, from the first on.
+    pub(super) used: usize,
     /// The activations, of which `rows` are multiplied.
     pub(super) x: &'a Inputs<'a>,
     pub(super) rows: Range<usize>,
@@ -284,7 +300,7 @@ impl<P: Strip> Kernel for Multiply<'_, P> {
         if t < self.rows.len() {
             let (mut strip, strips) = (0, self.panels.len() / self.length);
             // The additions of a short strip, such as those of `B` of a LoRA, would wait for each other.
-            while !P::INTEGER && self.length <= SHORT && strip + 4 <= strips {
+            while !P::INTEGER && self.used <= SHORT && strip + 4 <= strips {
                 self.tile::<S, 1, 4>(s, t, strip);
                 strip += 4;
             }
@@ -302,13 +318,22 @@ impl<P: Strip> Multiply<'_, P> {
         let x = self.x.tile::<T>(self.rows.start + t);
         let mut panels = [&self.panels[..0]; N];
         for (n, panels) in panels.iter_mut().enumerate() {
-            *panels = &self.panels[(strip + n) * self.length..][..self.length];
+            *panels = &self.panels[(strip + n) * self.length..][..self.used];
         }
         let dots = P::dot(s, panels, x, self.fresh && t == 0);
         for (n, dots) in dots.into_iter().enumerate() {
             let out = &mut self.out.lanes[(strip + n) * self.out.stride + t..][..T];
+            let by = match self.out.join {
+                Join::Scaled(by) => load_part(s, &by[(strip + n) * LANES..]),
+                _ => s.splat(1.0),
+            };
             for (out, dot) in out.iter_mut().zip(dots) {
-                s.store(if self.out.add { s.add(s.load(out), dot) } else { dot }, out);
+                let y = match self.out.join {
+                    Join::Set => dot,
+                    Join::Add => s.add(s.load(out), dot),
+                    Join::Scaled(_) => s.fma(by, dot, s.load(out)),
+                };
+                s.store(y, out);
             }
         }
     }
