@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::format::Format;
+use crate::strips::Strips;
 use crate::tensor::{Error, Tensor};
 
 /// Positions in one page of the KV cache, and in one tile of attention.
@@ -38,6 +39,11 @@ pub trait Device: Send + Sync + 'static {
 
     /// Prepares a weight matrix `[outputs, inputs]`.
     fn matrix(&self, weight: &Tensor) -> Result<Self::Matrix, Error>;
+    /// Prepares a weight matrix that lies in strips already, without a copy if its bytes are where this device can read them.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where strips are of no use.
+    fn strips(&self, weight: &Strips) -> Result<Self::Matrix, Error>;
     /// Prepares a vector.
     fn vector(&self, values: &[f32]) -> Result<Self::Vector, Error>;
     /// Prepares an embedding table `[entries, width]`.

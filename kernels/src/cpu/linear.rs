@@ -1,13 +1,17 @@
 //! Linear layers: packed weights and the loop nest over strips and tokens.
 
 use std::array::from_fn;
+use std::marker::PhantomData;
 use std::ops::Range;
+
+use bytemuck::Pod;
 
 use super::isa::{BLOCK, GROUP, Isa, Kernel, LANES, Simd};
 use super::math::load_part;
 use super::strip::{AHEAD, Activations, Input, LINE, Strip};
 use crate::format::{Block, Format, Visitor};
-use crate::tensor::{Error, Tensor, reserved, zeros};
+use crate::strips::Strips;
+use crate::tensor::{Bytes, Error, Tensor, reserved, zeros};
 
 /// Sixteen rows of one token's outputs.
 pub type Lane = [f32; LANES];
@@ -17,8 +21,8 @@ pub type Lane = [f32; LANES];
 pub struct Matrix {
     rows: usize,
     cols: usize,
-    bytes: usize,
-    strips: Box<dyn Strips>,
+    strips: Bytes,
+    product: &'static dyn Product,
 }
 
 impl Matrix {
@@ -26,14 +30,42 @@ impl Matrix {
     pub fn pack(weight: &Tensor) -> Result<Self, Error> {
         struct Pack<'a>(&'a Tensor);
         impl Visitor for Pack<'_> {
-            type Out = Result<(usize, Box<dyn Strips>), Error>;
+            type Out = Result<Matrix, Error>;
             fn visit<B: Block>(self) -> Self::Out {
-                let packed = Packed::<B::Strip>::pack(self.0)?;
-                Ok((size_of_val(&*packed.panels), Box::new(packed)))
+                let panels = Panels(pack::<B::Strip>(self.0)?);
+                Ok(Matrix::of::<B>(self.0.rows(), self.0.cols(), Bytes::new(panels)))
             }
         }
-        let (bytes, strips) = weight.format().visit(Pack(weight))?;
-        Ok(Self { rows: weight.rows(), cols: weight.cols(), bytes, strips })
+        weight.format().visit(Pack(weight))
+    }
+
+    /// The matrix in these strips, which are copied only if they do not begin where a panel can.
+    pub fn from_strips(strips: &Strips) -> Result<Self, Error> {
+        struct Take<'a>(&'a Strips);
+        impl Visitor for Take<'_> {
+            type Out = Result<Matrix, Error>;
+            fn visit<B: Block>(self) -> Self::Out {
+                let mut bytes = self.0.bytes().clone();
+                if !bytes.as_ptr().cast::<PanelOf<B::Strip>>().is_aligned() {
+                    let count = count::<B::Strip>(self.0.rows(), self.0.cols());
+                    let mut panels: Vec<PanelOf<B::Strip>> = zeros(count)?;
+                    bytemuck::cast_slice_mut(&mut panels).copy_from_slice(&bytes);
+                    bytes = Bytes::new(Panels(panels));
+                }
+                Ok(Matrix::of::<B>(self.0.rows(), self.0.cols(), bytes))
+            }
+        }
+        strips.format().visit(Take(strips))
+    }
+
+    /// The matrix in strips that begin where a panel can.
+    fn of<B: Block>(rows: usize, cols: usize, strips: Bytes) -> Self {
+        Self { rows, cols, strips, product: &Packed::<B::Strip>(PhantomData) }
+    }
+
+    /// The strips.
+    pub(crate) fn into_strips(self) -> Bytes {
+        self.strips
     }
 
     /// The bytes of a packed matrix `[rows, cols]`.
@@ -42,7 +74,7 @@ impl Matrix {
         impl Visitor for Size {
             type Out = usize;
             fn visit<B: Block>(self) -> usize {
-                Packed::<B::Strip>::bytes(self.0, self.1)
+                count::<B::Strip>(self.0, self.1).saturating_mul(size_of::<PanelOf<B::Strip>>())
             }
         }
         format.visit(Size(rows, cols))
@@ -58,24 +90,30 @@ impl Matrix {
         self.cols
     }
 
-    /// Bytes in memory.
+    /// Bytes in memory, or mapped.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.strips.len()
     }
 
     /// Whether inputs are needed in 8 bits.
     pub fn integer(&self) -> bool {
-        self.strips.integer()
+        self.product.integer()
     }
 
     /// Bytes of a strip, at least one.
     pub fn strip_bytes(&self) -> usize {
-        (self.bytes / self.rows.div_ceil(LANES).max(1)).max(1)
+        (self.strips.len() / self.rows.div_ceil(LANES).max(1)).max(1)
+    }
+
+    /// The bytes of some strips.
+    fn some(&self, strips: Range<usize>) -> &[u8] {
+        let bytes = self.strip_bytes();
+        &self.strips[strips.start * bytes..strips.end * bytes]
     }
 
     /// Asks for what [`Matrix::multiply`] reads first, when that will be soon.
     pub fn ask(&self, isa: Isa, strips: Range<usize>) {
-        self.strips.ask(isa, strips);
+        isa.run(Ask(self.some(strips)));
     }
 
     /// `W[16 s..16 s + 16, ..x.cols] x[t]` for every strip `s` of `strips` and every row `t` of `rows`. If the strips come from
@@ -89,20 +127,20 @@ impl Matrix {
         fresh: bool,
         out: Lanes<'_>,
     ) {
-        self.strips.multiply(isa, strips, (x, rows), fresh, out);
+        self.product.multiply(isa, (self.some(strips), self.cols), (x, rows), fresh, out);
     }
 }
 
 /// Asks for the first strips of some that will soon be multiplied.
-struct Ask<'a, Q>(&'a [Q]);
+struct Ask<'a>(&'a [u8]);
 
-impl<Q> Kernel for Ask<'_, Q> {
+impl Kernel for Ask<'_> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         if let Some(first) = self.0.first() {
-            for line in (0..size_of_val(self.0).min(AHEAD)).step_by(LINE) {
+            for line in (0..self.0.len().min(AHEAD)).step_by(LINE) {
                 s.prefetch(first, line);
             }
         }
@@ -169,81 +207,75 @@ impl<'a> Inputs<'a> {
     }
 }
 
-/// A packed matrix of any format.
-trait Strips: Send + Sync {
+/// How matrices of some format are multiplied.
+trait Product: Send + Sync {
     fn integer(&self) -> bool;
-    fn ask(&self, isa: Isa, strips: Range<usize>);
+    /// The strips of a matrix with so many columns times some rows.
     fn multiply(
         &self,
         isa: Isa,
-        strips: Range<usize>,
+        strips: (&[u8], usize),
         x: (&Inputs<'_>, Range<usize>),
         fresh: bool,
         out: Lanes<'_>,
     );
 }
 
-struct Packed<P: Strip> {
-    /// Panels of a strip.
-    length: usize,
-    panels: Vec<P::Panel>,
-}
+/// The format whose strips these are.
+struct Packed<P>(PhantomData<P>);
 
-impl<P: Strip> Packed<P> {
-    /// Panels of a strip, and of all strips.
-    fn panels(rows: usize, cols: usize) -> (usize, usize) {
-        let length = cols / P::Block::LEN;
-        (length, length.saturating_mul(rows.div_ceil(LANES)))
-    }
+type PanelOf<P> = <P as Strip>::Panel;
 
-    fn strips(&self, strips: Range<usize>) -> &[P::Panel] {
-        &self.panels[strips.start * self.length..strips.end * self.length]
-    }
+/// Panels as bytes.
+struct Panels<Q>(Vec<Q>);
 
-    fn bytes(rows: usize, cols: usize) -> usize {
-        Self::panels(rows, cols).1.saturating_mul(size_of::<P::Panel>())
-    }
-
-    fn pack(weight: &Tensor) -> Result<Self, Error> {
-        let (length, count) = Self::panels(weight.rows(), weight.cols());
-        let mut panels = reserved(count)?;
-        let blocks: &[P::Block] = bytemuck::cast_slice(weight.bytes());
-        // What stands for the rows missing from the last strip.
-        let mut missing = Vec::new();
-        if !weight.rows().is_multiple_of(LANES) {
-            missing = zeros(length)?;
-        }
-        for strip in 0..weight.rows().div_ceil(LANES) {
-            let rows: [&[P::Block]; LANES] = from_fn(|i| {
-                blocks.get((strip * LANES + i) * length..).filter(|rest| !rest.is_empty()).unwrap_or(&missing)
-            });
-            let rows = rows.map(|row| &row[..length]);
-            panels.extend((0..length).map(|b| P::pack(from_fn(|i| &rows[i][b]))));
-        }
-        Ok(Self { length, panels })
+impl<Q: Pod> AsRef<[u8]> for Panels<Q> {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
     }
 }
 
-impl<P: Strip> Strips for Packed<P> {
+/// Panels of a matrix.
+fn count<P: Strip>(rows: usize, cols: usize) -> usize {
+    (cols / P::Block::LEN).saturating_mul(rows.div_ceil(LANES))
+}
+
+/// The panels of `weight`.
+fn pack<P: Strip>(weight: &Tensor) -> Result<Vec<P::Panel>, Error> {
+    let length = weight.cols() / P::Block::LEN;
+    let mut panels = reserved(count::<P>(weight.rows(), weight.cols()))?;
+    let blocks: &[P::Block] = bytemuck::cast_slice(weight.bytes());
+    // What stands for the rows missing from the last strip.
+    let mut missing = Vec::new();
+    if !weight.rows().is_multiple_of(LANES) {
+        missing = zeros(length)?;
+    }
+    for strip in 0..weight.rows().div_ceil(LANES) {
+        let rows: [&[P::Block]; LANES] = from_fn(|i| {
+            blocks.get((strip * LANES + i) * length..).filter(|rest| !rest.is_empty()).unwrap_or(&missing)
+        });
+        let rows = rows.map(|row| &row[..length]);
+        panels.extend((0..length).map(|b| P::pack(from_fn(|i| &rows[i][b]))));
+    }
+    Ok(panels)
+}
+
+impl<P: Strip> Product for Packed<P> {
     fn integer(&self) -> bool {
         P::INTEGER
-    }
-
-    fn ask(&self, isa: Isa, strips: Range<usize>) {
-        isa.run(Ask(self.strips(strips)));
     }
 
     fn multiply(
         &self,
         isa: Isa,
-        strips: Range<usize>,
+        (strips, cols): (&[u8], usize),
         (x, rows): (&Inputs<'_>, Range<usize>),
         fresh: bool,
         out: Lanes<'_>,
     ) {
-        let panels = self.strips(strips);
+        let (panels, length) = (bytemuck::cast_slice(strips), cols / P::Block::LEN);
         let used = x.cols / P::Block::LEN;
-        isa.run(Multiply::<P> { panels, length: self.length, used, x, rows, fresh, out });
+        isa.run(Multiply::<P> { panels, length, used, x, rows, fresh, out });
     }
 }
 
