@@ -152,6 +152,20 @@ fn parse(format: Format, bytes: &[u8]) -> Vec<Parsed> {
             };
             many(all(&|i| (low(i) | field(&bytes[128..192], i, 2) << 4) - 32), &scale, true)
         }
+        Format::Sign => {
+            let code = |i: usize| i32::from(bytes[i / 8] >> (i % 8) & 1);
+            one(2.0, Some(-1.0), (0..32).map(code).collect())
+        }
+        _ if format.name().starts_with('W') => {
+            let bits: usize = format.name()[1..2].parse().unwrap();
+            let bit = |at: usize| i32::from(bytes[3 + at / 8] >> (at % 8) & 1);
+            // What is multiplied are bytes: codes of 8 bits are signed.
+            let less = if bits == 8 { 128 } else { 0 };
+            let code = |i: usize| (0..bits).map(|b| bit(bits * i + b) << b).sum::<i32>() - less;
+            let (d, m) = (half(0), half(0) * (less as f32 - f32::from(bytes[2])));
+            let codes: Vec<i32> = (0..format.block_len()).map(code).collect();
+            codes.chunks(32).flat_map(|codes| one(d, Some(m), codes.to_vec())).collect()
+        }
         other => panic!("{other} has no definition here: add it"),
     }
 }
@@ -162,6 +176,9 @@ fn every_format_on_every_isa_gives_the_bits_of_the_definition() {
     for &format in Format::ALL {
         let shapes = match format.block_len() {
             256 => [(1, 256), (15, 512), (16, 768), (33, 1536)].as_slice(),
+            block @ (64 | 128) => {
+                &[(1, block), (15, 2 * block), (16, 3 * block), (17, 5 * block), (33, 1536)]
+            }
             _ => [(1, 32), (15, 64), (16, 96), (17, 320), (48, 576), (33, 1536)].as_slice(),
         };
         for &(outputs, inputs) in shapes {
@@ -476,7 +493,8 @@ fn changes_of_other_forms_equal_the_formula() {
     for (i, (&(_, b, c, d), (left, right))) in sizes.iter().zip(&factors).enumerate() {
         let (left, right) = (left.decode().unwrap(), right.decode().unwrap());
         let value = |at: usize| {
-            let (row, col) = (order[at / inputs] as usize, at % inputs);
+            let (row, col) =
+                (if i % 2 == 0 { order[at / inputs] as usize } else { at / inputs }, at % inputs);
             left[row / b * c + col / d] * right[row % b * d + col % d]
         };
         exact.push(((0..outputs * inputs).map(value).collect(), 0.25, i..count - i));
@@ -490,16 +508,18 @@ fn changes_of_other_forms_equal_the_formula() {
             let (weight, delta) = (matrix(&weight), matrix(&delta));
             let index = |numbers: &[u32]| device.index(numbers).unwrap();
             let (starts, columns, order) = (index(&starts), index(&columns), index(&order));
-            let factors: Vec<_> = factors.iter().map(|(left, right)| (matrix(left), matrix(right))).collect();
+            let left = |tensor: &Tensor| device.vector(&tensor.decode().unwrap()).unwrap();
+            let factors: Vec<_> = factors.iter().map(|(l, right)| (left(l), matrix(right))).collect();
             let values = device.vector(&entries).unwrap();
             let mut changes = vec![
                 Change::Delta(&delta),
                 Change::Sparse { starts: &starts, columns: &columns, values: &values },
             ];
-            changes.extend(factors.iter().map(|(left, right)| Change::Kronecker {
+            let none = index(&[]);
+            changes.extend(factors.iter().enumerate().map(|(i, (left, right))| Change::Kronecker {
                 left,
                 right,
-                order: &order,
+                order: if i % 2 == 0 { &order } else { &none },
             }));
             let mut grafts: Vec<Graft<'_, Cpu>> = changes
                 .into_iter()
@@ -507,7 +527,7 @@ fn changes_of_other_forms_equal_the_formula() {
                 .map(|(change, (_, scale, rows))| Graft { rows: rows.clone(), scale: *scale, change })
                 .collect();
             let mut run = |grafts: &[Graft<'_, Cpu>], range: Range<usize>| {
-                let low = sizes.iter().map(|(_, b, c, _)| range.len() * (b * c + outputs)).sum();
+                let low = sizes.iter().map(|(a, _, _, d)| range.len() * (a * d + outputs)).sum();
                 let shape = StepShape { rows: range.len(), inputs, low, ..StepShape::default() };
                 cpu.reserve(&shape).unwrap();
                 let input = rows(&mut cpu, &x[range.start * inputs..range.end * inputs], inputs);
