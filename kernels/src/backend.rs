@@ -256,11 +256,11 @@ pub enum Change<'a, B: Backend> {
     },
     /// `y[t,o] += scale * z[t,order[o]]`, with `z = (L (x) R) x`: `z[t, i b + j] = sum_k L[i,k] sum_l R[j,l] x[t, k d + l]`.
     Kronecker {
-        /// `L [a, c]`, in a floating-point format.
-        left: &'a Matrix<B>,
-        /// `R [b, d]`, likewise; `a b` outputs and `c d` inputs.
+        /// `L [a, c]`, row after row.
+        left: &'a Vector<B>,
+        /// `R [b, d]`, in a floating-point format; `a b` outputs and `c d` inputs.
         right: &'a Matrix<B>,
-        /// A permutation of the outputs.
+        /// A permutation of the outputs; empty where they stay as they are.
         order: &'a Index<B>,
     },
     /// `y[t,o] += scale * by[o] (y[t,o] - shift[o])`, with `y` as bias and the grafts before have left it; what an
@@ -353,7 +353,7 @@ pub struct StepShape {
     /// Most inputs of a linear layer.
     pub inputs: usize,
     /// Most intermediate values in one call of [`Backend::linear`]: over its grafts, the sum of rows times the rank of a
-    /// low-rank change, `b c + a b` of a Kronecker product, the number of replaced outputs, or the size of a bottleneck. Or those
+    /// low-rank change, `a d + a b` of a Kronecker product, the number of replaced outputs, or the size of a bottleneck. Or those
     /// of one graft of [`Backend::adapt`]: rows times the size of a bottleneck, or the width of a rotation.
     pub low: usize,
     /// Query heads that share a key-value head.

@@ -493,7 +493,8 @@ fn changes_of_other_forms_equal_the_formula() {
     for (i, (&(_, b, c, d), (left, right))) in sizes.iter().zip(&factors).enumerate() {
         let (left, right) = (left.decode().unwrap(), right.decode().unwrap());
         let value = |at: usize| {
-            let (row, col) = (order[at / inputs] as usize, at % inputs);
+            let (row, col) =
+                (if i % 2 == 0 { order[at / inputs] as usize } else { at / inputs }, at % inputs);
             left[row / b * c + col / d] * right[row % b * d + col % d]
         };
         exact.push(((0..outputs * inputs).map(value).collect(), 0.25, i..count - i));
@@ -507,16 +508,18 @@ fn changes_of_other_forms_equal_the_formula() {
             let (weight, delta) = (matrix(&weight), matrix(&delta));
             let index = |numbers: &[u32]| device.index(numbers).unwrap();
             let (starts, columns, order) = (index(&starts), index(&columns), index(&order));
-            let factors: Vec<_> = factors.iter().map(|(left, right)| (matrix(left), matrix(right))).collect();
+            let left = |tensor: &Tensor| device.vector(&tensor.decode().unwrap()).unwrap();
+            let factors: Vec<_> = factors.iter().map(|(l, right)| (left(l), matrix(right))).collect();
             let values = device.vector(&entries).unwrap();
             let mut changes = vec![
                 Change::Delta(&delta),
                 Change::Sparse { starts: &starts, columns: &columns, values: &values },
             ];
-            changes.extend(factors.iter().map(|(left, right)| Change::Kronecker {
+            let none = index(&[]);
+            changes.extend(factors.iter().enumerate().map(|(i, (left, right))| Change::Kronecker {
                 left,
                 right,
-                order: &order,
+                order: if i % 2 == 0 { &order } else { &none },
             }));
             let mut grafts: Vec<Graft<'_, Cpu>> = changes
                 .into_iter()
@@ -524,7 +527,7 @@ fn changes_of_other_forms_equal_the_formula() {
                 .map(|(change, (_, scale, rows))| Graft { rows: rows.clone(), scale: *scale, change })
                 .collect();
             let mut run = |grafts: &[Graft<'_, Cpu>], range: Range<usize>| {
-                let low = sizes.iter().map(|(_, b, c, _)| range.len() * (b * c + outputs)).sum();
+                let low = sizes.iter().map(|(a, _, _, d)| range.len() * (a * d + outputs)).sum();
                 let shape = StepShape { rows: range.len(), inputs, low, ..StepShape::default() };
                 cpu.reserve(&shape).unwrap();
                 let input = rows(&mut cpu, &x[range.start * inputs..range.end * inputs], inputs);

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::bottleneck::Bottleneck;
-use super::change::{Piece, Scale, put};
+use super::change::{Piece, Product, Scale, put};
 use super::isa::{BLOCK, Isa, LANES};
 use super::linear::{Inputs, Join, Lane, Lanes, Matrix, Quantize};
 use super::rows::Inner;
@@ -55,8 +55,7 @@ impl Cpu {
         });
         let x8 = if integer { self.quantize(x) } else { 0 };
         let mut places: Vec<_> = outputs.iter().map(|output| vec![0; output.grafts.len()]).collect();
-        let products = self.kronecker(x, outputs, &mut places);
-        let inwards = inwards(x, outputs, &mut places);
+        let steps = first_steps(x, outputs, &mut places);
         let strips: usize = outputs.iter().map(|o| o.weight.rows().div_ceil(LANES)).sum();
         let width = (strips / (self.team.threads() * CHUNKS)).max(1) * LANES;
         let mut layers = Vec::with_capacity(outputs.len());
@@ -78,19 +77,18 @@ impl Cpu {
         }
         let inputs = Inputs { x: &x.data, stride: x.cols, cols: x.cols, x8: self.x8.values(x8) };
         let isa = self.isa;
-        let low = self.low.slice(products + inwards.iter().map(Inward::values).sum::<usize>());
-        let (products, mut low) = low.split_at_mut(products);
-        let mut early = Vec::with_capacity(inwards.len());
-        for inward in &inwards {
-            let (part, rest) = low.split_at_mut(inward.values());
+        let mut low = self.low.slice(steps.iter().map(First::values).sum());
+        let mut early = Vec::with_capacity(steps.len());
+        for step in &steps {
+            let (part, rest) = low.split_at_mut(step.values());
             low = rest;
-            early.push(inward.grid(part));
+            early.push(step.grid(part));
         }
         let first = |g: usize, tile: Tile<'_, f32>, scratch: &mut Scratch| {
-            inwards[g].compute(isa, &inputs, tile, scratch);
+            steps[g].compute(isa, &inputs, tile, scratch);
         };
         self.team.tiles_after((&mut early, first), &mut grids, |g, tile, early, scratch| {
-            layers[g].compute(isa, &inputs, &Low { early, products }, tile, scratch);
+            layers[g].compute(isa, &inputs, early, tile, scratch);
         });
     }
 
@@ -110,9 +108,42 @@ impl Cpu {
     }
 }
 
-/// Those that a linear layer's grafts need: of low-rank changes and bottlenecks, and the rows that take the place of outputs.
-/// Puts which one a graft has into `places`.
-fn inwards<'a>(x: &Rows, outputs: &[Output<'a, Cpu>], places: &mut [Vec<usize>]) -> Vec<Inward<'a>> {
+/// What a graft computes before the outputs.
+enum First<'a> {
+    /// Of a low-rank change or bottleneck; or rows that take the place of outputs.
+    Inward(Inward<'a>),
+    /// Of a Kronecker product.
+    Product(Product<'a>),
+}
+
+impl First<'_> {
+    /// How many f32 they take.
+    fn values(&self) -> usize {
+        match self {
+            Self::Inward(inward) => inward.values(),
+            Self::Product(product) => product.rows.len() * product.stride(),
+        }
+    }
+
+    /// The tiles of its values.
+    fn grid<'a>(&self, values: &'a mut [f32]) -> Grid<'a, f32> {
+        match self {
+            Self::Inward(inward) => inward.grid(values),
+            Self::Product(product) => product.grid(values),
+        }
+    }
+
+    /// Computes one of its tiles.
+    fn compute(&self, isa: Isa, x: &Inputs<'_>, tile: Tile<'_, f32>, scratch: &mut Scratch) {
+        match self {
+            Self::Inward(inward) => inward.compute(isa, x, tile, scratch),
+            Self::Product(product) => product.compute(isa, x, tile, scratch),
+        }
+    }
+}
+
+/// What a linear layer's grafts compute before the outputs. Puts which of these a graft has into `places`.
+fn first_steps<'a>(x: &Rows, outputs: &[Output<'a, Cpu>], places: &mut [Vec<usize>]) -> Vec<First<'a>> {
     let mut all = Vec::new();
     for (output, places) in outputs.iter().zip(places) {
         for (graft, place) in output.grafts.iter().zip(places) {
@@ -157,10 +188,25 @@ fn inwards<'a>(x: &Rows, outputs: &[Output<'a, Cpu>], places: &mut [Vec<usize>])
                         rounded: false,
                     }
                 }
+                Change::Kronecker { left, right, order } => {
+                    let (outputs, c) = (output.weight.rows(), x.cols / right.cols());
+                    let shape = (outputs / right.rows(), c);
+                    assert!(
+                        c * right.cols() == x.cols
+                            && shape.0 * right.rows() == outputs
+                            && shape.0 * c == left.len()
+                            && [0, outputs].contains(&order.len())
+                            && !right.integer(),
+                        "shapes and formats of a Kronecker product"
+                    );
+                    *place = all.len();
+                    all.push(First::Product(Product { left, right, shape, rows, scale: graft.scale }));
+                    continue;
+                }
                 _ => continue,
             };
             *place = all.len();
-            all.push(inward);
+            all.push(First::Inward(inward));
         }
     }
     all
@@ -269,20 +315,13 @@ impl Inward<'_> {
     }
 }
 
-/// What grafts compute before the outputs.
-struct Low<'a> {
-    early: &'a Early<'a, f32>,
-    /// `scale z` of Kronecker products.
-    products: &'a [f32],
-}
-
 /// One output of a linear layer, without the rows it goes to.
 struct Layer<'a> {
     weight: &'a Matrix,
     bias: Option<&'a Vec<f32>>,
     accumulate: bool,
     grafts: &'a [Graft<'a, Cpu>],
-    /// Which [`Inward`] each graft has, or where its Kronecker product starts.
+    /// Which [`First`] each graft has.
     places: Vec<usize>,
 }
 
@@ -292,7 +331,7 @@ impl Layer<'_> {
         &self,
         isa: Isa,
         x: &Inputs<'_>,
-        low: &Low<'_>,
+        early: &Early<'_, f32>,
         mut tile: Tile<'_, f32>,
         scratch: &mut Scratch,
     ) {
@@ -320,7 +359,7 @@ impl Layer<'_> {
                     let out = Lanes { lanes: &mut *lanes, stride: part.rows.len(), join: Join::Set };
                     self.weight.multiply(isa, strips.clone(), x, part.rows.clone(), fresh, out);
                 }
-                self.finish(isa, (x, low), (&part, fresh), (lanes, change));
+                self.finish(isa, (x, early), (&part, fresh), (lanes, change));
                 part.write(&mut tile, lanes, self.accumulate);
             }
         }
@@ -330,7 +369,7 @@ impl Layer<'_> {
     fn finish(
         &self,
         isa: Isa,
-        (x, low): (&Inputs<'_>, &Low<'_>),
+        (x, early): (&Inputs<'_>, &Early<'_, f32>),
         (part, fresh): (&Part, bool),
         (lanes, change): (&mut [Lane], &mut [Lane]),
     ) {
@@ -340,7 +379,7 @@ impl Layer<'_> {
             }
         }
         for (graft, &place) in self.grafts.iter().zip(&self.places) {
-            add_graft(isa, graft, (x, low, place), (part, fresh), (lanes, change));
+            add_graft(isa, graft, (x, early, place), (part, fresh), (lanes, change));
         }
     }
 }
@@ -373,11 +412,11 @@ fn replaces(graft: &Graft<'_, Cpu>, rows: &Range<usize>) -> bool {
     matches!(graft.change, Change::Replace(_)) && graft.rows.start <= rows.start && rows.end <= graft.rows.end
 }
 
-/// Adds a graft's change to the outputs `lanes`, with what `low` has for it at `place`; `change` is room for as many outputs.
+/// Adds a graft's change to the outputs `lanes`, with what `early` has for it at `place`; `change` is room for as many outputs.
 fn add_graft(
     isa: Isa,
     graft: &Graft<'_, Cpu>,
-    (x, low, place): (&Inputs<'_>, &Low<'_>, usize),
+    (x, early, place): (&Inputs<'_>, &Early<'_, f32>, usize),
     (part, fresh): (&Part, bool),
     (lanes, change): (&mut [Lane], &mut [Lane]),
 ) {
@@ -389,8 +428,9 @@ fn add_graft(
     let own = rows.start - graft.rows.start..rows.end - graft.rows.start;
     let change = &mut change[..part.strips.len() * rows.len()];
     let low = match &graft.change {
-        Change::LowRank { .. } | Change::Bottleneck(_) | Change::Rows { .. } => low.early.rows(place),
-        Change::Kronecker { .. } => &low.products[place..],
+        Change::LowRank { .. } | Change::Bottleneck(_) | Change::Rows { .. } | Change::Kronecker { .. } => {
+            early.rows(place)
+        }
         _ => &[],
     };
     match &graft.change {
