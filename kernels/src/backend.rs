@@ -18,8 +18,8 @@ pub const PAGE: usize = 32;
 
 /// Puts weights where a backend wants them. Shared by all threads: adapters are prepared while steps run.
 pub trait Device: Send + Sync + 'static {
-    /// A weight matrix prepared for [`Backend::linear`].
-    type Matrix: Send + Sync + 'static;
+    /// A weight matrix prepared for [`Backend::linear`]. Cloning it copies no weights.
+    type Matrix: Clone + Send + Sync + 'static;
     /// A vector of weights: a norm's, a bias.
     type Vector: Send + Sync + 'static;
     /// A table of rows prepared for [`Backend::embed`].

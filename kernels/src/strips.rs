@@ -8,6 +8,7 @@
 
 use bytemuck::Zeroable;
 
+use crate::cpu::arena::Arena;
 use crate::cpu::isa::LANES;
 use crate::cpu::linear::Matrix;
 use crate::cpu::strip::Strip;
@@ -55,7 +56,7 @@ impl Strips {
         if !format.has_strips() {
             return Err(Error::NoStrips { format });
         }
-        Ok(Self { format, rows, cols, bytes: Matrix::pack(weight)?.into_strips() })
+        Ok(Self { format, rows, cols, bytes: Matrix::pack(weight, &Arena::default())?.into_strips() })
     }
 
     /// The bytes of a matrix `[rows, cols]` of whole blocks: those of its rows, as many as fill the last strip. `usize::MAX` if that is

@@ -134,13 +134,19 @@ fn packed_bytes_are_those_of_packed_matrices() {
         for rows in [1, 2, 15, 16, 17, 31, 32, 33, 100] {
             for cols in [block, 2 * block, 3 * block, 8 * block] {
                 let values = normals(&mut random, rows * cols);
-                let matrix = CpuDevice.matrix(&Tensor::encode(format, rows, cols, &values).unwrap()).unwrap();
-                let packed = CpuDevice.packed_bytes(format, rows, cols);
-                assert_eq!(packed, CpuDevice.matrix_bytes(&matrix), "{format} [{rows}, {cols}]");
+                let matrix = CpuDevice::default()
+                    .matrix(&Tensor::encode(format, rows, cols, &values).unwrap())
+                    .unwrap();
+                let packed = CpuDevice::default().packed_bytes(format, rows, cols);
+                assert_eq!(packed, CpuDevice::default().matrix_bytes(&matrix), "{format} [{rows}, {cols}]");
                 assert!(packed > 0);
             }
         }
-        assert_eq!(CpuDevice.packed_bytes(format, usize::MAX, usize::MAX), usize::MAX, "no overflow");
+        assert_eq!(
+            CpuDevice::default().packed_bytes(format, usize::MAX, usize::MAX),
+            usize::MAX,
+            "no overflow"
+        );
     }
 }
 

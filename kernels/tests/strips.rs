@@ -78,7 +78,7 @@ fn panels_are_laid_out_as_documented() {
             }
             assert!(strips.bytes()[..] == expected, "{format} [{rows}, {cols}]");
             assert_eq!(strips.bytes().len(), Strips::bytes_for(format, rows, cols));
-            assert_eq!(strips.bytes().len(), CpuDevice.packed_bytes(format, rows, cols));
+            assert_eq!(strips.bytes().len(), CpuDevice::default().packed_bytes(format, rows, cols));
             let back = strips.unpack().unwrap();
             assert_eq!((back.format(), back.rows(), back.cols()), (format, rows, cols));
             assert!(back.bytes()[..] == bytes, "{format} [{rows}, {cols}] and back");

@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::bottleneck::Bottleneck;
 use super::change::{Piece, Product, Scale, put};
 use super::isa::{BLOCK, Isa, LANES};
-use super::linear::{Inputs, Join, Lane, Lanes, Matrix, Quantize};
+use super::linear::{Inputs, Join, Lane, Lanes, Matrix, Quantize, ask};
 use super::rows::Inner;
 use super::scratch::{Need, Scratch};
 use super::strip::Activations;
@@ -53,9 +53,9 @@ impl Cpu {
             let graft = |g: &Graft<'_, Self>| matches!(&g.change, Change::LowRank { a, .. } | Change::Delta(a) | Change::Replace(a) if a.integer());
             o.weight.integer() || o.grafts.iter().any(graft)
         });
-        let x8 = if integer { self.quantize(x) } else { 0 };
         let mut places: Vec<_> = outputs.iter().map(|output| vec![0; output.grafts.len()]).collect();
         let steps = first_steps(x, outputs, &mut places);
+        let x8 = if integer { self.quantize(x) } else { 0 };
         let strips: usize = outputs.iter().map(|o| o.weight.rows().div_ceil(LANES)).sum();
         let width = (strips / (self.team.threads() * CHUNKS)).max(1) * LANES;
         let mut layers = Vec::with_capacity(outputs.len());
@@ -346,7 +346,13 @@ impl Layer<'_> {
             let strips = first..end.min(first + many);
             for graft in self.grafts {
                 match &graft.change {
-                    Change::LowRank { b, .. } => b.ask(isa, strips.clone()),
+                    Change::LowRank { b, outer, .. } => {
+                        b.ask(isa, strips.clone());
+                        if let Some(outer) = outer {
+                            let end = outer.by.len().min(strips.end * LANES);
+                            ask(isa, bytemuck::cast_slice(&outer.by[strips.start * LANES..end]));
+                        }
+                    }
                     Change::Bottleneck(bottleneck) => bottleneck.up.ask(isa, strips.clone()),
                     _ => {}
                 }

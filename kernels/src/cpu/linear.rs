@@ -2,70 +2,91 @@
 
 use std::array::from_fn;
 use std::marker::PhantomData;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
-use bytemuck::Pod;
-
+use super::arena::{Arena, Filled};
 use super::isa::{BLOCK, GROUP, Isa, Kernel, LANES, Simd};
 use super::math::load_part;
 use super::strip::{AHEAD, Activations, Input, LINE, Strip};
 use crate::format::{Block, Format, Visitor};
 use crate::strips::Strips;
-use crate::tensor::{Bytes, Error, Tensor, reserved, zeros};
+use crate::tensor::{Bytes, Error, Tensor, zeros};
 
 /// Sixteen rows of one token's outputs.
 pub type Lane = [f32; LANES];
 
 /// A weight matrix whose rows lie side by side in strips of sixteen. Takes the bytes of the original,
-/// plus those of the rows missing from the last strip.
+/// plus those of the rows missing from the last strip. Cloning copies no bytes.
+#[derive(Clone)]
 pub struct Matrix {
     rows: usize,
     cols: usize,
-    strips: Bytes,
+    strips: Memory,
     product: &'static dyn Product,
 }
 
+/// Where strips lie.
+#[derive(Clone)]
+enum Memory {
+    Packed(Filled),
+    Lent(Bytes),
+}
+
+impl Deref for Memory {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Packed(bytes) => bytes,
+            Self::Lent(bytes) => bytes,
+        }
+    }
+}
+
 impl Matrix {
-    /// Packs `weight`.
-    pub fn pack(weight: &Tensor) -> Result<Self, Error> {
-        struct Pack<'a>(&'a Tensor);
+    /// Packs `weight` into memory of `arena`.
+    pub fn pack(weight: &Tensor, arena: &Arena) -> Result<Self, Error> {
+        struct Pack<'a>(&'a Tensor, &'a Arena);
         impl Visitor for Pack<'_> {
             type Out = Result<Matrix, Error>;
             fn visit<B: Block>(self) -> Self::Out {
-                let panels = Panels(pack::<B::Strip>(self.0)?);
-                Ok(Matrix::of::<B>(self.0.rows(), self.0.cols(), Bytes::new(panels)))
+                let strips = Memory::Packed(pack::<B::Strip>(self.0, self.1)?);
+                Ok(Matrix::of::<B>(self.0.rows(), self.0.cols(), strips))
             }
         }
-        weight.format().visit(Pack(weight))
+        weight.format().visit(Pack(weight, arena))
     }
 
     /// The matrix in these strips, which are copied only if they do not begin where a panel can.
-    pub fn from_strips(strips: &Strips) -> Result<Self, Error> {
-        struct Take<'a>(&'a Strips);
+    pub fn from_strips(strips: &Strips, arena: &Arena) -> Result<Self, Error> {
+        struct Take<'a>(&'a Strips, &'a Arena);
         impl Visitor for Take<'_> {
             type Out = Result<Matrix, Error>;
             fn visit<B: Block>(self) -> Self::Out {
-                let mut bytes = self.0.bytes().clone();
+                let bytes = self.0.bytes();
+                let mut memory = Memory::Lent(bytes.clone());
                 if !bytes.as_ptr().cast::<PanelOf<B::Strip>>().is_aligned() {
-                    let count = count::<B::Strip>(self.0.rows(), self.0.cols());
-                    let mut panels: Vec<PanelOf<B::Strip>> = zeros(count)?;
-                    bytemuck::cast_slice_mut(&mut panels).copy_from_slice(&bytes);
-                    bytes = Bytes::new(Panels(panels));
+                    let mut copy = self.1.region(bytes.len())?;
+                    copy.push(bytes);
+                    memory = Memory::Packed(copy.fill());
                 }
-                Ok(Matrix::of::<B>(self.0.rows(), self.0.cols(), bytes))
+                Ok(Matrix::of::<B>(self.0.rows(), self.0.cols(), memory))
             }
         }
-        strips.format().visit(Take(strips))
+        strips.format().visit(Take(strips, arena))
     }
 
     /// The matrix in strips that begin where a panel can.
-    fn of<B: Block>(rows: usize, cols: usize, strips: Bytes) -> Self {
+    fn of<B: Block>(rows: usize, cols: usize, strips: Memory) -> Self {
         Self { rows, cols, strips, product: &Packed::<B::Strip>(PhantomData) }
     }
 
     /// The strips.
     pub(crate) fn into_strips(self) -> Bytes {
-        self.strips
+        match self.strips {
+            Memory::Packed(bytes) => Bytes::of(bytes),
+            Memory::Lent(bytes) => bytes,
+        }
     }
 
     /// The bytes of a packed matrix `[rows, cols]`.
@@ -113,7 +134,7 @@ impl Matrix {
 
     /// Asks for what [`Matrix::multiply`] reads first, when that will be soon.
     pub fn ask(&self, isa: Isa, strips: Range<usize>) {
-        isa.run(Ask(self.some(strips)));
+        ask(isa, self.some(strips));
     }
 
     /// `W[16 s..16 s + 16, ..x.cols] x[t]` for every strip `s` of `strips` and every row `t` of `rows`. If the strips come from
@@ -131,7 +152,11 @@ impl Matrix {
     }
 }
 
-/// Asks for the first strips of some that will soon be multiplied.
+/// Asks for the first of some bytes that are soon read.
+pub fn ask(isa: Isa, bytes: &[u8]) {
+    isa.run(Ask(bytes));
+}
+
 struct Ask<'a>(&'a [u8]);
 
 impl Kernel for Ask<'_> {
@@ -226,24 +251,16 @@ struct Packed<P>(PhantomData<P>);
 
 type PanelOf<P> = <P as Strip>::Panel;
 
-/// Panels as bytes.
-struct Panels<Q>(Vec<Q>);
-
-impl<Q: Pod> AsRef<[u8]> for Panels<Q> {
-    fn as_ref(&self) -> &[u8] {
-        bytemuck::cast_slice(&self.0)
-    }
-}
-
 /// Panels of a matrix.
 fn count<P: Strip>(rows: usize, cols: usize) -> usize {
     (cols / P::Block::LEN).saturating_mul(rows.div_ceil(LANES))
 }
 
 /// The panels of `weight`.
-fn pack<P: Strip>(weight: &Tensor) -> Result<Vec<P::Panel>, Error> {
+fn pack<P: Strip>(weight: &Tensor, arena: &Arena) -> Result<Filled, Error> {
     let length = weight.cols() / P::Block::LEN;
-    let mut panels = reserved(count::<P>(weight.rows(), weight.cols()))?;
+    let count = count::<P>(weight.rows(), weight.cols());
+    let mut panels = arena.region(count.saturating_mul(size_of::<P::Panel>()))?;
     let blocks: &[P::Block] = bytemuck::cast_slice(weight.bytes());
     // What stands for the rows missing from the last strip.
     let mut missing = Vec::new();
@@ -255,9 +272,11 @@ fn pack<P: Strip>(weight: &Tensor) -> Result<Vec<P::Panel>, Error> {
             blocks.get((strip * LANES + i) * length..).filter(|rest| !rest.is_empty()).unwrap_or(&missing)
         });
         let rows = rows.map(|row| &row[..length]);
-        panels.extend((0..length).map(|b| P::pack(from_fn(|i| &rows[i][b]))));
+        for b in 0..length {
+            panels.push(bytemuck::bytes_of(&P::pack(from_fn(|i| &rows[i][b]))));
+        }
     }
-    Ok(panels)
+    Ok(panels.fill())
 }
 
 impl<P: Strip> Product for Packed<P> {

@@ -34,6 +34,7 @@ pub struct GpuDevice {
 }
 
 /// A weight matrix, or a table, in a buffer of its own.
+#[derive(Clone)]
 pub struct Matrix {
     pub(super) buffer: wgpu::Buffer,
     pub(super) codes: Codes,

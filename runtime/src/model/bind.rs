@@ -1,7 +1,6 @@
 //! From an adapter, as its file says it, to the form in which a model applies it.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use graftwork_adapters::check::{self, Shape};
 use graftwork_adapters::expand::{self, Expanded};
@@ -445,9 +444,9 @@ impl<D: Device> Binder<'_, D> {
         outputs: &mut Vec<Bound<D>>,
     ) -> Result<usize> {
         let (rank, format) = (a.rows(), self.linear.format);
-        let a = Arc::new(self.device.matrix(&factors::first(a, a.cols(), format)?)?);
+        let a = self.device.matrix(&factors::first(a, a.cols(), format)?)?;
         let second = factors::second(self.device, b, format)?;
-        let b = Arc::new(self.device.matrix(&second.matrix)?);
+        let b = self.device.matrix(&second.matrix)?;
         let outer = second.rows.as_deref().map(|rows| self.device.scale(rows, None)).transpose()?;
         let values = bias.map(|bias| self.vector(bias)).transpose()?;
         let bytes = self.device.matrix_bytes(&a)

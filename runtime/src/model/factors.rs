@@ -79,7 +79,7 @@ type Key = (usize, Format, bool);
 
 /// The matrices of an adapter that several of its layers share, each prepared once.
 pub struct Shared<D: Device> {
-    matrices: BTreeMap<Key, Arc<Second<Arc<D::Matrix>>>>,
+    matrices: BTreeMap<Key, Arc<Second<D::Matrix>>>,
 }
 
 impl<D: Device> Default for Shared<D> {
@@ -97,13 +97,13 @@ impl<D: Device> Shared<D> {
         (format, variant): (Format, bool),
         device: &D,
         make: impl FnOnce() -> Result<Second<Tensor>, Error>,
-    ) -> Result<(Arc<Second<Arc<D::Matrix>>>, usize), Error> {
+    ) -> Result<(Arc<Second<D::Matrix>>, usize), Error> {
         let key = (tensor.bytes().as_ptr() as usize, format, variant);
         if let Some(known) = self.matrices.get(&key) {
             return Ok((known.clone(), 0));
         }
         let Second { matrix, rows } = make()?;
-        let matrix = Arc::new(device.matrix(&matrix)?);
+        let matrix = device.matrix(&matrix)?;
         let bytes = device.matrix_bytes(&matrix);
         let made = Arc::new(Second { matrix, rows });
         self.matrices.insert(key, made.clone());

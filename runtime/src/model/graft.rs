@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
 
 use graftwork_adapters::{Module, Site};
 use graftwork_kernels::backend::{
@@ -16,8 +15,8 @@ use crate::registry::Loaded;
 /// One change of one linear layer, prepared for the device.
 pub(super) enum Bound<D: Device> {
     LowRank {
-        a: Arc<D::Matrix>,
-        b: Arc<D::Matrix>,
+        a: D::Matrix,
+        b: D::Matrix,
         inner: Option<D::Scale>,
         outer: Option<D::Scale>,
         bias: Option<D::Vector>,
@@ -343,7 +342,7 @@ fn graft<'a, B: Backend>(bound: &'a Bound<B::Device>, weight: f32, rows: &Range<
     let (scale, change) = match bound {
         Bound::LowRank { a, b, inner, outer, bias, scale, .. } => {
             let (inner, outer, bias) = (inner.as_ref(), outer.as_ref(), bias.as_ref());
-            (*scale, Change::LowRank { a: &**a, b: &**b, inner, outer, bias })
+            (*scale, Change::LowRank { a, b, inner, outer, bias })
         }
         Bound::Bias(values) => (1.0, Change::Bias(values)),
         Bound::Scale(by) => (1.0, Change::Scale(by)),
