@@ -234,18 +234,14 @@ fn check(layer: &Layer, cpus: &mut [Vec<Cpu>], counts: &[usize]) {
                 (0..MOST).map(row).collect()
             })
         });
-        for (c, &count) in counts.iter().enumerate() {
+        for &count in counts {
             let parts = [
                 Part { first: 0, count, low: 0..0, shifted: 0..0 },
                 // On some rows one, on some both, on the first and the last few other ones.
                 Part { first: 0, count, low: count / 3..count, shifted: 0..count - count / 4 },
             ];
-            for (p, part) in parts.iter().enumerate() {
-                for (i, cpu) in cpus.iter_mut().enumerate() {
-                    // Without grafts, and where it takes longest, the numbers of threads take turns.
-                    if (p == 0 || isa == "portable") && (c + p) % 3 != i {
-                        continue;
-                    }
+            for part in &parts {
+                for cpu in &mut *cpus {
                     let threads = cpu.threads();
                     let found = bits(&layer.run(cpu, &matrices, part));
                     for (t, found) in found.chunks(outputs).enumerate() {
