@@ -250,8 +250,8 @@ fn every_refusal_is_an_error_and_loses_nothing() {
         least: 8 << 10,
     };
     let (expected, counted) = undisturbed(&scene);
-    // Of the weights, the adapters, the pages, the activations and the scratch, some dozens each.
-    assert!(counted >= 90, "only {counted} allocations count");
+    // A few chunks of weights; of the adapters, the pages, the activations and the scratch more.
+    assert!(counted >= 45, "only {counted} allocations count");
     for refuse in [1, usize::MAX] {
         let mut pass = 0;
         while interrupted(&scene, &expected, pass, refuse) {
@@ -311,7 +311,7 @@ fn without_tokenizer() -> Source {
     Bytes::from(bytes).into()
 }
 
-/// Quantized weights of a real model, and adapters for it: some of the refusals.
+/// Quantized weights of a real model, and adapters for it.
 #[test]
 fn a_real_model_survives_refusals() {
     let _alone = alone();
@@ -327,10 +327,8 @@ fn a_real_model_survives_refusals() {
         least: 64 << 10,
     };
     let (expected, counted) = undisturbed(&scene);
-    assert!(counted >= 200, "only {counted} allocations count");
-    // Seldom while weights are loaded, each like the one before; then every other one of what steps and scoring need.
-    let loading = (0..counted - 24).step_by(61);
-    for pass in loading.chain((counted - 24..counted).step_by(2)) {
+    assert!(counted >= 20, "only {counted} allocations count");
+    for pass in 0..counted {
         assert!(interrupted(&scene, &expected, pass, 1), "allocation {pass} of {counted}");
     }
 }

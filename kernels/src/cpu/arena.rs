@@ -201,7 +201,7 @@ mod tests {
         for i in 0..2000u32 {
             random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let choice = (random >> 8) as usize;
-            if choice % 4 == 0 && !regions.is_empty() {
+            if choice.is_multiple_of(4) && !regions.is_empty() {
                 regions.swap_remove(choice / 4 % regions.len());
             }
             let len = [0, 1, 63, 64, 65, 4096, 70_000][choice / 4 % 7] + i as usize % 5;

@@ -3,17 +3,22 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use super::arena::{Arena, Filled};
 use super::isa::{GROUP, Kernel, LANES, Simd};
 use super::{Cpu, team::Team};
 
-/// Memory to be read, more than any cache keeps: 1 GiB.
-pub struct Memory(Vec<[f32; LANES]>);
+/// Memory to be read, more than any cache keeps, of the kind that weights lie in: 1 GiB.
+pub struct Memory(Filled);
 
 impl Memory {
     /// Allocates it.
     #[expect(clippy::new_without_default, reason = "a gibibyte is not made in passing")]
     pub fn new() -> Self {
-        Self(vec![[1.0; LANES]; (1 << 30) / size_of::<[f32; LANES]>()])
+        let values = [[1.0f32; LANES]; 1 << 10];
+        let bytes: &[u8] = bytemuck::cast_slice(&values);
+        let mut region = Arena::default().region(1 << 30).expect("a gibibyte of memory");
+        (0..(1 << 30) / bytes.len()).for_each(|_| region.push(bytes));
+        Self(region.fill())
     }
 
     /// Bytes per second that the team reads of it: best of `rounds` passes.
@@ -32,14 +37,15 @@ impl Memory {
                 s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])))
             }
         }
-        let parts: Vec<_> = self.0.chunks(1 << 14).collect();
+        let values: &[[f32; LANES]] = bytemuck::cast_slice(&self.0);
+        let parts: Vec<_> = values.chunks(1 << 14).collect();
         let isa = cpu.isa;
         let best = fastest(rounds, &mut cpu.team, |team| {
             team.run(parts.len(), |i, _| {
                 black_box(isa.run(Sum(parts[i])));
             });
         });
-        size_of_val(&self.0[..]) as f64 / best.as_secs_f64()
+        self.0.len() as f64 / best.as_secs_f64()
     }
 }
 

@@ -135,6 +135,7 @@ pub fn prepare<D: Device>(
         }
         .map_err(refused)?;
     }
+    bytes += shared.bytes;
     bound.widest = bound.most_values();
     let (edits, invocation) = (adapter.edits.len(), adapter.invocation.clone());
     let (virtual_tokens, given) = (bound.positions.virtual_tokens, bound.positions.given);
@@ -467,10 +468,10 @@ impl<D: Device> Binder<'_, D> {
     ) -> Result<usize> {
         let (rank, format, inputs) = (a.rows(), self.linear.format, self.shape.inputs);
         let whole = inputs.is_multiple_of(Format::Q8_0.block_len());
-        let (first, a_bytes) = shared.get(a, (format, whole), self.device, || {
+        let first = shared.get(a, (format, whole), self.device, || {
             Ok(factors::Second { matrix: factors::first(a, inputs, format)?, rows: None })
         })?;
-        let (second, b_bytes) = shared.get(b, (format, self.orders.is_some()), self.device, || {
+        let second = shared.get(b, (format, self.orders.is_some()), self.device, || {
             // Whole heads, if these are reordered.
             let heads = if self.orders.is_some() { self.head_dim } else { 1 };
             let (b, _) = split(b, b.rows() / heads * heads)?;
@@ -480,7 +481,7 @@ impl<D: Device> Binder<'_, D> {
         for (by, row) in outer.iter_mut().zip(second.rows.iter().flatten()) {
             *by *= row;
         }
-        let bytes = a_bytes + b_bytes + size_of_val(&inner[..]) + size_of_val(&outer[..]);
+        let bytes = size_of_val(&inner[..]) + size_of_val(&outer[..]);
         outputs.push(Bound::LowRank {
             a: first.matrix.clone(),
             b: second.matrix.clone(),

@@ -79,35 +79,36 @@ type Key = (usize, Format, bool);
 
 /// The matrices of an adapter that several of its layers share, each prepared once.
 pub struct Shared<D: Device> {
+    /// Bytes that they keep.
+    pub bytes: usize,
     matrices: BTreeMap<Key, Arc<Second<D::Matrix>>>,
 }
 
 impl<D: Device> Default for Shared<D> {
     fn default() -> Self {
-        Self { matrices: BTreeMap::new() }
+        Self { bytes: 0, matrices: BTreeMap::new() }
     }
 }
 
 impl<D: Device> Shared<D> {
-    /// The matrix prepared of `tensor` as `make` says, and the bytes that it keeps if it is a new one. What distinguishes it from
-    /// others of this tensor are `format` and `variant`.
+    /// The matrix prepared of `tensor` as `make` says. What distinguishes it from others of this tensor are `format` and `variant`.
     pub fn get(
         &mut self,
         tensor: &Tensor,
         (format, variant): (Format, bool),
         device: &D,
         make: impl FnOnce() -> Result<Second<Tensor>, Error>,
-    ) -> Result<(Arc<Second<D::Matrix>>, usize), Error> {
+    ) -> Result<Arc<Second<D::Matrix>>, Error> {
         let key = (tensor.bytes().as_ptr() as usize, format, variant);
         if let Some(known) = self.matrices.get(&key) {
-            return Ok((known.clone(), 0));
+            return Ok(known.clone());
         }
         let Second { matrix, rows } = make()?;
         let matrix = device.matrix(&matrix)?;
-        let bytes = device.matrix_bytes(&matrix);
+        self.bytes += device.matrix_bytes(&matrix);
         let made = Arc::new(Second { matrix, rows });
         self.matrices.insert(key, made.clone());
-        Ok((made, bytes))
+        Ok(made)
     }
 }
 
