@@ -1,6 +1,6 @@
 //! Does this adapter fit that base?
 
-use crate::{Adapter, Change, Error, Factor, Key, Place, Site};
+use crate::{Adapter, Change, Coded, Error, Factor, Key, Place, Site};
 use graftwork_kernels::Tensor;
 
 /// The shape of a site of the base, `[outputs, inputs]`: a linear layer's, `[vocabulary, width]`, `[1, width]` of a norm
@@ -191,6 +191,11 @@ fn edits_fit(adapter: &Adapter, shape: impl Fn(Site) -> Option<Shape>) -> Result
                     return Err(Error::Misfit { site, part: "Kronecker product", expected, found });
                 }
             }
+            Change::Factors { v, s, u } => {
+                coded(site, "V", v, [s.len(), inputs])?;
+                coded(site, "U", u, [outputs, s.len()])?;
+            }
+            Change::Whole { matrix, .. } => coded(site, "delta", matrix, [outputs, inputs])?,
             Change::Sparse { rows, columns, .. } => {
                 for (what, places, limit) in
                     [("row of an entry", rows, outputs), ("column of an entry", columns, inputs)]
@@ -220,7 +225,14 @@ pub fn architecture(adapter: &Adapter, base: &str) -> Result<(), Error> {
 }
 
 fn part(site: Site, part: &'static str, tensor: &Tensor, expected: [usize; 2]) -> Result<(), Error> {
-    let found = [tensor.rows(), tensor.cols()];
+    fits_shape(site, part, [tensor.rows(), tensor.cols()], expected)
+}
+
+fn coded(site: Site, part: &'static str, matrix: &Coded, expected: [usize; 2]) -> Result<(), Error> {
+    fits_shape(site, part, [matrix.rows(), matrix.cols()], expected)
+}
+
+fn fits_shape(site: Site, part: &'static str, found: [usize; 2], expected: [usize; 2]) -> Result<(), Error> {
     if found == expected {
         return Ok(());
     }

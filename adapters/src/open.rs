@@ -103,14 +103,14 @@ pub(crate) fn by_kind(config: &Config, weights: Bytes) -> Result<Adapter, Error>
         return adapterhub::read(config, &Reader::new(weights)?);
     }
     let name = config.str("peft_type")?.unwrap_or_default();
-    let Some(&kind) = Kind::ALL.iter().find(|kind| kind.peft_type() == name) else {
+    let Some((kind, read)) = Kind::of_peft_type(name) else {
         return Err(Error::Unsupported {
             what: format!("adapter field peft_type = \"{}\"", name.chars().take(80).collect::<String>()),
             reason: "docs/adapters.md lists the kinds that this version applies",
         });
     };
     let reader = Reader::new(weights)?;
-    let edits = kind.read(config, &reader)?;
+    let edits = read(config, &reader)?;
     let base_model = config.str("base_model_name_or_path")?.map(str::to_owned);
     let invocation = lora::invocation(config, &edits)?;
     let row_order = RowOrder::HuggingFace;

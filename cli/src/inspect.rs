@@ -200,7 +200,7 @@ fn adapter_report(adapter: &Adapter) -> Vec<Item> {
             Site::AfterFfn { .. } => "stream after feed-forward".to_owned(),
             site => site.to_string(),
         };
-        bytes += edit.change.tensors().iter().map(|tensor| tensor.bytes().len()).sum::<usize>();
+        bytes += edit.change.bytes();
         let (line, mut value) = describe(&edit.change);
         let line = format!("{place}: {line}");
         value["site"] = json!(place);
@@ -307,6 +307,15 @@ fn describe(change: &Change) -> (String, Value) {
         Change::Project { directions } => {
             let count = directions.rows();
             (format!("{count} directions taken out"), json!({"change": "project", "directions": count}))
+        }
+        Change::Factors { v, s, u } => {
+            let (rank, formats) = (s.len(), [v.format(), u.format()]);
+            let value = json!({"change": "factors", "rank": rank, "formats": formats.map(|f| f.name())});
+            (format!("singular vectors, rank {rank}, V in {}, U in {}", formats[0], formats[1]), value)
+        }
+        Change::Whole { matrix, .. } => {
+            let format = matrix.format();
+            (format!("whole delta, {format}"), json!({"change": "whole", "format": format.name()}))
         }
         Change::Sparse { values, .. } => {
             let (entries, format) = (values.cols(), values.format());

@@ -78,6 +78,10 @@ pub fn read_adapter(adapter: &Adapter) {
             Change::Rows { tokens, rows } => {
                 assert!(tokens.len() == rows.rows() && tokens.is_sorted());
             }
+            Change::Factors { v, s, u } => {
+                assert!(v.rows() == s.len() && u.cols() == s.len() && s.iter().all(|x| x.is_finite()));
+            }
+            Change::Whole { matrix, scale } => assert!(scale.is_finite() && matrix.rows() > 0),
             Change::Sparse { rows, columns, values } => {
                 assert!(rows.len() == values.cols() && columns.len() == values.cols());
             }
