@@ -16,9 +16,9 @@ fn main() {
         let some = Tensor::encode(format, 32, cols, &random_values(32 * cols, 1)).expect("whole blocks");
         let weight =
             Tensor::new(format, rows, cols, some.bytes().repeat(rows / 32).into()).expect("whole rows");
-        let bytes = CpuDevice.matrix_bytes(&CpuDevice.matrix(&weight).expect("memory"));
-        assert_eq!(bytes, CpuDevice.packed_bytes(format, rows, cols));
-        let seconds = median_seconds(9, || drop(CpuDevice.matrix(&weight)));
+        let bytes = CpuDevice::default().matrix_bytes(&CpuDevice::default().matrix(&weight).expect("memory"));
+        assert_eq!(bytes, CpuDevice::default().packed_bytes(format, rows, cols));
+        let seconds = median_seconds(9, || drop(CpuDevice::default().matrix(&weight)));
         println!("{:>5}: {:6.2} ms, {:5.2} GB/s", format.name(), seconds * 1e3, bytes as f64 / seconds / 1e9);
     }
 }

@@ -2,7 +2,6 @@
 
 use graftwork_kernels::{Format, Tensor, tensor};
 
-use crate::check::Shape;
 use crate::{Error, file};
 
 /// A change as a pair of factors `B A`, or as a whole.
@@ -129,32 +128,6 @@ pub fn dora_factors(
         })
     })?;
     Ok(factors)
-}
-
-/// The factors of `b (B[:outputs] (d (A[:, :inputs])))`, with `inner` d and `outer` b: `A' = d A`, `B' = b B`.
-///
-/// # Errors
-/// [`tensor::Error::OutOfMemory`].
-pub fn shared(
-    (a, b): (&Tensor, &Tensor),
-    (inner, outer): (&Tensor, &Tensor),
-    shape: Shape,
-) -> Result<(Tensor, Tensor), tensor::Error> {
-    let rank = a.rows();
-    let mut left = tensor::reserved(rank.saturating_mul(shape.inputs))?;
-    let mut row = vec![0.0; a.cols()];
-    for (r, d) in inner.decode()?.into_iter().enumerate() {
-        a.decode_row(r, &mut row);
-        left.extend(row[..shape.inputs].iter().map(|x| d * x));
-    }
-    let mut right = tensor::reserved(shape.outputs.saturating_mul(rank))?;
-    let mut row = vec![0.0; rank];
-    for (o, by) in outer.decode()?.into_iter().enumerate() {
-        b.decode_row(o, &mut row);
-        right.extend(row.iter().map(|x| by * x));
-    }
-    let a = Tensor::encode(Format::F32, rank, shape.inputs, &left)?;
-    Ok((a, Tensor::encode(Format::F32, shape.outputs, rank, &right)?))
 }
 
 /// `(W1a W1b) * (W2a W2b)` element by element. As factors it has rank `r1 r2`: `B[o,(i,j)] = W1a[o,i] W2a[o,j]` and

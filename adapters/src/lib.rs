@@ -47,6 +47,7 @@ mod peft;
 mod prefix;
 pub mod prompt;
 pub mod rows;
+pub mod seed;
 mod shira;
 mod site;
 mod vera;

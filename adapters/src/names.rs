@@ -32,6 +32,22 @@ pub(crate) fn hf_site(path: &str) -> Option<Site> {
     }
 }
 
+/// The Hugging Face module path of a site: the inverse of [`hf_site`].
+pub(crate) fn hf_name(site: Site) -> Option<String> {
+    Some(match site {
+        Site::Head => "lm_head".to_owned(),
+        Site::Embedding => "model.embed_tokens".to_owned(),
+        Site::Norm => "model.norm".to_owned(),
+        Site::AttentionNorm { layer } => format!("model.layers.{layer}.input_layernorm"),
+        Site::FfnNorm { layer } => format!("model.layers.{layer}.post_attention_layernorm"),
+        Site::Linear { layer, module } => {
+            let &(_, hf, _) = MODULES.iter().find(|row| row.0 == module)?;
+            format!("model.layers.{layer}.{hf}")
+        }
+        Site::AfterAttention { .. } | Site::AfterFfn { .. } | Site::Prompt | Site::Prefix => return None,
+    })
+}
+
 /// The site of a GGUF tensor such as `blk.3.attn_q.weight`.
 pub(crate) fn gguf_site(tensor: &str) -> Option<Site> {
     match tensor.strip_suffix(".weight")? {
@@ -61,9 +77,20 @@ mod tests {
         for &(module, hf, gguf) in MODULES {
             let site = Some(Site::Linear { layer: 12, module });
             assert_eq!(hf_site(&format!("model.layers.12.{hf}")), site);
+            assert_eq!(site.and_then(hf_name), Some(format!("model.layers.12.{hf}")));
             assert_eq!(gguf_site(&format!("blk.12.{gguf}.weight")), site);
         }
         assert_eq!(MODULES.len(), Module::ALL.len());
+        let others = [
+            Site::AttentionNorm { layer: 3 },
+            Site::FfnNorm { layer: 0 },
+            Site::Norm,
+            Site::Head,
+            Site::Embedding,
+        ];
+        for site in others {
+            assert_eq!(hf_site(&hf_name(site).unwrap()), Some(site));
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::format::Format;
+use crate::strips::Strips;
 use crate::tensor::{Error, Tensor};
 
 /// Positions in one page of the KV cache, and in one tile of attention.
@@ -17,8 +18,8 @@ pub const PAGE: usize = 32;
 
 /// Puts weights where a backend wants them. Shared by all threads: adapters are prepared while steps run.
 pub trait Device: Send + Sync + 'static {
-    /// A weight matrix prepared for [`Backend::linear`].
-    type Matrix: Send + Sync + 'static;
+    /// A weight matrix prepared for [`Backend::linear`]. Cloning it copies no weights.
+    type Matrix: Clone + Send + Sync + 'static;
     /// A vector of weights: a norm's, a bias.
     type Vector: Send + Sync + 'static;
     /// A table of rows prepared for [`Backend::embed`].
@@ -38,6 +39,11 @@ pub trait Device: Send + Sync + 'static {
 
     /// Prepares a weight matrix `[outputs, inputs]`.
     fn matrix(&self, weight: &Tensor) -> Result<Self::Matrix, Error>;
+    /// Prepares a weight matrix that lies in strips already, without a copy if its bytes are where this device can read them.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where strips are of no use.
+    fn strips(&self, weight: &Strips) -> Result<Self::Matrix, Error>;
     /// Prepares a vector.
     fn vector(&self, values: &[f32]) -> Result<Self::Vector, Error>;
     /// Prepares an embedding table `[entries, width]`.
@@ -220,12 +226,18 @@ pub struct Graft<'a, B: Backend> {
 
 /// A change of a linear layer.
 pub enum Change<'a, B: Backend> {
-    /// `y[t,o] += scale * (sum_r B[o,r] (sum_i A[r,i] x[t,i]) + bias[o])`, as `B (scale A x) + scale bias`.
+    /// `y[t,o] += scale * (outer[o] (sum_r B[o,r] inner[r] (sum_i A[r,i] x[t,i])) + bias[o])`, as `outer * (B (scale inner * (A x))) +
+    /// scale bias`. What stands between a `B` of integer codes and `A` is rounded to 8 bits as the input is.
     LowRank {
-        /// `A [r, inputs]`.
+        /// `A [r, inputs or more]`, of which the first columns count: whole blocks.
         a: &'a Matrix<B>,
-        /// `B [outputs, r]`, in a floating-point format.
+        /// `B [outputs or more, r]`, of which the first rows count. Of integer codes, `r` may be followed by columns that stand
+        /// for nothing, up to whole blocks.
         b: &'a Matrix<B>,
+        /// `[r]`, without a shift.
+        inner: Option<&'a Scale<B>>,
+        /// `[outputs]`, without a shift.
+        outer: Option<&'a Scale<B>>,
         /// `[outputs]`.
         bias: Option<&'a Vector<B>>,
     },
@@ -244,11 +256,11 @@ pub enum Change<'a, B: Backend> {
     },
     /// `y[t,o] += scale * z[t,order[o]]`, with `z = (L (x) R) x`: `z[t, i b + j] = sum_k L[i,k] sum_l R[j,l] x[t, k d + l]`.
     Kronecker {
-        /// `L [a, c]`, in a floating-point format.
-        left: &'a Matrix<B>,
-        /// `R [b, d]`, likewise; `a b` outputs and `c d` inputs.
+        /// `L [a, c]`, row after row.
+        left: &'a Vector<B>,
+        /// `R [b, d]`, in a floating-point format; `a b` outputs and `c d` inputs.
         right: &'a Matrix<B>,
-        /// A permutation of the outputs.
+        /// A permutation of the outputs; empty where they stay as they are.
         order: &'a Index<B>,
     },
     /// `y[t,o] += scale * by[o] (y[t,o] - shift[o])`, with `y` as bias and the grafts before have left it; what an
@@ -341,7 +353,7 @@ pub struct StepShape {
     /// Most inputs of a linear layer.
     pub inputs: usize,
     /// Most intermediate values in one call of [`Backend::linear`]: over its grafts, the sum of rows times the rank of a
-    /// low-rank change, `b c + a b` of a Kronecker product, the number of replaced outputs, or the size of a bottleneck. Or those
+    /// low-rank change, `a d + a b` of a Kronecker product, the number of replaced outputs, or the size of a bottleneck. Or those
     /// of one graft of [`Backend::adapt`]: rows times the size of a bottleneck, or the width of a rotation.
     pub low: usize,
     /// Query heads that share a key-value head.

@@ -62,7 +62,7 @@ impl Layer {
         let Matrices { weight, bias, a, b, shift } = matrices;
         let mut grafts: Vec<Graft<'_, Cpu>> = Vec::new();
         if !part.low.is_empty() {
-            let change = Change::LowRank { a, b, bias: Some(shift) };
+            let change = Change::LowRank { a, b, inner: None, outer: None, bias: Some(shift) };
             grafts.push(Graft { rows: part.low.clone(), scale: SCALE, change });
         }
         if !part.shifted.is_empty() {
@@ -136,7 +136,7 @@ fn float(w: &[f32], x: &[f32]) -> (f64, f64) {
 ///
 /// With integer codes, `x` is rounded to multiples of `d = max |x| / 127` in groups of 16: off by half a `d`, and by some
 /// roundings of f32 in `d`, its inverse and their products, each below `128 epsilon d`. Weights are `d_w q + m`: `|m|` is at most
-/// about the largest weight of the group (the smallest code is 0 or near it), and `|d_w q|` twice that, so what is summed
+/// about the largest weight that shares the scale (the smallest code is 0 or near it), and `|d_w q|` twice that, so what is summed
 /// is at most four times that weight. Each block of 32 adds up to four roundings.
 fn base(format: Format, w: &[f32], x: &[f32]) -> (f64, f64) {
     if format.block_len() == 1 {
@@ -144,13 +144,18 @@ fn base(format: Format, w: &[f32], x: &[f32]) -> (f64, f64) {
     }
     let largest = |values: &[f32]| f64::from(values.iter().fold(0.0f32, |m, v| m.max(v.abs())));
     let (mut sum, mut rounding, mut terms) = (0.0, 0.0, 0.0);
-    for (w, x) in w.chunks(16).zip(x.chunks(16)) {
-        let d = largest(x) / 127.0;
-        for (w, x) in w.iter().zip(x) {
-            sum += f64::from(*w) * f64::from(*x);
-            rounding += f64::from(w.abs()) * d * (0.5 + 4.0 * 128.0 * EPSILON);
+    // In K formats, groups of 16 have a scale of their own.
+    let scaled = if format.block_len() == 256 { 16 } else { format.block_len() };
+    for (w, x) in w.chunks(scaled).zip(x.chunks(scaled)) {
+        let most = 4.0 * largest(w);
+        for (w, x) in w.chunks(16).zip(x.chunks(16)) {
+            let d = largest(x) / 127.0;
+            for (w, x) in w.iter().zip(x) {
+                sum += f64::from(*w) * f64::from(*x);
+                rounding += f64::from(w.abs()) * d * (0.5 + 4.0 * 128.0 * EPSILON);
+            }
+            terms += most * x.iter().map(|x| f64::from(x.abs()) + d).sum::<f64>();
         }
-        terms += 4.0 * largest(w) * x.iter().map(|x| f64::from(x.abs()) + d).sum::<f64>();
     }
     (sum, rounding + (4 * w.len().div_ceil(32) + 6) as f64 * EPSILON * terms)
 }
@@ -180,7 +185,7 @@ fn check_formats(which: &dyn Fn(Format) -> bool) {
         let inputs = match format.block_len() {
             1 => vec![1, 63, 64, 65, 127, 129],
             // With many rows 256 columns may be multiplied at a time.
-            32 => vec![32, 64, 96, 256 + 32],
+            block @ 32..256 => vec![block, 2 * block, 3 * block, 256 + block],
             block => vec![block, 2 * block, 3 * block],
         };
         for outputs in [1, 15, 16, 17, 31, 33] {
@@ -229,18 +234,14 @@ fn check(layer: &Layer, cpus: &mut [Vec<Cpu>], counts: &[usize]) {
                 (0..MOST).map(row).collect()
             })
         });
-        for (c, &count) in counts.iter().enumerate() {
+        for &count in counts {
             let parts = [
                 Part { first: 0, count, low: 0..0, shifted: 0..0 },
                 // On some rows one, on some both, on the first and the last few other ones.
                 Part { first: 0, count, low: count / 3..count, shifted: 0..count - count / 4 },
             ];
-            for (p, part) in parts.iter().enumerate() {
-                for (i, cpu) in cpus.iter_mut().enumerate() {
-                    // Without grafts, and where it takes longest, the numbers of threads take turns.
-                    if (p == 0 || isa == "portable") && (c + p) % 3 != i {
-                        continue;
-                    }
+            for part in &parts {
+                for cpu in &mut *cpus {
                     let threads = cpu.threads();
                     let found = bits(&layer.run(cpu, &matrices, part));
                     for (t, found) in found.chunks(outputs).enumerate() {

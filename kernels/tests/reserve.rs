@@ -73,7 +73,11 @@ fn operate(cpu: &mut Cpu, random: &mut Random, rows_now: usize, rank: usize, for
     let x = rows(cpu, &values, INPUTS);
     let mut y = cpu.rows(40);
     cpu.resize(&mut y, rows_now).unwrap();
-    let graft = Graft { rows: 0..rows_now, scale: 1.0, change: Change::LowRank { a: &a, b: &b, bias: None } };
+    let graft = Graft {
+        rows: 0..rows_now,
+        scale: 1.0,
+        change: Change::LowRank { a: &a, b: &b, inner: None, outer: None, bias: None },
+    };
     cpu.linear(
         &x,
         &mut [Output { y: &mut y, weight: &weight, bias: None, accumulate: false, grafts: &[graft] }],
@@ -130,13 +134,19 @@ fn packed_bytes_are_those_of_packed_matrices() {
         for rows in [1, 2, 15, 16, 17, 31, 32, 33, 100] {
             for cols in [block, 2 * block, 3 * block, 8 * block] {
                 let values = normals(&mut random, rows * cols);
-                let matrix = CpuDevice.matrix(&Tensor::encode(format, rows, cols, &values).unwrap()).unwrap();
-                let packed = CpuDevice.packed_bytes(format, rows, cols);
-                assert_eq!(packed, CpuDevice.matrix_bytes(&matrix), "{format} [{rows}, {cols}]");
+                let matrix = CpuDevice::default()
+                    .matrix(&Tensor::encode(format, rows, cols, &values).unwrap())
+                    .unwrap();
+                let packed = CpuDevice::default().packed_bytes(format, rows, cols);
+                assert_eq!(packed, CpuDevice::default().matrix_bytes(&matrix), "{format} [{rows}, {cols}]");
                 assert!(packed > 0);
             }
         }
-        assert_eq!(CpuDevice.packed_bytes(format, usize::MAX, usize::MAX), usize::MAX, "no overflow");
+        assert_eq!(
+            CpuDevice::default().packed_bytes(format, usize::MAX, usize::MAX),
+            usize::MAX,
+            "no overflow"
+        );
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 
+use super::arena::Arena;
 use super::isa::LANES;
-use super::layer::{Inward, PROJECT_ROWS, add, slice};
+use super::layer::{Between, Inward, PROJECT_ROWS, add, slice};
 use super::linear::{Inputs, Lane, Lanes, Matrix};
 use super::rows::Add;
 use super::team::Grid;
@@ -24,17 +25,17 @@ pub struct Bottleneck {
 
 impl Bottleneck {
     /// Packs its matrices.
-    pub(super) fn new(weights: &BottleneckWeights) -> Result<Self, Error> {
+    pub(super) fn new(weights: &BottleneckWeights, arena: &Arena) -> Result<Self, Error> {
         let vector = |values: &[f32]| {
             let mut vector = reserved(values.len())?;
             vector.extend_from_slice(values);
             Ok(vector)
         };
         Ok(Self {
-            down: Matrix::pack(&weights.down)?,
+            down: Matrix::pack(&weights.down, arena)?,
             down_bias: vector(weights.down_bias.as_deref().unwrap_or_default())?,
             act: weights.activation,
-            up: Matrix::pack(&weights.up)?,
+            up: Matrix::pack(&weights.up, arena)?,
             up_bias: weights.up_bias.as_deref().map(vector).transpose()?,
         })
     }
@@ -60,7 +61,13 @@ impl Bottleneck {
 
     /// `scale f(A x + a)` for some rows.
     pub(super) fn inward(&self, rows: Range<usize>, scale: f32) -> Inward<'_> {
-        Inward { rows, scale, matrix: &self.down, act: Some((&self.down_bias, self.act)) }
+        Inward {
+            rows,
+            scale,
+            matrix: &self.down,
+            between: Between::Act(&self.down_bias, self.act),
+            rounded: false,
+        }
     }
 }
 
@@ -73,14 +80,15 @@ pub struct Rotation {
 
 impl Rotation {
     /// Packs the transposes of `blocks`.
-    pub(super) fn new(blocks: &[Tensor]) -> Result<Self, Error> {
+    pub(super) fn new(blocks: &[Tensor], arena: &Arena) -> Result<Self, Error> {
         let size = blocks.first().map_or(0, Tensor::rows);
         let mut packed = reserved(blocks.len())?;
         for block in blocks {
             let values = block.decode()?;
             let mut turned = reserved(values.len())?;
             turned.extend((0..values.len()).map(|at| values[at % size * size + at / size]));
-            packed.push(Matrix::pack(&Tensor::encode(crate::Format::F32, size, size, &turned)?)?);
+            let block = Tensor::encode(crate::Format::F32, size, size, &turned)?;
+            packed.push(Matrix::pack(&block, arena)?);
         }
         Ok(Self { blocks: packed, size })
     }

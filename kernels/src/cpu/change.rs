@@ -2,12 +2,14 @@
 
 use std::ops::Range;
 
-use super::isa::{Isa, LANES};
-use super::linear::{Inputs, Lane, Lanes, Matrix};
+use super::isa::{Isa, Kernel, LANES, Simd};
+use super::linear::{Inputs, Join, Lane, Lanes, Matrix};
+use super::math::{load_part, store_part};
 use super::rows::Rescale;
-use super::team::Grid;
+use super::scratch::Scratch;
+use super::team::{Grid, Tile};
 use super::{Cpu, Rows};
-use crate::backend::{Change, Graft, InputChange, InputGraft, Output};
+use crate::backend::{Change, Graft, InputChange, InputGraft};
 
 /// Factors of outputs or inputs.
 pub struct Scale {
@@ -46,13 +48,8 @@ impl Scale {
 /// Most rows that are multiplied at a time.
 const ROWS: usize = 64;
 
-/// A Kronecker product on some rows.
-struct Product<'a> {
-    left: &'a Matrix,
-    right: &'a Matrix,
-    rows: Range<usize>,
-    scale: f32,
-}
+/// Rows of a tile of a Kronecker product.
+const PRODUCT_ROWS: usize = 8;
 
 impl Cpu {
     /// One graft of [`Backend::adapt`](crate::backend::Backend::adapt).
@@ -76,113 +73,101 @@ impl Cpu {
             }
         }
     }
+}
 
-    /// Computes `scale z` of all Kronecker products into `low` and puts where each begins into `places`; gives how many values
-    /// there are. With `x` as `X [c, d]`: first `T = R X^T [b, c]`, then
-    /// `Z = L T^T [a, b]`, every sum in the order of [`Matrix::multiply`].
-    pub(super) fn kronecker(
-        &mut self,
-        x: &Rows,
-        outputs: &[Output<'_, Self>],
-        places: &mut [Vec<usize>],
-    ) -> usize {
-        let (mut products, mut inner, mut outer) = (Vec::new(), 0, 0);
-        for (output, places) in outputs.iter().zip(places.iter_mut()) {
-            for (graft, place) in output.grafts.iter().zip(places) {
-                let Change::Kronecker { left, right, order } = &graft.change else { continue };
-                let outputs = left.rows() * right.rows();
-                assert!(
-                    left.cols() * right.cols() == x.cols
-                        && outputs == output.weight.rows()
-                        && outputs == order.len()
-                        && !left.integer()
-                        && !right.integer(),
-                    "shapes and formats of a Kronecker product"
-                );
-                *place = outer;
-                let rows = graft.rows.clone();
-                inner += rows.len() * right.rows() * left.cols();
-                outer += rows.len() * outputs;
-                products.push(Product { left, right, rows, scale: graft.scale });
-            }
-        }
-        if products.is_empty() {
-            return 0;
-        }
-        for (output, places) in outputs.iter().zip(places.iter_mut()) {
-            for (graft, place) in output.grafts.iter().zip(places) {
-                if matches!(graft.change, Change::Kronecker { .. }) {
-                    *place += inner;
-                }
-            }
-        }
-        let isa = self.isa;
-        let low = self.low.slice::<f32>(inner + outer);
-        let (t_all, z_all) = low.split_at_mut(inner);
-        let cuts = |p: &Product<'_>| (0..p.rows.len()).step_by(ROWS).chain([p.rows.len()]).collect();
+/// A Kronecker product on some rows: with `x` as `X [c, d]`, first `U = L X [a, d]`, each value `s = fma(L[i,k], X[k,l], s)` from zero
+/// over `k` in order, then `Z = U R^T [a, b]`, every sum in the order of [`Matrix::multiply`].
+pub(super) struct Product<'a> {
+    pub left: &'a [f32],
+    pub right: &'a Matrix,
+    /// `a` and `c`.
+    pub shape: (usize, usize),
+    pub rows: Range<usize>,
+    pub scale: f32,
+}
 
-        let (mut grids, mut rest) = (Vec::with_capacity(products.len()), &mut *t_all);
-        for p in &products {
-            let (b, c) = (p.right.rows(), p.left.cols());
-            let (part, others) = rest.split_at_mut(p.rows.len() * b * c);
-            rest = others;
-            // The outputs of a strip of `R` lie together.
-            grids.push(Grid::new(part, b * c, cuts(p), LANES * c));
-        }
-        self.team.tiles(&mut grids, |g, mut tile, scratch| {
-            let p = &products[g];
-            let (c, d) = (p.left.cols(), p.right.cols());
-            let lanes = scratch.lanes.slice::<Lane>(ROWS);
-            let strip = tile.cols.start / (LANES * c);
-            let inputs = Inputs { x: x.values(), stride: d, cols: d, x8: &[] };
-            for t in tile.rows.clone() {
-                for k in (0..c).step_by(ROWS) {
-                    let lanes = &mut lanes[..ROWS.min(c - k)];
-                    let first = (p.rows.start + t) * c + k;
+impl Product<'_> {
+    /// Values of `U`, which come before those of `scale Z` in a row.
+    fn inner(&self) -> usize {
+        self.shape.0 * self.right.cols()
+    }
+
+    /// Values of a row.
+    pub fn stride(&self) -> usize {
+        self.inner() + self.shape.0 * self.right.rows()
+    }
+
+    /// The tiles of its values: a few whole rows each.
+    pub fn grid<'a>(&self, values: &'a mut [f32]) -> Grid<'a, f32> {
+        Grid::by_rows(values, self.stride(), PRODUCT_ROWS)
+    }
+
+    /// Computes one of its tiles.
+    pub fn compute(&self, isa: Isa, x: &Inputs<'_>, mut tile: Tile<'_, f32>, scratch: &mut Scratch) {
+        let ((a, c), b, d) = (self.shape, self.right.rows(), self.right.cols());
+        let lanes = scratch.lanes.slice::<Lane>(ROWS);
+        for row in tile.rows.clone() {
+            let (u, z) = tile.row(row).split_at_mut(self.inner());
+            let x = &x.x[(self.rows.start + row) * x.stride..][..c * d];
+            isa.run(Combine { left: self.left, x, d, out: u });
+            let inputs = Inputs { x: u, stride: d, cols: d, x8: &[] };
+            for strip in 0..b.div_ceil(LANES) {
+                let (at, end) = (strip * LANES, b.min((strip + 1) * LANES));
+                for first in (0..a).step_by(ROWS) {
+                    let lanes = &mut lanes[..ROWS.min(a - first)];
                     let rows = first..first + lanes.len();
-                    p.right.multiply(isa, strip..strip + 1, &inputs, rows, false, Lanes::strip(lanes));
-                    for (j, row) in tile.row(t).chunks_exact_mut(c).enumerate() {
-                        for (t, lane) in row[k..].iter_mut().zip(&*lanes) {
-                            *t = lane[j];
-                        }
+                    self.right.multiply(isa, strip..strip + 1, &inputs, rows, false, Lanes::strip(lanes));
+                    for (z, lane) in z[first * b..].chunks_mut(b).zip(&*lanes) {
+                        z[at..end].iter_mut().zip(lane).for_each(|(z, x)| *z = x * self.scale);
                     }
                 }
             }
-        });
-
-        let (mut grids, mut sources) =
-            (Vec::with_capacity(products.len()), Vec::with_capacity(products.len()));
-        let (mut rest, mut t_rest) = (z_all, &*t_all);
-        for p in &products {
-            let (a, b, c) = (p.left.rows(), p.right.rows(), p.left.cols());
-            let (part, others) = rest.split_at_mut(p.rows.len() * a * b);
-            rest = others;
-            let (source, others) = t_rest.split_at(p.rows.len() * b * c);
-            t_rest = others;
-            sources.push(source);
-            grids.push(Grid::new(part, a * b, cuts(p), LANES * b));
         }
-        self.team.tiles(&mut grids, |g, mut tile, scratch| {
-            let p = &products[g];
-            let (b, c) = (p.right.rows(), p.left.cols());
-            let lanes = scratch.lanes.slice::<Lane>(ROWS);
-            let strip = tile.cols.start / (LANES * b);
-            let inputs = Inputs { x: sources[g], stride: c, cols: c, x8: &[] };
-            for t in tile.rows.clone() {
-                for j in (0..b).step_by(ROWS) {
-                    let lanes = &mut lanes[..ROWS.min(b - j)];
-                    let first = t * b + j;
-                    let rows = first..first + lanes.len();
-                    p.left.multiply(isa, strip..strip + 1, &inputs, rows, false, Lanes::strip(lanes));
-                    for (i, row) in tile.row(t).chunks_exact_mut(b).enumerate() {
-                        for (z, lane) in row[j..].iter_mut().zip(&*lanes) {
-                            *z = lane[i] * p.scale;
-                        }
-                    }
-                }
+    }
+}
+
+/// `out[i,l] = sum_k left[i,k] x[k,l]` with rows of `d` values in `x` and `out`.
+struct Combine<'a> {
+    left: &'a [f32],
+    x: &'a [f32],
+    d: usize,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Combine<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let c = self.x.len() / self.d;
+        let mut rows = self.left.chunks_exact(4 * c).zip(self.out.chunks_exact_mut(4 * self.d));
+        for (left, out) in &mut rows {
+            combine::<S, 4>(s, left, (self.x, self.d), out);
+        }
+        let done = self.left.len() / (4 * c) * 4;
+        let left = self.left[done * c..].chunks_exact(c);
+        for (left, out) in left.zip(self.out[done * self.d..].chunks_exact_mut(self.d)) {
+            combine::<S, 1>(s, left, (self.x, self.d), out);
+        }
+    }
+}
+
+/// `N` rows of [`Combine`].
+#[inline(always)]
+fn combine<S: Simd, const N: usize>(s: S, left: &[f32], (x, d): (&[f32], usize), out: &mut [f32]) {
+    let c = x.len() / d;
+    for l in (0..d).step_by(LANES) {
+        let mut sums = [s.splat(0.0); N];
+        for k in 0..c {
+            // What is beyond the row falls into lanes that are not stored.
+            let x = load_part(s, &x[k * d + l..]);
+            for n in 0..N {
+                sums[n] = s.fma(s.splat(left[n * c + k]), x, sums[n]);
             }
-        });
-        inner + outer
+        }
+        for n in 0..N {
+            store_part(s, sums[n], &mut out[n * d + l..(n + 1) * d]);
+        }
     }
 }
 
@@ -192,7 +177,7 @@ pub(super) struct Piece<'a> {
     pub graft: &'a Graft<'a, Cpu>,
     /// The layer's input.
     pub x: &'a Inputs<'a>,
-    /// `scale z` of a Kronecker product, from the graft's first row on.
+    /// What a Kronecker product has computed, from the graft's first row on.
     pub low: &'a [f32],
     pub strips: Range<usize>,
     /// Of the batch; all of them the graft's.
@@ -214,7 +199,7 @@ impl Piece<'_> {
                 unreachable!("computed in layer.rs")
             }
             Change::Delta(delta) | Change::Replace(delta) => {
-                let out = Lanes { lanes: change, stride: count, add: false };
+                let out = Lanes { lanes: change, stride: count, join: Join::Set };
                 delta.multiply(self.isa, self.strips.clone(), self.x, self.rows.clone(), self.fresh, out);
                 change.iter_mut().flatten().for_each(|y| *y *= scale);
             }
@@ -231,14 +216,18 @@ impl Piece<'_> {
                     }
                 }
             }
-            Change::Kronecker { order, .. } => {
-                let outputs = order.len();
+            Change::Kronecker { left, right, order } => {
+                let stride = self.low.len() / self.graft.rows.len();
+                let outputs = left.len() * right.cols() / self.x.cols * right.rows();
                 for (strip, lanes) in self.strips.clone().zip(change.chunks_exact_mut(count)) {
-                    let order = &order[strip * LANES..order.len().min((strip + 1) * LANES)];
+                    let part = strip * LANES..outputs.min((strip + 1) * LANES);
                     for (t, lane) in self.rows.clone().zip(lanes) {
-                        let z = &self.low[(t - self.graft.rows.start) * outputs..];
-                        for (y, &o) in lane.iter_mut().zip(order) {
-                            *y = z[o as usize];
+                        let row = &self.low[(t - self.graft.rows.start) * stride..][..stride];
+                        let z = &row[stride - outputs..];
+                        if order.is_empty() {
+                            lane[..part.len()].copy_from_slice(&z[part.clone()]);
+                        } else {
+                            lane.iter_mut().zip(&order[part.clone()]).for_each(|(y, &o)| *y = z[o as usize]);
                         }
                     }
                 }

@@ -1,14 +1,14 @@
 //! Linear layers with their grafts, shared out among the team.
 //!
-//! First the input is rounded to 8 bits. Then `scale A x` is computed for every graft, and each tile of the output finished by
+//! First the input is rounded to 8 bits. Then what stands between the two matrices of a graft is computed, and each tile of the output finished by
 //! one thread: `W x`, bias, and `B (scale A x)` while the tile is hot, once that is there. A graft's change is never written out.
 
 use std::ops::Range;
 
 use super::bottleneck::Bottleneck;
-use super::change::{Piece, put};
+use super::change::{Piece, Product, Scale, put};
 use super::isa::{BLOCK, Isa, LANES};
-use super::linear::{Inputs, Lane, Lanes, Matrix, Quantize};
+use super::linear::{Inputs, Join, Lane, Lanes, Matrix, Quantize, ask};
 use super::rows::Inner;
 use super::scratch::{Need, Scratch};
 use super::strip::Activations;
@@ -53,10 +53,9 @@ impl Cpu {
             let graft = |g: &Graft<'_, Self>| matches!(&g.change, Change::LowRank { a, .. } | Change::Delta(a) | Change::Replace(a) if a.integer());
             o.weight.integer() || o.grafts.iter().any(graft)
         });
-        let x8 = if integer { self.quantize(x) } else { 0 };
         let mut places: Vec<_> = outputs.iter().map(|output| vec![0; output.grafts.len()]).collect();
-        let products = self.kronecker(x, outputs, &mut places);
-        let inwards = inwards(x, outputs, &mut places);
+        let steps = first_steps(x, outputs, &mut places);
+        let x8 = if integer { self.quantize(x) } else { 0 };
         let strips: usize = outputs.iter().map(|o| o.weight.rows().div_ceil(LANES)).sum();
         let width = (strips / (self.team.threads() * CHUNKS)).max(1) * LANES;
         let mut layers = Vec::with_capacity(outputs.len());
@@ -78,19 +77,18 @@ impl Cpu {
         }
         let inputs = Inputs { x: &x.data, stride: x.cols, cols: x.cols, x8: self.x8.values(x8) };
         let isa = self.isa;
-        let low = self.low.slice(products + inwards.iter().map(Inward::values).sum::<usize>());
-        let (products, mut low) = low.split_at_mut(products);
-        let mut early = Vec::with_capacity(inwards.len());
-        for inward in &inwards {
-            let (part, rest) = low.split_at_mut(inward.values());
+        let mut low = self.low.slice(steps.iter().map(First::values).sum());
+        let mut early = Vec::with_capacity(steps.len());
+        for step in &steps {
+            let (part, rest) = low.split_at_mut(step.values());
             low = rest;
-            early.push(inward.grid(part));
+            early.push(step.grid(part));
         }
         let first = |g: usize, tile: Tile<'_, f32>, scratch: &mut Scratch| {
-            inwards[g].compute(isa, &inputs, tile, scratch);
+            steps[g].compute(isa, &inputs, tile, scratch);
         };
         self.team.tiles_after((&mut early, first), &mut grids, |g, tile, early, scratch| {
-            layers[g].compute(isa, &inputs, &Low { early, products }, tile, scratch);
+            layers[g].compute(isa, &inputs, early, tile, scratch);
         });
     }
 
@@ -110,18 +108,67 @@ impl Cpu {
     }
 }
 
-/// Those that a linear layer's grafts need: of low-rank changes and bottlenecks, and the rows that take the place of outputs.
-/// Puts which one a graft has into `places`.
-fn inwards<'a>(x: &Rows, outputs: &[Output<'a, Cpu>], places: &mut [Vec<usize>]) -> Vec<Inward<'a>> {
+/// What a graft computes before the outputs.
+enum First<'a> {
+    /// Of a low-rank change or bottleneck; or rows that take the place of outputs.
+    Inward(Inward<'a>),
+    /// Of a Kronecker product.
+    Product(Product<'a>),
+}
+
+impl First<'_> {
+    /// How many f32 they take.
+    fn values(&self) -> usize {
+        match self {
+            Self::Inward(inward) => inward.values(),
+            Self::Product(product) => product.rows.len() * product.stride(),
+        }
+    }
+
+    /// The tiles of its values.
+    fn grid<'a>(&self, values: &'a mut [f32]) -> Grid<'a, f32> {
+        match self {
+            Self::Inward(inward) => inward.grid(values),
+            Self::Product(product) => product.grid(values),
+        }
+    }
+
+    /// Computes one of its tiles.
+    fn compute(&self, isa: Isa, x: &Inputs<'_>, tile: Tile<'_, f32>, scratch: &mut Scratch) {
+        match self {
+            Self::Inward(inward) => inward.compute(isa, x, tile, scratch),
+            Self::Product(product) => product.compute(isa, x, tile, scratch),
+        }
+    }
+}
+
+/// What a linear layer's grafts compute before the outputs. Puts which of these a graft has into `places`.
+fn first_steps<'a>(x: &Rows, outputs: &[Output<'a, Cpu>], places: &mut [Vec<usize>]) -> Vec<First<'a>> {
     let mut all = Vec::new();
     for (output, places) in outputs.iter().zip(places) {
         for (graft, place) in output.grafts.iter().zip(places) {
             let rows = graft.rows.clone();
             let inward = match graft.change {
-                Change::LowRank { a, b, .. } => {
-                    assert!(a.cols() == x.cols && b.cols() == a.rows(), "shapes of a low-rank change");
-                    assert!(!b.integer(), "the second factor of a low-rank change is in a float format");
-                    Inward { rows, scale: graft.scale, matrix: a, act: None }
+                Change::LowRank { a, b, inner, outer, .. } => {
+                    let fits = |by: Option<&Scale>, len| {
+                        by.is_none_or(|by| by.by.len() == len && by.shift.is_none())
+                    };
+                    let inward = Inward {
+                        rows,
+                        scale: graft.scale,
+                        matrix: a,
+                        between: Between::Scaled(inner.map(|inner| &inner.by[..])),
+                        rounded: b.integer(),
+                    };
+                    assert!(
+                        a.cols() >= x.cols
+                            && b.cols() == inward.width()
+                            && b.rows() >= output.weight.rows()
+                            && fits(inner, a.rows())
+                            && fits(outer, output.weight.rows()),
+                        "shapes of a low-rank change"
+                    );
+                    inward
                 }
                 Change::Bottleneck(bottleneck) => {
                     bottleneck.check(x.cols, output.weight.rows());
@@ -133,62 +180,139 @@ fn inwards<'a>(x: &Rows, outputs: &[Output<'a, Cpu>], places: &mut [Vec<usize>])
                         "shapes of replaced rows"
                     );
                     assert!(!weight.integer(), "replaced rows are in a float format");
-                    Inward { rows, scale: 1.0, matrix: weight, act: None }
+                    Inward {
+                        rows,
+                        scale: 1.0,
+                        matrix: weight,
+                        between: Between::Scaled(None),
+                        rounded: false,
+                    }
+                }
+                Change::Kronecker { left, right, order } => {
+                    let (outputs, c) = (output.weight.rows(), x.cols / right.cols());
+                    let shape = (outputs / right.rows(), c);
+                    assert!(
+                        c * right.cols() == x.cols
+                            && shape.0 * right.rows() == outputs
+                            && shape.0 * c == left.len()
+                            && [0, outputs].contains(&order.len())
+                            && !right.integer(),
+                        "shapes and formats of a Kronecker product"
+                    );
+                    *place = all.len();
+                    all.push(First::Product(Product { left, right, shape, rows, scale: graft.scale }));
+                    continue;
                 }
                 _ => continue,
             };
             *place = all.len();
-            all.push(inward);
+            all.push(First::Inward(inward));
         }
     }
     all
 }
 
-/// `scale f(A x + a)` of some rows.
+/// What stands between the two matrices of a graft, for some rows.
 pub(super) struct Inward<'a> {
     pub rows: Range<usize>,
     pub scale: f32,
+    /// `A`.
     pub matrix: &'a Matrix,
-    /// `a`, which may be empty, and `f`.
-    pub act: Option<(&'a [f32], Activation)>,
+    pub between: Between<'a>,
+    /// Whether the second matrix wants it in 8 bits.
+    pub rounded: bool,
 }
 
+/// What becomes of `A x`.
+#[derive(Clone, Copy)]
+pub(super) enum Between<'a> {
+    /// `scale inner * A x`.
+    Scaled(Option<&'a [f32]>),
+    /// `scale f(A x + a)`; `a` may be empty.
+    Act(&'a [f32], Activation),
+}
+
+/// The f32 that a block of 8-bit activations takes.
+const ROUNDED: usize = size_of::<Activations>() / size_of::<f32>();
+const _: () = assert!(ROUNDED * size_of::<f32>() == size_of::<Activations>());
+
+/// Bytes of weights from which on another tile is worth its hand-over.
+const SHARE: usize = 16 << 10;
+
 impl Inward<'_> {
-    /// How many values it gives.
-    fn values(&self) -> usize {
-        self.rows.len() * self.matrix.rows()
+    /// Columns of the second matrix: as many as there are values, rounded up to whole blocks if those are rounded.
+    fn width(&self) -> usize {
+        let rank = self.matrix.rows();
+        if self.rounded { rank.next_multiple_of(BLOCK) } else { rank }
     }
 
-    /// The tiles of its values `[rows, outputs]`.
+    /// The f32 that a row of them takes.
+    fn stride(&self) -> usize {
+        if self.rounded { self.width() / BLOCK * ROUNDED } else { self.width() }
+    }
+
+    /// How many f32 they take.
+    fn values(&self) -> usize {
+        self.rows.len() * self.stride()
+    }
+
+    /// Strips of `A` whose rows are written together, and the f32 that those take.
+    fn unit(&self) -> (usize, usize) {
+        if self.rounded { (BLOCK / LANES, ROUNDED) } else { (1, LANES) }
+    }
+
+    /// The tiles of its values `[rows, stride]`.
     pub(super) fn grid<'a>(&self, values: &'a mut [f32]) -> Grid<'a, f32> {
         // Decode rows are few and a chunk is cheap; prompts are cut so that all threads have some.
         let cuts = (0..self.rows.len()).step_by(PROJECT_ROWS).chain([self.rows.len()]).collect();
-        Grid::new(values, self.matrix.rows(), cuts, LANES)
+        let (strips, unit) = self.unit();
+        let units = (SHARE / (strips * self.matrix.strip_bytes())).max(1);
+        Grid::new(values, self.stride(), cuts, units * unit)
     }
 
     /// Computes one of its tiles.
     pub(super) fn compute(&self, isa: Isa, x: &Inputs<'_>, mut tile: Tile<'_, f32>, scratch: &mut Scratch) {
-        let lanes = scratch.lanes.slice::<Lane>(tile.rows.len());
         let rows = self.rows.start + tile.rows.start..self.rows.start + tile.rows.end;
-        let strip = tile.cols.start / LANES;
-        self.matrix.multiply(isa, strip..strip + 1, x, rows, true, Lanes::strip(lanes));
-        for (t, lane) in tile.rows.clone().zip(&*lanes) {
-            match self.act {
-                None => tile.row(t).iter_mut().zip(lane).for_each(|(y, x)| *y = x * self.scale),
-                Some((bias, act)) => {
-                    let bias = if bias.is_empty() { bias } else { slice(bias, strip) };
-                    isa.run(Inner { x: lane, bias, act, scale: self.scale, y: tile.row(t) });
+        let (height, start) = (rows.len(), tile.cols.start);
+        let (strips, unit) = self.unit();
+        let end = self.matrix.rows().div_ceil(LANES);
+        for at in tile.cols.clone().step_by(unit) {
+            let first = at / unit * strips;
+            let strips = first..end.min(first + strips);
+            let lanes = scratch.lanes.slice::<Lane>(strips.len() * height);
+            let out = Lanes { lanes: &mut *lanes, stride: height, join: Join::Set };
+            self.matrix.multiply(isa, strips.clone(), x, rows.clone(), true, out);
+            for (i, t) in tile.rows.clone().enumerate() {
+                let y = &mut tile.row(t)[at - start..];
+                if self.rounded {
+                    let mut values = [[0.0; LANES]; BLOCK / LANES];
+                    for ((n, strip), values) in strips.clone().enumerate().zip(&mut values) {
+                        self.finish(isa, strip, &lanes[n * height + i], values);
+                    }
+                    let out = bytemuck::cast_slice_mut(&mut y[..ROUNDED]);
+                    isa.run(Quantize { x: values.as_flattened(), out });
+                } else {
+                    let len = y.len().min(LANES);
+                    self.finish(isa, first, &lanes[i], &mut y[..len]);
                 }
             }
         }
     }
-}
 
-/// What grafts compute before the outputs.
-struct Low<'a> {
-    early: &'a Early<'a, f32>,
-    /// `scale z` of Kronecker products.
-    products: &'a [f32],
+    /// What becomes of the products of a strip: as many values as `y` has room for.
+    fn finish(&self, isa: Isa, strip: usize, x: &Lane, y: &mut [f32]) {
+        match self.between {
+            Between::Scaled(None) => y.iter_mut().zip(x).for_each(|(y, x)| *y = x * self.scale),
+            Between::Scaled(Some(inner)) => {
+                let by = slice(inner, strip);
+                y.iter_mut().zip(x).zip(by).for_each(|((y, x), by)| *y = x * (by * self.scale));
+            }
+            Between::Act(bias, act) => {
+                let bias = if bias.is_empty() { bias } else { slice(bias, strip) };
+                isa.run(Inner { x, bias, act, scale: self.scale, y });
+            }
+        }
+    }
 }
 
 /// One output of a linear layer, without the rows it goes to.
@@ -197,7 +321,7 @@ struct Layer<'a> {
     bias: Option<&'a Vec<f32>>,
     accumulate: bool,
     grafts: &'a [Graft<'a, Cpu>],
-    /// Which [`Inward`] each graft has, or where its Kronecker product starts.
+    /// Which [`First`] each graft has.
     places: Vec<usize>,
 }
 
@@ -207,7 +331,7 @@ impl Layer<'_> {
         &self,
         isa: Isa,
         x: &Inputs<'_>,
-        low: &Low<'_>,
+        early: &Early<'_, f32>,
         mut tile: Tile<'_, f32>,
         scratch: &mut Scratch,
     ) {
@@ -222,7 +346,13 @@ impl Layer<'_> {
             let strips = first..end.min(first + many);
             for graft in self.grafts {
                 match &graft.change {
-                    Change::LowRank { b, .. } => b.ask(isa, strips.clone()),
+                    Change::LowRank { b, outer, .. } => {
+                        b.ask(isa, strips.clone());
+                        if let Some(outer) = outer {
+                            let end = outer.by.len().min(strips.end * LANES);
+                            ask(isa, bytemuck::cast_slice(&outer.by[strips.start * LANES..end]));
+                        }
+                    }
                     Change::Bottleneck(bottleneck) => bottleneck.up.ask(isa, strips.clone()),
                     _ => {}
                 }
@@ -232,10 +362,10 @@ impl Layer<'_> {
                 let (lanes, fresh) = (&mut lanes[..strips.len() * part.rows.len()], top == rows.start);
                 // Rows with another weight have no use for this one.
                 if !self.grafts.iter().any(|graft| replaces(graft, &part.rows)) {
-                    let out = Lanes { lanes: &mut *lanes, stride: part.rows.len(), add: false };
+                    let out = Lanes { lanes: &mut *lanes, stride: part.rows.len(), join: Join::Set };
                     self.weight.multiply(isa, strips.clone(), x, part.rows.clone(), fresh, out);
                 }
-                self.finish(isa, (x, low), (&part, fresh), (lanes, change));
+                self.finish(isa, (x, early), (&part, fresh), (lanes, change));
                 part.write(&mut tile, lanes, self.accumulate);
             }
         }
@@ -245,7 +375,7 @@ impl Layer<'_> {
     fn finish(
         &self,
         isa: Isa,
-        (x, low): (&Inputs<'_>, &Low<'_>),
+        (x, early): (&Inputs<'_>, &Early<'_, f32>),
         (part, fresh): (&Part, bool),
         (lanes, change): (&mut [Lane], &mut [Lane]),
     ) {
@@ -255,7 +385,7 @@ impl Layer<'_> {
             }
         }
         for (graft, &place) in self.grafts.iter().zip(&self.places) {
-            add_graft(isa, graft, (x, low, place), (part, fresh), (lanes, change));
+            add_graft(isa, graft, (x, early, place), (part, fresh), (lanes, change));
         }
     }
 }
@@ -288,11 +418,11 @@ fn replaces(graft: &Graft<'_, Cpu>, rows: &Range<usize>) -> bool {
     matches!(graft.change, Change::Replace(_)) && graft.rows.start <= rows.start && rows.end <= graft.rows.end
 }
 
-/// Adds a graft's change to the outputs `lanes`, with what `low` has for it at `place`; `change` is room for as many outputs.
+/// Adds a graft's change to the outputs `lanes`, with what `early` has for it at `place`; `change` is room for as many outputs.
 fn add_graft(
     isa: Isa,
     graft: &Graft<'_, Cpu>,
-    (x, low, place): (&Inputs<'_>, &Low<'_>, usize),
+    (x, early, place): (&Inputs<'_>, &Early<'_, f32>, usize),
     (part, fresh): (&Part, bool),
     (lanes, change): (&mut [Lane], &mut [Lane]),
 ) {
@@ -304,15 +434,23 @@ fn add_graft(
     let own = rows.start - graft.rows.start..rows.end - graft.rows.start;
     let change = &mut change[..part.strips.len() * rows.len()];
     let low = match &graft.change {
-        Change::LowRank { .. } | Change::Bottleneck(_) | Change::Rows { .. } => low.early.rows(place),
-        Change::Kronecker { .. } => &low.products[place..],
+        Change::LowRank { .. } | Change::Bottleneck(_) | Change::Rows { .. } | Change::Kronecker { .. } => {
+            early.rows(place)
+        }
         _ => &[],
     };
     match &graft.change {
         &Change::LowRank { b, .. } | Change::Bottleneck(Bottleneck { up: b, .. }) => {
-            let rank = b.cols();
-            let x = Inputs { x: low, stride: rank, cols: rank, x8: &[] };
-            let out = Lanes { lanes: &mut lanes[top..], stride: height, add: true };
+            let join = match graft.change {
+                Change::LowRank { outer: Some(outer), .. } => {
+                    Join::Scaled(&outer.by[part.strips.start * LANES..])
+                }
+                _ => Join::Add,
+            };
+            let (x, x8): (&[f32], &[Activations]) =
+                if b.integer() { (&[], bytemuck::cast_slice(low)) } else { (low, &[]) };
+            let x = Inputs { x, stride: if b.integer() { 0 } else { b.cols() }, cols: b.cols(), x8 };
+            let out = Lanes { lanes: &mut lanes[top..], stride: height, join };
             b.multiply(isa, part.strips.clone(), &x, own.clone(), fresh, out);
         }
         Change::Bias(_) | Change::Scale(_) | Change::Rows { .. } => {}

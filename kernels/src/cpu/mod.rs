@@ -4,6 +4,7 @@
 //! at load into strips of sixteen rows ([`strip`]), so that a vector lane is a row: every instruction set then sums a
 //! row's products in the same order, and their results are equal to the bit.
 
+pub(crate) mod arena;
 pub mod attention;
 #[cfg(target_arch = "x86_64")]
 pub mod avx2;
@@ -32,6 +33,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
+use arena::Arena;
 use attention::Attend;
 use bottleneck::{Bottleneck, Rotation};
 use change::Scale;
@@ -51,6 +53,7 @@ use crate::backend::{
     InputGraft, Output, PAGE, Span, StepShape,
 };
 use crate::format::Format;
+use crate::strips::Strips;
 use crate::tensor::{Error, Tensor, reserved};
 
 /// Rows of one sequence that one attention job takes.
@@ -60,8 +63,10 @@ const ATTENTION_ROWS: usize = 16;
 const CHUNKS: usize = 4;
 
 /// Prepares weights for the CPU.
-#[derive(Clone, Copy, Debug)]
-pub struct CpuDevice;
+#[derive(Debug, Default)]
+pub struct CpuDevice {
+    arena: Arena,
+}
 
 impl Device for CpuDevice {
     type Matrix = Matrix;
@@ -75,7 +80,11 @@ impl Device for CpuDevice {
     type Direction = Vec<f32>;
 
     fn matrix(&self, weight: &Tensor) -> Result<Matrix, Error> {
-        Matrix::pack(weight)
+        Matrix::pack(weight, &self.arena)
+    }
+
+    fn strips(&self, weight: &Strips) -> Result<Matrix, Error> {
+        Matrix::from_strips(weight, &self.arena)
     }
 
     fn vector(&self, values: &[f32]) -> Result<Vec<f32>, Error> {
@@ -104,11 +113,11 @@ impl Device for CpuDevice {
     }
 
     fn bottleneck(&self, weights: &BottleneckWeights) -> Result<Bottleneck, Error> {
-        Bottleneck::new(weights)
+        Bottleneck::new(weights, &self.arena)
     }
 
     fn rotation(&self, blocks: &[Tensor]) -> Result<Rotation, Error> {
-        Rotation::new(blocks)
+        Rotation::new(blocks, &self.arena)
     }
 
     fn direction(&self, values: &[f32]) -> Result<Vec<f32>, Error> {
@@ -208,7 +217,7 @@ impl Cpu {
     }
 
     fn of(team: Team, isa: Isa) -> Self {
-        Self { device: Arc::new(CpuDevice), isa, team, x8: Buffer::default(), low: Buffer::default() }
+        Self { device: Arc::default(), isa, team, x8: Buffer::default(), low: Buffer::default() }
     }
 
     /// The instruction set in use.

@@ -10,6 +10,7 @@ use graftwork_kernels::{Format, Tensor, tensor};
 
 use super::base::Base;
 use super::config::Config;
+use super::factors::{self, Shared, in_floats};
 use super::graft::{Bound, BoundAdapter, BoundInput, Changes, Hooks, Part};
 use super::positions::Positions;
 use super::weights::{Linear, Model, shape_of};
@@ -39,7 +40,7 @@ pub fn prepare<D: Device>(
         positions: Positions::default(),
         widest: 0,
     };
-    let (mut bytes, mut whole) = (0, None);
+    let (mut bytes, mut whole, mut shared) = (0, None, Shared::default());
     let vocabulary = check::vocabulary(adapter, config.vocab)?;
     for edit in &adapter.edits {
         let site = edit.site;
@@ -126,7 +127,13 @@ pub fn prepare<D: Device>(
             let found = factors.map_or(0.0, |factors| factors[row]);
             return Err(graftwork_adapters::Error::Norm { site, row, found }.into());
         }
-        bytes += binder.bind(change, factors, place).map_err(refused)?;
+        bytes += match change {
+            Edit::Shared { a, b, inner, outer } => {
+                binder.shared((a, b), (inner, outer), &mut shared, &mut place.outputs)
+            }
+            _ => binder.bind(change, factors, place),
+        }
+        .map_err(refused)?;
     }
     bound.widest = bound.most_values();
     let (edits, invocation) = (adapter.edits.len(), adapter.invocation.clone());
@@ -389,10 +396,6 @@ impl<D: Device> Binder<'_, D> {
             Edit::Add { .. } | Edit::Project { .. } => {
                 Err(graftwork_kernels::Error::Unsupported { what: "this change of a linear layer" })
             }
-            Edit::Shared { a, b, inner, outer } => {
-                let (a, b) = expand::shared((a, b), (inner, outer), self.shape)?;
-                self.low_rank((&a, self.reordered(&b)?), 1.0, None, outputs)
-            }
             Edit::Hadamard { first, second, scale } => {
                 match expand::hadamard((&first.0, &first.1), (&second.0, &second.1))? {
                     Expanded::LowRank(a, b) => {
@@ -407,12 +410,12 @@ impl<D: Device> Binder<'_, D> {
                 }
             }
             Edit::Kronecker { left, right, scale } => {
-                let low = right.rows() * left.cols() + self.shape.outputs;
-                let [left, right] = [left, right].map(|factor| self.device.matrix(&factor.whole()?));
-                let (left, right, order) = (left?, right?, self.order()?);
-                let bytes = self.device.matrix_bytes(&left)
-                    + self.device.matrix_bytes(&right)
-                    + size_of_val(&order[..]);
+                let low = left.rows() * right.cols() + self.shape.outputs;
+                let (left, right) = (left.whole()?.decode()?, self.device.matrix(&right.whole()?)?);
+                let order = if self.orders.is_some() { self.order()? } else { Vec::new() };
+                let bytes =
+                    size_of_val(&left[..]) + self.device.matrix_bytes(&right) + size_of_val(&order[..]);
+                let left = self.device.vector(&left)?;
                 let order = self.device.index(&order)?;
                 outputs.push(Bound::Kronecker { left, right, order, scale: *scale, low });
                 Ok(bytes)
@@ -428,9 +431,9 @@ impl<D: Device> Binder<'_, D> {
             Edit::Factors { .. } | Edit::Whole { .. } => {
                 Err(graftwork_kernels::Error::Unsupported { what: "compressed deltas" })
             }
-            // Of no linear layer.
-            Edit::VirtualTokens { .. } | Edit::Prefix { .. } => {
-                Err(graftwork_kernels::Error::Unsupported { what: "virtual tokens of a linear layer" })
+            // Bound by `shared`, or of no linear layer.
+            Edit::Shared { .. } | Edit::VirtualTokens { .. } | Edit::Prefix { .. } => {
+                Err(graftwork_kernels::Error::Unsupported { what: "this change of a linear layer" })
             }
         }
     }
@@ -444,14 +447,52 @@ impl<D: Device> Binder<'_, D> {
         outputs: &mut Vec<Bound<D>>,
     ) -> Result<usize> {
         let (rank, format) = (a.rows(), self.linear.format);
-        let a = self.device.matrix(&first_factor(a, format)?)?;
-        let b = self.device.matrix(&second_factor(b, format)?)?;
+        let a = self.device.matrix(&factors::first(a, a.cols(), format)?)?;
+        let second = factors::second(self.device, b, format)?;
+        let b = self.device.matrix(&second.matrix)?;
+        let outer = second.rows.as_deref().map(|rows| self.device.scale(rows, None)).transpose()?;
         let values = bias.map(|bias| self.vector(bias)).transpose()?;
         let bytes = self.device.matrix_bytes(&a)
             + self.device.matrix_bytes(&b)
-            + values.as_deref().map_or(0, size_of_val);
+            + [&second.rows, &values].into_iter().flatten().map(|v| size_of_val(&v[..])).sum::<usize>();
         let bias = values.map(|values| self.device.vector(&values)).transpose()?;
-        outputs.push(Bound::LowRank { a, b, bias, scale, rank });
+        outputs.push(Bound::LowRank { a, b, inner: None, outer, bias, scale, rank });
+        Ok(bytes)
+    }
+
+    /// `outer * (B[:outputs] (inner * (A[:, :inputs] x)))`, with matrices that other layers have too.
+    fn shared(
+        &self,
+        (a, b): (&Tensor, &Tensor),
+        (inner, outer): (&Tensor, &Tensor),
+        shared: &mut Shared<D>,
+        outputs: &mut Vec<Bound<D>>,
+    ) -> Result<usize> {
+        let (rank, format, inputs) = (a.rows(), self.linear.format, self.shape.inputs);
+        let whole = inputs.is_multiple_of(Format::Q8_0.block_len());
+        let (first, a_bytes) = shared.get(a, (format, whole), self.device, || {
+            Ok(factors::Second { matrix: factors::first(a, inputs, format)?, rows: None })
+        })?;
+        let (second, b_bytes) = shared.get(b, (format, self.orders.is_some()), self.device, || {
+            // Whole heads, if these are reordered.
+            let heads = if self.orders.is_some() { self.head_dim } else { 1 };
+            let (b, _) = split(b, b.rows() / heads * heads)?;
+            factors::second(self.device, self.reordered(&b)?, format)
+        })?;
+        let (inner, mut outer) = (inner.decode()?, self.vector(outer)?);
+        for (by, row) in outer.iter_mut().zip(second.rows.iter().flatten()) {
+            *by *= row;
+        }
+        let bytes = a_bytes + b_bytes + size_of_val(&inner[..]) + size_of_val(&outer[..]);
+        outputs.push(Bound::LowRank {
+            a: first.matrix.clone(),
+            b: second.matrix.clone(),
+            inner: Some(self.device.scale(&inner, None)?),
+            outer: Some(self.device.scale(&outer, None)?),
+            bias: None,
+            scale: 1.0,
+            rank,
+        });
         Ok(bytes)
     }
 
@@ -480,79 +521,5 @@ impl<D: Device> Binder<'_, D> {
             None => row as u32,
         }));
         Ok(order)
-    }
-}
-
-/// A tensor whose values stand by themselves, the same values.
-fn in_floats(tensor: Tensor) -> Result<Tensor> {
-    match tensor.format().block_len() {
-        1 => Ok(tensor),
-        _ => Tensor::encode(Format::F32, tensor.rows(), tensor.cols(), &tensor.decode()?),
-    }
-}
-
-/// The least that the largest value of a row must be for [`first_factor`] to round it: the scale of smaller ones is a subnormal half.
-const LEAST: f32 = 1.0 / 1024.0;
-
-/// `A` as it is kept. On a base in blocks it meets activations of 8 bits, so it is rounded to `Q8_0` too: each value by at most
-/// 1/128 of the largest in its row, half of that where no scale is subnormal. What would lose more stays as it is.
-fn first_factor(a: &Tensor, base: Format) -> Result<Tensor> {
-    let whole = a.cols().is_multiple_of(Format::Q8_0.block_len());
-    if a.format().block_len() > 1 || base.block_len() == 1 || !whole {
-        return Ok(a.clone());
-    }
-    let values = a.decode()?;
-    let fits = |row: &[f32]| {
-        row.iter().all(|x| x.is_finite())
-            && (row.iter().all(|&x| x == 0.0) || row.iter().any(|x| x.abs() >= LEAST))
-    };
-    if !values.chunks(a.cols().max(1)).all(fits) {
-        return Ok(a.clone());
-    }
-    Tensor::encode(Format::Q8_0, a.rows(), a.cols(), &values)
-}
-
-/// `B` as it is kept, in a float format: what multiplies the few numbers of a low-rank activation gains nothing from blocks, and
-/// backends need not round such activations to 8 bits. On a base in blocks, F32 is rounded to BF16: each value by at most 2^-9 of itself.
-fn second_factor(b: Tensor, base: Format) -> Result<Tensor> {
-    match b.format() {
-        Format::F16 | Format::BF16 => Ok(b),
-        _ if base.block_len() > 1 => Tensor::encode(Format::BF16, b.rows(), b.cols(), &b.decode()?),
-        _ => in_floats(b),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What is kept of `A` with two rows whose largest values are `scale` and a third of it, and the format.
-    fn kept(scale: f32) -> (Vec<f32>, Vec<f32>, Format) {
-        let row = |scale: f32| (0..64).map(move |i| scale * ((i * 37 + 11) % 64 - 32) as f32 / 32.0);
-        let values: Vec<f32> = row(scale).chain(row(scale / 3.0)).collect();
-        let a = Tensor::encode(Format::F32, 2, 64, &values).expect("whole rows");
-        let kept = first_factor(&a, Format::Q4K).expect("memory");
-        (values, kept.decode().expect("memory"), kept.format())
-    }
-
-    #[test]
-    fn first_factors_lose_no_more_than_is_said() {
-        // Down to values that halves cannot scale.
-        for power in 0..40 {
-            let (values, kept, format) = kept(0.5f32.powi(power));
-            assert_eq!(format == Format::Q8_0, 0.5f32.powi(power) / 3.0 >= LEAST, "2^-{power}");
-            for (row, kept) in values.chunks(64).zip(kept.chunks(64)) {
-                let largest = row.iter().fold(0.0f32, |most, x| most.max(x.abs()));
-                let error = row.iter().zip(kept).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
-                assert!(error <= largest / 128.0, "2^-{power}: {error} of {largest}");
-            }
-        }
-    }
-
-    #[test]
-    fn what_is_not_finite_stays() {
-        let (_, kept, format) = kept(f32::INFINITY);
-        assert_eq!(format, Format::F32);
-        assert!(kept.iter().any(|x| !x.is_finite()));
     }
 }

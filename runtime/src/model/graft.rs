@@ -14,15 +14,44 @@ use crate::registry::Loaded;
 
 /// One change of one linear layer, prepared for the device.
 pub(super) enum Bound<D: Device> {
-    LowRank { a: D::Matrix, b: D::Matrix, bias: Option<D::Vector>, scale: f32, rank: usize },
+    LowRank {
+        a: D::Matrix,
+        b: D::Matrix,
+        inner: Option<D::Scale>,
+        outer: Option<D::Scale>,
+        bias: Option<D::Vector>,
+        scale: f32,
+        rank: usize,
+    },
     Bias(D::Vector),
-    Delta { delta: D::Matrix, scale: f32 },
-    Sparse { starts: D::Index, columns: D::Index, values: D::Vector },
-    Kronecker { left: D::Matrix, right: D::Matrix, order: D::Index, scale: f32, low: usize },
+    Delta {
+        delta: D::Matrix,
+        scale: f32,
+    },
+    Sparse {
+        starts: D::Index,
+        columns: D::Index,
+        values: D::Vector,
+    },
+    Kronecker {
+        left: D::Vector,
+        right: D::Matrix,
+        order: D::Index,
+        scale: f32,
+        low: usize,
+    },
     Scale(D::Scale),
     Replace(D::Matrix),
-    Rows { outputs: D::Index, weight: D::Matrix, low: usize },
-    Bottleneck { bottleneck: D::Bottleneck, scale: f32, size: usize },
+    Rows {
+        outputs: D::Index,
+        weight: D::Matrix,
+        low: usize,
+    },
+    Bottleneck {
+        bottleneck: D::Bottleneck,
+        scale: f32,
+        size: usize,
+    },
 }
 
 /// One change of rows between the layers, such as the input of a linear layer, prepared for the device.
@@ -311,7 +340,10 @@ fn input<'a, B: Backend>(
 
 fn graft<'a, B: Backend>(bound: &'a Bound<B::Device>, weight: f32, rows: &Range<usize>) -> Graft<'a, B> {
     let (scale, change) = match bound {
-        Bound::LowRank { a, b, bias, scale, .. } => (*scale, Change::LowRank { a, b, bias: bias.as_ref() }),
+        Bound::LowRank { a, b, inner, outer, bias, scale, .. } => {
+            let (inner, outer, bias) = (inner.as_ref(), outer.as_ref(), bias.as_ref());
+            (*scale, Change::LowRank { a, b, inner, outer, bias })
+        }
         Bound::Bias(values) => (1.0, Change::Bias(values)),
         Bound::Scale(by) => (1.0, Change::Scale(by)),
         Bound::Replace(weight) => (1.0, Change::Replace(weight)),

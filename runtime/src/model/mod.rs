@@ -5,6 +5,7 @@ pub(crate) mod base;
 pub(crate) mod bind;
 pub mod config;
 pub mod container;
+pub(crate) mod factors;
 pub(crate) mod forward;
 pub(crate) mod graft;
 pub(crate) mod plan;

@@ -1,10 +1,12 @@
 //! The parsers, each with a small valid input, and what is done with what they read.
 
+use graftwork_adapters::check::Shape;
 use graftwork_adapters::file::gguf::{Array, Value};
 use graftwork_adapters::file::{
     Dtype, Gguf, GgufWriter, HfModel, Safetensors, Source, TensorFile, TensorView, write_safetensors,
 };
-use graftwork_adapters::{Adapter, Change};
+use graftwork_adapters::seed::{SeedPatch, Settings};
+use graftwork_adapters::{Adapter, Change, Module, Site};
 use graftwork_kernels::{Bytes, Format, Tensor};
 
 use crate::allocation::peak;
@@ -367,6 +369,33 @@ fn ablation() -> Parser {
     }
 }
 
+fn seed_patch() -> Parser {
+    let settings = Settings {
+        bases: vec!["5b1d".to_owned()],
+        base_seed: 9,
+        scale: -3e-7,
+        modules: vec![Module::Q, Module::Up],
+    };
+    let mut file = Vec::new();
+    SeedPatch::new(settings, Random(3).values(600)).unwrap().write(&mut file).unwrap();
+    Parser {
+        name: "seed patch",
+        headers: vec![safetensors_header(&file)],
+        files: vec![("patch.seed", file)],
+        parse: |files| {
+            let parse = |mut files: Vec<(String, Bytes)>| SeedPatch::parse(files.remove(0).1);
+            parsed(files, CONSTANT, parse, |patch| {
+                for &module in &patch.settings().modules {
+                    let (site, shape) = (Site::Linear { layer: 1, module }, Shape { outputs: 2, inputs: 5 });
+                    let mut out = [0.0; 10];
+                    patch.update(site, shape).unwrap().rows(0, &mut out).unwrap();
+                    assert!(out.iter().all(|x| x.is_finite()));
+                }
+            })
+        },
+    }
+}
+
 pub fn parsers() -> Vec<Parser> {
     let own = [
         gguf(),
@@ -377,6 +406,7 @@ pub fn parsers() -> Vec<Parser> {
         gguf_lora(),
         control_vector(),
         ablation(),
+        seed_patch(),
         pickles::parser(),
     ];
     own.into_iter().chain(kinds::parsers()).collect()
