@@ -1,5 +1,6 @@
 //! Does this adapter fit that base?
 
+use crate::delta::Fingerprint;
 use crate::{Adapter, Change, Coded, Error, Factor, Key, Place, Site};
 use graftwork_kernels::Tensor;
 
@@ -221,6 +222,25 @@ pub fn architecture(adapter: &Adapter, base: &str) -> Result<(), Error> {
             Err(Error::Architecture { expected: base.to_owned(), found: found.clone() })
         }
         _ => Ok(()),
+    }
+}
+
+/// Checks that the adapter is for the base that `fingerprint` computes the fingerprint of, where the adapter names any; asked for only
+/// then.
+///
+/// # Errors
+/// [`Error::Fingerprint`].
+pub fn base(adapter: &Adapter, fingerprint: impl FnOnce() -> Fingerprint) -> Result<(), Error> {
+    if adapter.bases.is_empty() {
+        return Ok(());
+    }
+    let found = fingerprint();
+    match adapter.bases.contains(&found) {
+        true => Ok(()),
+        false => {
+            let expected: Vec<String> = adapter.bases.iter().map(ToString::to_string).collect();
+            Err(Error::Fingerprint { expected: expected.join(" or "), found })
+        }
     }
 }
 

@@ -144,6 +144,8 @@ pub struct Adapter {
     pub architecture: Option<String>,
     /// The base model that the file says it was trained on, for messages only.
     pub base_model: Option<String>,
+    /// The bases that it is for, of which the file says more than a name; none: any that it fits.
+    pub bases: Vec<delta::Fingerprint>,
     /// The adapter acts on the tokens from the last of these sequences in the prompt on, itself included; on none where the
     /// prompt holds none (aLoRA). Empty: on all tokens.
     pub invocation: Vec<u32>,
@@ -450,6 +452,7 @@ impl Adapter {
             row_order: RowOrder::HuggingFace,
             architecture: None,
             base_model: None,
+            bases: Vec::new(),
             invocation: Vec::new(),
             keys,
             text: None,

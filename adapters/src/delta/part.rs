@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use graftwork_kernels::{Bytes, Format, Tensor};
+use graftwork_kernels::{Bytes, Format, Strips, Tensor, tensor};
 
-use super::Strips;
 use crate::Change;
 
 /// One term of a linear layer's delta: `y += D x`, with `D [outputs, inputs]` in one of these forms.
@@ -77,6 +76,17 @@ impl Coded {
         match self {
             Self::Rows(tensor) => tensor.bytes(),
             Self::Strips(strips) => strips.bytes(),
+        }
+    }
+
+    /// The matrix, row after row.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn to_rows(&self) -> Result<Tensor, tensor::Error> {
+        match self {
+            Self::Rows(tensor) => Ok(tensor.clone()),
+            Self::Strips(strips) => strips.unpack(),
         }
     }
 

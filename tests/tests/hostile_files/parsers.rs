@@ -12,7 +12,7 @@ use graftwork_kernels::{Bytes, Format, Tensor};
 use crate::allocation::peak;
 use crate::mutation::Random;
 use crate::{CONSTANT, FACTOR, PATTERN};
-use crate::{kinds, pickles};
+use crate::{deltas, kinds, pickles};
 
 /// The files of one model or adapter, by name.
 pub type Files = Vec<(&'static str, Vec<u8>)>;
@@ -409,5 +409,5 @@ pub fn parsers() -> Vec<Parser> {
         seed_patch(),
         pickles::parser(),
     ];
-    own.into_iter().chain(kinds::parsers()).collect()
+    own.into_iter().chain(kinds::parsers()).chain(deltas::parsers()).collect()
 }
