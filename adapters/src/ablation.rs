@@ -24,7 +24,7 @@ type Columns = BTreeMap<usize, Vec<usize>>;
 
 /// The components in `.npy` files beside a configuration of this kind, unless there is a file of tensors.
 pub(crate) fn beside(config: &Config, source: &Source) -> Result<Option<Adapter>, Error> {
-    if config.str("peft_type")? != Some(Kind::Ablation.peft_type()) {
+    if config.str("peft_type")? != Kind::Ablation.peft_type() {
         return Ok(None);
     }
     for name in WEIGHTS {

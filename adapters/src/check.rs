@@ -1,6 +1,7 @@
 //! Does this adapter fit that base?
 
-use crate::{Adapter, Change, Error, Factor, Key, Place, Site};
+use crate::delta::Fingerprint;
+use crate::{Adapter, Change, Coded, Error, Factor, Key, Place, Site};
 use graftwork_kernels::Tensor;
 
 /// The shape of a site of the base, `[outputs, inputs]`: a linear layer's, `[vocabulary, width]`, `[1, width]` of a norm
@@ -191,6 +192,11 @@ fn edits_fit(adapter: &Adapter, shape: impl Fn(Site) -> Option<Shape>) -> Result
                     return Err(Error::Misfit { site, part: "Kronecker product", expected, found });
                 }
             }
+            Change::Factors { v, s, u } => {
+                coded(site, "V", v, [s.len(), inputs])?;
+                coded(site, "U", u, [outputs, s.len()])?;
+            }
+            Change::Whole { matrix, .. } => coded(site, "delta", matrix, [outputs, inputs])?,
             Change::Sparse { rows, columns, .. } => {
                 for (what, places, limit) in
                     [("row of an entry", rows, outputs), ("column of an entry", columns, inputs)]
@@ -219,8 +225,34 @@ pub fn architecture(adapter: &Adapter, base: &str) -> Result<(), Error> {
     }
 }
 
+/// Checks that the adapter is for the base that `fingerprint` computes the fingerprint of, where the adapter names any; asked for only
+/// then.
+///
+/// # Errors
+/// [`Error::Fingerprint`].
+pub fn base(adapter: &Adapter, fingerprint: impl FnOnce() -> Fingerprint) -> Result<(), Error> {
+    if adapter.bases.is_empty() {
+        return Ok(());
+    }
+    let found = fingerprint();
+    match adapter.bases.contains(&found) {
+        true => Ok(()),
+        false => {
+            let expected: Vec<String> = adapter.bases.iter().map(ToString::to_string).collect();
+            Err(Error::Fingerprint { expected: expected.join(" or "), found })
+        }
+    }
+}
+
 fn part(site: Site, part: &'static str, tensor: &Tensor, expected: [usize; 2]) -> Result<(), Error> {
-    let found = [tensor.rows(), tensor.cols()];
+    fits_shape(site, part, [tensor.rows(), tensor.cols()], expected)
+}
+
+fn coded(site: Site, part: &'static str, matrix: &Coded, expected: [usize; 2]) -> Result<(), Error> {
+    fits_shape(site, part, [matrix.rows(), matrix.cols()], expected)
+}
+
+fn fits_shape(site: Site, part: &'static str, found: [usize; 2], expected: [usize; 2]) -> Result<(), Error> {
     if found == expected {
         return Ok(());
     }

@@ -31,7 +31,7 @@ pub(crate) fn is_one(file: &Gguf) -> bool {
 
 /// The GGUF file beside a configuration of this kind, if there is one.
 pub(crate) fn beside(config: &Config, source: &Source) -> Result<Option<Adapter>, Error> {
-    if config.str("peft_type")? != Some(Kind::ControlVector.peft_type()) {
+    if config.str("peft_type")? != Kind::ControlVector.peft_type() {
         return Ok(None);
     }
     let layers = layers(config)?;

@@ -179,6 +179,14 @@ pub enum Error {
         /// What does not fit.
         source: Box<Error>,
     },
+    /// The adapter is for other bases than this.
+    #[error("the adapter is for the base of fingerprint {expected}, this one has {found}")]
+    Fingerprint {
+        /// Those that the adapter names.
+        expected: String,
+        /// The base's.
+        found: crate::delta::Fingerprint,
+    },
     /// The adapter names another architecture than the base's.
     #[error("the adapter is for architecture {found}, the base is {expected}")]
     Architecture {

@@ -26,6 +26,7 @@ mod adapterhub;
 mod bottleneck;
 pub mod check;
 mod control_vector;
+pub mod delta;
 mod error;
 pub mod expand;
 pub mod file;
@@ -51,6 +52,7 @@ mod shira;
 mod site;
 mod vera;
 
+pub use delta::Coded;
 pub use error::Error;
 pub use file::{Source, TensorFile};
 pub use rows::RowOrder;
@@ -61,8 +63,11 @@ use std::sync::Arc;
 pub use graftwork_kernels::backend::Activation;
 use graftwork_kernels::{Bytes, Tensor};
 
+/// Reads the tensors of a PEFT file.
+type ReadPeft = fn(&peft::Config, &parts::Reader) -> Result<Vec<Edit>, Error>;
+
 macro_rules! kinds {
-    ($($(#[doc = $doc:literal])* $variant:ident = $name:literal, $peft:literal, $module:ident;)*) => {
+    ($($(#[doc = $doc:literal])* $variant:ident = $name:literal $(, $peft:literal, $module:ident)?;)*) => {
         /// What kind of adapter a file holds.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
@@ -77,14 +82,14 @@ macro_rules! kinds {
                 match self { $(Kind::$variant => $name,)* }
             }
 
-            /// The `peft_type` that says this kind in `adapter_config.json`.
-            pub fn peft_type(self) -> &'static str {
-                match self { $(Kind::$variant => $peft,)* }
+            /// The `peft_type` that says this kind in `adapter_config.json`; none of kinds that PEFT's files do not hold.
+            pub fn peft_type(self) -> Option<&'static str> {
+                match self { $($(Kind::$variant => Some($peft),)?)* _ => None }
             }
 
-            /// Reads the tensors of a PEFT file of this kind.
-            fn read(self, config: &peft::Config, reader: &parts::Reader) -> Result<Vec<Edit>, Error> {
-                match self { $(Kind::$variant => $module::read(config, reader),)* }
+            /// The kind of a `peft_type`, and what reads the tensors of its files.
+            fn of_peft_type(name: &str) -> Option<(Self, ReadPeft)> {
+                match name { $($($peft => Some((Kind::$variant, $module::read)),)?)* _ => None }
             }
         }
     };
@@ -121,6 +126,8 @@ kinds! {
     ControlVector = "control_vector", "CONTROL_VECTOR", control_vector;
     /// Directions that are taken out of the residual stream: `h -= (h Q) Q^T`.
     Ablation = "ablation", "ABLATION", ablation;
+    /// Compressed differences of full fine-tunes: `y += sum_g U_g (s_g * (V_g x))`, signs, codes or entries.
+    Delta = "delta";
 }
 
 /// A loaded adapter: changes at named sites of a model, checked for everything that can be checked
@@ -137,6 +144,8 @@ pub struct Adapter {
     pub architecture: Option<String>,
     /// The base model that the file says it was trained on, for messages only.
     pub base_model: Option<String>,
+    /// The bases that it is for, of which the file says more than a name; none: any that it fits.
+    pub bases: Vec<delta::Fingerprint>,
     /// The adapter acts on the tokens from the last of these sequences in the prompt on, itself included; on none where the
     /// prompt holds none (aLoRA). Empty: on all tokens.
     pub invocation: Vec<u32>,
@@ -228,6 +237,22 @@ pub enum Change {
         /// `R [b, d]`; `a b` outputs and `c d` inputs.
         right: Factor,
         /// `alpha / rank`.
+        scale: f32,
+    },
+    /// `y += U (s * (V x))`, of a compressed delta.
+    Factors {
+        /// `V [rank, inputs]`.
+        v: Coded,
+        /// Length `rank`.
+        s: Vec<f32>,
+        /// `U [outputs, rank]`, rows of q and k in the adapter's [`RowOrder`].
+        u: Coded,
+    },
+    /// `y += scale * (D x)`, of a compressed delta.
+    Whole {
+        /// `D [outputs, inputs]`, rows of q and k in the adapter's [`RowOrder`].
+        matrix: Coded,
+        /// A number.
         scale: f32,
     },
     /// `y[rows[e]] += values[e] x[columns[e]]` for every entry `e`.
@@ -376,7 +401,16 @@ impl Change {
         )
     }
 
-    /// The tensors that it holds, as in the file.
+    /// The bytes that it holds, as in the file.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Factors { v, s, u } => v.bytes().len() + size_of_val(&s[..]) + u.bytes().len(),
+            Self::Whole { matrix, .. } => matrix.bytes().len(),
+            change => change.tensors().iter().map(|tensor| tensor.bytes().len()).sum(),
+        }
+    }
+
+    /// The tensors that it holds, as in the file; matrices of a compressed delta only where they lie row after row.
     pub fn tensors<'a>(&'a self) -> Vec<&'a Tensor> {
         let factor = |factor: &'a Factor| match factor {
             Factor::Whole(tensor) => vec![tensor],
@@ -400,6 +434,8 @@ impl Change {
             Self::Bottleneck { down, down_bias, up, up_bias, channels, .. } => {
                 [down, up].into_iter().chain(down_bias).chain(up_bias).chain(channels).collect()
             }
+            Self::Factors { v, u, .. } => v.as_rows().into_iter().chain(u.as_rows()).collect(),
+            Self::Whole { matrix, .. } => matrix.as_rows().into_iter().collect(),
             Self::Shared { a, b, inner, outer } => vec![a, b, inner, outer],
             Self::Hadamard { first, second, .. } => vec![&first.0, &first.1, &second.0, &second.1],
             Self::Kronecker { left, right, .. } => [factor(left), factor(right)].concat(),
@@ -416,6 +452,7 @@ impl Adapter {
             row_order: RowOrder::HuggingFace,
             architecture: None,
             base_model: None,
+            bases: Vec::new(),
             invocation: Vec::new(),
             keys,
             text: None,

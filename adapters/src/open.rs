@@ -3,6 +3,7 @@
 use graftwork_kernels::Bytes;
 use std::path::Path;
 
+use crate::delta::{self, Delta, bitdelta, deltazip};
 use crate::file::{self, SMALL, gguf, hf, open_bytes};
 use crate::parts::Reader;
 use crate::peft::{self, Config};
@@ -35,6 +36,14 @@ fn bare(name: &str, bytes: Bytes) -> Result<Adapter, Error> {
     if bytes.starts_with(gguf::MAGIC) {
         return from_gguf(bytes);
     }
+    if delta::is_one(&bytes) {
+        return from_delta(bytes);
+    }
+    if let Ok(reader) = Reader::new(bytes.clone())
+        && bitdelta::is_one(reader.names())
+    {
+        return imported(bitdelta::read(&reader)?, &reader);
+    }
     prompt::bare(bytes)?.ok_or_else(|| Error::NoConfig { file: name.to_owned() })
 }
 
@@ -47,24 +56,80 @@ fn from_gguf(bytes: Bytes) -> Result<Adapter, Error> {
     lora_gguf::from_gguf(bytes)
 }
 
+/// A delta in our file.
+fn from_delta(bytes: Bytes) -> Result<Adapter, Error> {
+    let small = bytes.len() as u64 <= SMALL;
+    let delta = Delta::parse(bytes)?;
+    if small {
+        delta.check_values()?;
+    }
+    delta.into_adapter()
+}
+
+/// A delta that another program wrote, with the names of its tensors.
+fn imported(delta: Delta, reader: &Reader) -> Result<Adapter, Error> {
+    Ok(Adapter { keys: reader.keys(), ..delta.into_adapter()? })
+}
+
+/// What DeltaZip wrote, with the configuration in its directory.
+fn from_deltazip(directory: &Source, bytes: Bytes) -> Result<Adapter, Error> {
+    let config = directory.json(deltazip::CONFIG, deltazip::MAX_CONFIG)?;
+    let (delta, reader) = deltazip::read(config.as_ref(), bytes)?;
+    imported(delta, &reader)
+}
+
+/// A directory with a delta in it, ours or another program's.
+fn deltas(source: &Source) -> Result<Option<Adapter>, Error> {
+    let adapter = if let Some(bytes) = source.file(delta::NAME)? {
+        from_delta(bytes).map_err(|error| error.in_file(delta::NAME.to_owned()))?
+    } else if let Some(bytes) = source.file(deltazip::NAME)? {
+        from_deltazip(source, bytes).map_err(|error| error.in_file(deltazip::NAME.to_owned()))?
+    } else if let Some(bytes) = source.file(bitdelta::NAME)? {
+        bare(bitdelta::NAME, bytes).map_err(|error| error.in_file(bitdelta::NAME.to_owned()))?
+    } else {
+        return Ok(None);
+    };
+    with_text(adapter, source).map(Some)
+}
+
+/// The adapter with the tokenizer beside it, if it replaces the embedding or rows of it.
+fn with_text(mut adapter: Adapter, source: &Source) -> Result<Adapter, Error> {
+    if adapter.edits.iter().any(|edit| edit.site == Site::Embedding && edit.change.is_whole()) {
+        adapter.text = text(source)?;
+    }
+    Ok(adapter)
+}
+
 /// A file on disk.
 fn file(path: &Path, copy_up_to: u64) -> Result<Adapter, Error> {
     let bytes = open_bytes(path, copy_up_to.max(SMALL))?;
+    if delta::is_one(&bytes) {
+        return from_delta(bytes);
+    }
     if bytes.starts_with(gguf::MAGIC) {
         return from_gguf(bytes);
     }
     let beside = Source::Path { path: path.parent().unwrap_or(Path::new("")).to_owned(), copy_up_to };
     match beside.json(CONFIG, peft::MAX_CONFIG)? {
         Some(config) => by_kind(&Config::new(config)?, bytes),
+        None if path.file_name() == Some(deltazip::NAME.as_ref()) => from_deltazip(&beside, bytes),
         None => bare(&path.display().to_string(), bytes),
     }
 }
 
-/// A directory as PEFT saves it.
+/// A directory as PEFT saves it, or with a delta in it.
 fn directory(source: &Source) -> Result<Adapter, Error> {
     let missing = |name: &str| file::Error::Missing { what: "file", name: name.to_owned() };
-    let config = source.json(CONFIG, peft::MAX_CONFIG)?.ok_or_else(|| missing(CONFIG))?;
-    let config = Config::new(config)?;
+    let source = match source {
+        Source::Path { path, copy_up_to } => {
+            &Source::Path { path: path.clone(), copy_up_to: (*copy_up_to).max(SMALL) }
+        }
+        source => source,
+    };
+    let config = match source.json(CONFIG, peft::MAX_CONFIG)? {
+        Some(config) => Config::new(config)?,
+        None => return deltas(source)?.ok_or_else(|| missing(CONFIG).into()),
+    };
     if let Some(adapter) = control_vector::beside(&config, source)?.or(ablation::beside(&config, source)?) {
         return Ok(adapter);
     }
@@ -72,19 +137,9 @@ fn directory(source: &Source) -> Result<Adapter, Error> {
         true => adapterhub::WEIGHTS,
         false => WEIGHTS,
     };
-    let source = match source {
-        Source::Path { path, copy_up_to } => {
-            &Source::Path { path: path.clone(), copy_up_to: (*copy_up_to).max(SMALL) }
-        }
-        source => source,
-    };
     for name in names {
         if let Some(weights) = source.file(name)? {
-            let mut adapter = by_kind(&config, weights)?;
-            if adapter.edits.iter().any(|edit| edit.site == Site::Embedding && edit.change.is_whole()) {
-                adapter.text = text(source)?;
-            }
-            return Ok(adapter);
+            return with_text(by_kind(&config, weights)?, source);
         }
     }
     Err(missing(names[0]).into())
@@ -103,14 +158,14 @@ pub(crate) fn by_kind(config: &Config, weights: Bytes) -> Result<Adapter, Error>
         return adapterhub::read(config, &Reader::new(weights)?);
     }
     let name = config.str("peft_type")?.unwrap_or_default();
-    let Some(&kind) = Kind::ALL.iter().find(|kind| kind.peft_type() == name) else {
+    let Some((kind, read)) = Kind::of_peft_type(name) else {
         return Err(Error::Unsupported {
             what: format!("adapter field peft_type = \"{}\"", name.chars().take(80).collect::<String>()),
             reason: "docs/adapters.md lists the kinds that this version applies",
         });
     };
     let reader = Reader::new(weights)?;
-    let edits = kind.read(config, &reader)?;
+    let edits = read(config, &reader)?;
     let base_model = config.str("base_model_name_or_path")?.map(str::to_owned);
     let invocation = lora::invocation(config, &edits)?;
     let row_order = RowOrder::HuggingFace;

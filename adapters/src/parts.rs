@@ -164,6 +164,20 @@ impl Reader {
         Ok(values[0])
     }
 
+    /// The value of a tensor without dimensions.
+    pub fn number(&self, name: &str) -> Result<f32, Error> {
+        self.check_shape(name, &[])?;
+        let values = self.tensor(name)?.decode().map_err(|source| expand::failed(name, source))?;
+        Ok(values[0])
+    }
+
+    /// The dimensions of a matrix, both above 0.
+    pub fn dims(&self, name: &str) -> Result<[usize; 2], Error> {
+        self.check_shape(name, &[None, None])?;
+        // As many elements as the file has.
+        Ok([0, 1].map(|i| self.shape(name)[i] as usize))
+    }
+
     /// Whether there is a tensor of this name.
     pub fn has(&self, name: &str) -> bool {
         self.tensors.get(name).is_some()
@@ -189,6 +203,16 @@ impl Reader {
     /// A matrix of integers with these dimensions, row after row.
     pub fn integers(&self, name: &str, dims: [usize; 2]) -> Result<Vec<i64>, Error> {
         self.check_shape(name, &dims.map(Some))?;
+        self.numbers(name)
+    }
+
+    /// A vector of integers of this length.
+    pub fn integer_vector(&self, name: &str, len: usize) -> Result<Vec<i64>, Error> {
+        self.check_shape(name, &[Some(len)])?;
+        self.numbers(name)
+    }
+
+    fn numbers(&self, name: &str) -> Result<Vec<i64>, Error> {
         let info = self.tensors.get(name);
         let values = info.and_then(|info| info.integers());
         values.ok_or_else(|| Error::Type {

@@ -7,7 +7,7 @@ use graftwork::EngineOptions;
 use graftwork_adapters::file::gguf::{self, Gguf};
 use graftwork_adapters::file::hf::HfModel;
 use graftwork_adapters::file::{Named, Safetensors, TensorInfo, Torch};
-use graftwork_adapters::{Adapter, Change, Factor, Place, Site, Source, prompt};
+use graftwork_adapters::{Adapter, Change, Factor, Place, Site, Source, delta, prompt};
 use serde_json::{Value, json};
 
 use crate::arguments::Inspect;
@@ -89,18 +89,23 @@ impl Item {
     }
 }
 
-/// Whether this is an adapter: a PEFT directory or file, bare virtual tokens, or a GGUF file that says so.
+/// Whether this is an adapter: a PEFT directory or file, bare virtual tokens, a compressed delta, or a GGUF file that says so.
 fn is_adapter(path: &Path) -> Result<bool, Failure> {
     if path.is_dir() {
-        return Ok(path.join("adapter_config.json").exists());
+        let names = delta::FILES.iter().chain(&["adapter_config.json"]);
+        return Ok(names.into_iter().any(|name| path.join(name).exists()));
     }
     if is_safetensors(path) || is_torch(path) {
+        let is_named = delta::FILES.iter().any(|name| path.ends_with(name));
         let has_config = path.with_file_name("adapter_config.json").exists();
         let is_bare = match is_torch(path) {
             true => prompt::is_bare(Torch::open(path)?.tensors().names()),
-            false => prompt::is_bare(Safetensors::open(path)?.tensors().names()),
+            false => {
+                let file = Safetensors::open(path)?;
+                file.metadata().get(delta::KEY).is_some() || prompt::is_bare(file.tensors().names())
+            }
         };
-        return Ok(has_config || is_bare);
+        return Ok(is_named || has_config || is_bare);
     }
     let file = Gguf::open(path)?;
     let says = |key, what| Ok::<_, Failure>(file.metadata().get::<&str>(key)? == Some(what));
@@ -200,7 +205,7 @@ fn adapter_report(adapter: &Adapter) -> Vec<Item> {
             Site::AfterFfn { .. } => "stream after feed-forward".to_owned(),
             site => site.to_string(),
         };
-        bytes += edit.change.tensors().iter().map(|tensor| tensor.bytes().len()).sum::<usize>();
+        bytes += edit.change.bytes();
         let (line, mut value) = describe(&edit.change);
         let line = format!("{place}: {line}");
         value["site"] = json!(place);
@@ -307,6 +312,15 @@ fn describe(change: &Change) -> (String, Value) {
         Change::Project { directions } => {
             let count = directions.rows();
             (format!("{count} directions taken out"), json!({"change": "project", "directions": count}))
+        }
+        Change::Factors { v, s, u } => {
+            let (rank, formats) = (s.len(), [v.format(), u.format()]);
+            let value = json!({"change": "factors", "rank": rank, "formats": formats.map(|f| f.name())});
+            (format!("singular vectors, rank {rank}, V in {}, U in {}", formats[0], formats[1]), value)
+        }
+        Change::Whole { matrix, .. } => {
+            let format = matrix.format();
+            (format!("whole delta, {format}"), json!({"change": "whole", "format": format.name()}))
         }
         Change::Sparse { values, .. } => {
             let (entries, format) = (values.cols(), values.format());

@@ -160,9 +160,11 @@ fn of_adapter(error: &AdapterError) -> Meaning<'_> {
         | E::NotFinite { tensor, .. } => (ErrorKind::Format, tensor),
         E::Conflict { second, .. } => (ErrorKind::Format, second),
         E::Tensors { tensors, .. } => (ErrorKind::IncompatibleAdapter, tensors),
-        E::NoSite { .. } | E::Misfit { .. } | E::Norm { .. } | E::Architecture { .. } => {
-            (ErrorKind::IncompatibleAdapter, "")
-        }
+        E::NoSite { .. }
+        | E::Misfit { .. }
+        | E::Norm { .. }
+        | E::Architecture { .. }
+        | E::Fingerprint { .. } => (ErrorKind::IncompatibleAdapter, ""),
         E::OtherBase { base_model, .. } => (ErrorKind::IncompatibleAdapter, base_model),
     }
 }

@@ -19,7 +19,7 @@ pub(crate) fn parse(bytes: &[u8], limit: usize) -> Result<Value, Error> {
 }
 
 impl Error {
-    pub(super) fn json(error: serde_json::Error) -> Self {
+    pub(crate) fn json(error: serde_json::Error) -> Self {
         Self::Json { reason: error.to_string() }
     }
 }

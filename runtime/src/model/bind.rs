@@ -429,6 +429,9 @@ impl<D: Device> Binder<'_, D> {
                 outputs.push(Bound::Sparse { starts, columns, values });
                 Ok(size_of_val(&sparse.starts[..]) + 2 * size_of_val(&sparse.values[..]))
             }
+            Edit::Factors { .. } | Edit::Whole { .. } => {
+                Err(graftwork_kernels::Error::Unsupported { what: "compressed deltas" })
+            }
             // Bound by `shared`, or of no linear layer.
             Edit::Shared { .. } | Edit::VirtualTokens { .. } | Edit::Prefix { .. } => {
                 Err(graftwork_kernels::Error::Unsupported { what: "this change of a linear layer" })

@@ -4,6 +4,7 @@
 //! `GRAFTWORK_MUTATIONS=1000000 cargo test --release --test hostile_files` runs more than the usual 10,000 per parser.
 
 mod allocation;
+mod deltas;
 mod kinds;
 mod mutation;
 mod parsers;
@@ -140,6 +141,7 @@ fn many_small_things_take_a_bounded_amount_of_memory() {
     }
 
     pickles::many_small_things(count, check);
+    deltas::many_small_things(check);
 
     // A JSON value takes many times its text, which is why configurations may have one MiB at most.
     let config = format!("{{\"x\":[{}]}}", entries(&|_| "0".to_owned()));

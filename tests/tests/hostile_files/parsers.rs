@@ -12,7 +12,7 @@ use graftwork_kernels::{Bytes, Format, Tensor};
 use crate::allocation::peak;
 use crate::mutation::Random;
 use crate::{CONSTANT, FACTOR, PATTERN};
-use crate::{kinds, pickles};
+use crate::{deltas, kinds, pickles};
 
 /// The files of one model or adapter, by name.
 pub type Files = Vec<(&'static str, Vec<u8>)>;
@@ -80,6 +80,10 @@ pub fn read_adapter(adapter: &Adapter) {
             Change::Rows { tokens, rows } => {
                 assert!(tokens.len() == rows.rows() && tokens.is_sorted());
             }
+            Change::Factors { v, s, u } => {
+                assert!(v.rows() == s.len() && u.cols() == s.len() && s.iter().all(|x| x.is_finite()));
+            }
+            Change::Whole { matrix, scale } => assert!(scale.is_finite() && matrix.rows() > 0),
             Change::Sparse { rows, columns, values } => {
                 assert!(rows.len() == values.cols() && columns.len() == values.cols());
             }
@@ -405,5 +409,5 @@ pub fn parsers() -> Vec<Parser> {
         seed_patch(),
         pickles::parser(),
     ];
-    own.into_iter().chain(kinds::parsers()).collect()
+    own.into_iter().chain(kinds::parsers()).chain(deltas::parsers()).collect()
 }

@@ -9,6 +9,7 @@ mod write;
 
 pub use dtype::Dtype;
 pub(super) use header::Texts;
+pub(crate) use write::header;
 pub use write::{TensorView, write_safetensors};
 
 use std::path::Path;
