@@ -74,7 +74,8 @@ impl Arguments {
                 }
                 "--format" => {
                     let name = value()?;
-                    parsed.format = Some(Format::from_name(&name).ok_or(format!("no format {name}"))?);
+                    let format = Format::from_name(&name).filter(|format| format.ggml_id().is_some());
+                    parsed.format = Some(format.ok_or(format!("ggml has no format {name}"))?);
                 }
                 "--json" => parsed.json = Some(value()?),
                 "--quick" => parsed.quick = true,
@@ -110,7 +111,8 @@ fn main() {
     let memory = Memory::new();
     let shapes = if arguments.quick { &QUICK[..] } else { &SHAPES[..] };
     let mut measured = Vec::new();
-    for &format in Format::ALL.iter().filter(|&&f| arguments.format.is_none_or(|only| only == f)) {
+    let formats = Format::ALL.iter().filter(|format| format.ggml_id().is_some());
+    for &format in formats.filter(|&&f| arguments.format.is_none_or(|only| only == f)) {
         for (i, &(outputs, inputs)) in
             shapes.iter().filter(|(_, inputs)| inputs.is_multiple_of(format.block_len())).enumerate()
         {

@@ -237,9 +237,8 @@ fn padded(bytes: usize) -> usize {
     bytes.next_multiple_of(64)
 }
 
-/// ggml's type of the same number; panics if this ggml has none that large.
+/// ggml's type of the same number; panics if this ggml has none.
 fn ggml_type(format: Format) -> g::ggml_type {
-    let id = format.ggml_id() as g::ggml_type;
-    assert!(id < g::GGML_TYPE_COUNT, "ggml has no {format}");
-    id
+    let id = format.ggml_id().filter(|&id| id < g::GGML_TYPE_COUNT as u32);
+    id.unwrap_or_else(|| panic!("ggml has no {format}")) as g::ggml_type
 }

@@ -266,8 +266,9 @@ impl FromStr for Mix {
         if text.eq_ignore_ascii_case("Q4_K_M") {
             return Ok(Self::Q4KM);
         }
-        Format::from_name(text).map(Self::One).ok_or_else(|| {
-            let known: Vec<&str> = Format::ALL.iter().map(|format| format.name()).collect();
+        let in_gguf = |format: &Format| format.ggml_id().is_some();
+        Format::from_name(text).filter(in_gguf).map(Self::One).ok_or_else(|| {
+            let known: Vec<&str> = Format::ALL.iter().copied().filter(in_gguf).map(Format::name).collect();
             format!("expected Q4_K_M or one of {}", known.join(", "))
         })
     }

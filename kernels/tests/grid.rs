@@ -136,7 +136,7 @@ fn float(w: &[f32], x: &[f32]) -> (f64, f64) {
 ///
 /// With integer codes, `x` is rounded to multiples of `d = max |x| / 127` in groups of 16: off by half a `d`, and by some
 /// roundings of f32 in `d`, its inverse and their products, each below `128 epsilon d`. Weights are `d_w q + m`: `|m|` is at most
-/// about the largest weight of the group (the smallest code is 0 or near it), and `|d_w q|` twice that, so what is summed
+/// about the largest weight that shares the scale (the smallest code is 0 or near it), and `|d_w q|` twice that, so what is summed
 /// is at most four times that weight. Each block of 32 adds up to four roundings.
 fn base(format: Format, w: &[f32], x: &[f32]) -> (f64, f64) {
     if format.block_len() == 1 {
@@ -144,13 +144,18 @@ fn base(format: Format, w: &[f32], x: &[f32]) -> (f64, f64) {
     }
     let largest = |values: &[f32]| f64::from(values.iter().fold(0.0f32, |m, v| m.max(v.abs())));
     let (mut sum, mut rounding, mut terms) = (0.0, 0.0, 0.0);
-    for (w, x) in w.chunks(16).zip(x.chunks(16)) {
-        let d = largest(x) / 127.0;
-        for (w, x) in w.iter().zip(x) {
-            sum += f64::from(*w) * f64::from(*x);
-            rounding += f64::from(w.abs()) * d * (0.5 + 4.0 * 128.0 * EPSILON);
+    // In K formats, groups of 16 have a scale of their own.
+    let scaled = if format.block_len() == 256 { 16 } else { format.block_len() };
+    for (w, x) in w.chunks(scaled).zip(x.chunks(scaled)) {
+        let most = 4.0 * largest(w);
+        for (w, x) in w.chunks(16).zip(x.chunks(16)) {
+            let d = largest(x) / 127.0;
+            for (w, x) in w.iter().zip(x) {
+                sum += f64::from(*w) * f64::from(*x);
+                rounding += f64::from(w.abs()) * d * (0.5 + 4.0 * 128.0 * EPSILON);
+            }
+            terms += most * x.iter().map(|x| f64::from(x.abs()) + d).sum::<f64>();
         }
-        terms += 4.0 * largest(w) * x.iter().map(|x| f64::from(x.abs()) + d).sum::<f64>();
     }
     (sum, rounding + (4 * w.len().div_ceil(32) + 6) as f64 * EPSILON * terms)
 }
@@ -180,7 +185,7 @@ fn check_formats(which: &dyn Fn(Format) -> bool) {
         let inputs = match format.block_len() {
             1 => vec![1, 63, 64, 65, 127, 129],
             // With many rows 256 columns may be multiplied at a time.
-            32 => vec![32, 64, 96, 256 + 32],
+            block @ 32..256 => vec![block, 2 * block, 3 * block, 256 + block],
             block => vec![block, 2 * block, 3 * block],
         };
         for outputs in [1, 15, 16, 17, 31, 33] {

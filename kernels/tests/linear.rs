@@ -152,6 +152,20 @@ fn parse(format: Format, bytes: &[u8]) -> Vec<Parsed> {
             };
             many(all(&|i| (low(i) | field(&bytes[128..192], i, 2) << 4) - 32), &scale, true)
         }
+        Format::Sign => {
+            let code = |i: usize| i32::from(bytes[i / 8] >> (i % 8) & 1);
+            one(2.0, Some(-1.0), (0..32).map(code).collect())
+        }
+        _ if format.name().starts_with('W') => {
+            let bits: usize = format.name()[1..2].parse().unwrap();
+            let bit = |at: usize| i32::from(bytes[3 + at / 8] >> (at % 8) & 1);
+            // What is multiplied are bytes: codes of 8 bits are signed.
+            let less = if bits == 8 { 128 } else { 0 };
+            let code = |i: usize| (0..bits).map(|b| bit(bits * i + b) << b).sum::<i32>() - less;
+            let (d, m) = (half(0), half(0) * (less as f32 - f32::from(bytes[2])));
+            let codes: Vec<i32> = (0..format.block_len()).map(code).collect();
+            codes.chunks(32).flat_map(|codes| one(d, Some(m), codes.to_vec())).collect()
+        }
         other => panic!("{other} has no definition here: add it"),
     }
 }
@@ -162,6 +176,9 @@ fn every_format_on_every_isa_gives_the_bits_of_the_definition() {
     for &format in Format::ALL {
         let shapes = match format.block_len() {
             256 => [(1, 256), (15, 512), (16, 768), (33, 1536)].as_slice(),
+            block @ (64 | 128) => {
+                &[(1, block), (15, 2 * block), (16, 3 * block), (17, 5 * block), (33, 1536)]
+            }
             _ => [(1, 32), (15, 64), (16, 96), (17, 320), (48, 576), (33, 1536)].as_slice(),
         };
         for &(outputs, inputs) in shapes {

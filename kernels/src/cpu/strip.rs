@@ -148,9 +148,11 @@ impl<P: IntPanel> Strip for Int<P> {
         x: [Input<'_>; T],
         fresh: bool,
     ) -> [[S::F; T]; N] {
-        const { assert!(matches!(P::Block::LEN, 32 | 256)) };
+        const { assert!(matches!(P::Block::LEN, 32 | 64 | 128 | 256)) };
         match P::Block::LEN {
             32 => dot_int::<S, P, T, N, 1>(s, strips, x, fresh),
+            64 => dot_int::<S, P, T, N, 2>(s, strips, x, fresh),
+            128 => dot_int::<S, P, T, N, 4>(s, strips, x, fresh),
             _ => dot_int::<S, P, T, N, 8>(s, strips, x, fresh),
         }
     }

@@ -13,6 +13,7 @@ use crate::cpu::strip::Strip;
 pub mod bf16;
 pub mod f16;
 pub mod f32;
+pub mod i8;
 mod plane;
 pub mod q2_k;
 pub mod q3_k;
@@ -25,6 +26,8 @@ pub mod q5_k;
 pub mod q6_k;
 pub mod q8_0;
 mod search;
+pub mod sign;
+pub mod w;
 
 /// One block of a format: plain bytes without alignment, little-endian.
 pub trait Block: Pod + Send + Sync {
@@ -36,7 +39,7 @@ pub trait Block: Pod + Send + Sync {
     /// Writes the block's `LEN` values to `out`.
     fn decode(&self, out: &mut [f32]);
 
-    /// The block nearest to the `LEN` values of `x`, chosen exactly as ggml's reference quantizer does.
+    /// The block nearest to the `LEN` values of `x`, of ggml's formats chosen exactly as ggml's reference quantizer does.
     fn encode(x: &[f32]) -> Self;
 }
 
@@ -48,9 +51,12 @@ pub trait Visitor {
     fn visit<B: Block>(self) -> Self::Out;
 }
 
+/// The number of the first format that ggml does not have.
+const OWN: u32 = 0x1000;
+
 macro_rules! formats {
     ($($(#[$doc:meta])* $variant:ident = $id:literal, $name:literal, $block:path;)*) => {
-        /// A block format of weights, with the id that GGUF files use for it.
+        /// A block format of weights. Below [`OWN`] its number is the id that GGUF files use for it.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[repr(u32)]
         pub enum Format { $($(#[$doc])* $variant = $id,)* }
@@ -59,7 +65,7 @@ macro_rules! formats {
             /// Every format, in the order of the table.
             pub const ALL: &[Format] = &[$(Format::$variant),*];
 
-            /// The name that ggml and GGUF tools use, such as `Q4_1`.
+            /// Its name, such as `Q4_1`: of ggml's formats the one that ggml and GGUF tools use.
             pub fn name(self) -> &'static str {
                 match self { $(Format::$variant => $name,)* }
             }
@@ -99,17 +105,51 @@ formats! {
     Q6K = 14, "Q6_K", q6_k::BlockQ6K;
     /// bfloat16: the upper half of a single.
     BF16 = 30, "BF16", bf16::BlockBF16;
+    /// Signed bytes without a scale.
+    I8 = 0x1000, "I8", i8::BlockI8;
+    /// Signs: 1 or -1, without a scale.
+    Sign = 0x1001, "SIGN", sign::BlockSign;
+    /// 2-bit codes of 32 values with a scale and a zero point.
+    W2G32 = 0x1010, "W2G32", w::BlockW<2, 1>;
+    /// 2-bit codes of 64 values with a scale and a zero point.
+    W2G64 = 0x1011, "W2G64", w::BlockW<2, 2>;
+    /// 2-bit codes of 128 values with a scale and a zero point.
+    W2G128 = 0x1012, "W2G128", w::BlockW<2, 4>;
+    /// 3-bit codes of 32 values with a scale and a zero point.
+    W3G32 = 0x1020, "W3G32", w::BlockW<3, 1>;
+    /// 3-bit codes of 64 values with a scale and a zero point.
+    W3G64 = 0x1021, "W3G64", w::BlockW<3, 2>;
+    /// 3-bit codes of 128 values with a scale and a zero point.
+    W3G128 = 0x1022, "W3G128", w::BlockW<3, 4>;
+    /// 8-bit codes of 32 values with a scale and a zero point.
+    W8G32 = 0x1030, "W8G32", w::BlockW<8, 1>;
+    /// 8-bit codes of 64 values with a scale and a zero point.
+    W8G64 = 0x1031, "W8G64", w::BlockW<8, 2>;
+    /// 8-bit codes of 128 values with a scale and a zero point.
+    W8G128 = 0x1032, "W8G128", w::BlockW<8, 4>;
 }
 
 impl Format {
-    /// The id in GGUF files.
-    pub fn ggml_id(self) -> u32 {
-        self as u32
+    /// The id in GGUF files, of formats that ggml has too.
+    pub fn ggml_id(self) -> Option<u32> {
+        Some(self as u32).filter(|&id| id < OWN)
     }
 
-    /// The format with this GGUF id, if it is one of ours.
+    /// The format with this GGUF id, if it is one that we have too.
     pub fn from_ggml_id(id: u32) -> Option<Self> {
-        Self::ALL.iter().copied().find(|f| f.ggml_id() == id)
+        Self::ALL.iter().copied().find(|f| f.ggml_id() == Some(id))
+    }
+
+    /// The format that a row of `cols` values takes in codes of `bits` bits with a scale and a zero point ([`w`]): that with the longest
+    /// groups, of 128, 64 or 32 values, which are whole. `None` if there is none: of other bits than 2, 3 and 8, or other rows.
+    pub fn coded(bits: u32, cols: usize) -> Option<Self> {
+        let longest_first = match bits {
+            2 => [Self::W2G128, Self::W2G64, Self::W2G32],
+            3 => [Self::W3G128, Self::W3G64, Self::W3G32],
+            8 => [Self::W8G128, Self::W8G64, Self::W8G32],
+            _ => return None,
+        };
+        longest_first.into_iter().find(|format| cols.is_multiple_of(format.block_len()))
     }
 
     /// The format with this name, in any case.

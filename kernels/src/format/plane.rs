@@ -31,6 +31,12 @@ impl<const W: usize> Plane<W> {
         Self(bytemuck::cast(bytes))
     }
 
+    /// Whole vectors of bits.
+    #[inline(always)]
+    pub fn vectors(self) -> [[u8; 4 * LANES]; W] {
+        self.0
+    }
+
     /// The bits of columns `4 step..4 step + 4`.
     #[inline(always)]
     pub fn codes<S: Simd>(&self, s: S, step: usize) -> S::Codes {

@@ -56,7 +56,7 @@ impl GgufWriter {
     ///
     /// # Errors
     /// [`io::ErrorKind::InvalidInput`] with an [`Error`]: a name twice or too long, an alignment that is no power of
-    /// two; anything else from `out`.
+    /// two, a format that GGUF does not have; anything else from `out`.
     pub fn write(&self, out: &mut impl Write) -> io::Result<()> {
         let alignment = self.check().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let mut header = Vec::new();
@@ -76,7 +76,8 @@ impl GgufWriter {
             let dims: &[u64] = if rows == 1 { &[cols] } else { &[cols, rows] };
             header.extend((dims.len() as u32).to_le_bytes());
             header.extend(dims.iter().flat_map(|dim| dim.to_le_bytes()));
-            header.extend(tensor.format().ggml_id().to_le_bytes());
+            let id = tensor.format().ggml_id().expect("checked");
+            header.extend(id.to_le_bytes());
             header.extend((offset as u64).to_le_bytes());
             offset += tensor.bytes().len().next_multiple_of(alignment);
         }
@@ -105,6 +106,8 @@ impl GgufWriter {
                 format!("the name is longer than {MAX_NAME} bytes")
             } else if tensor.rows() == 0 || tensor.cols() == 0 {
                 "it holds no values".to_owned()
+            } else if tensor.format().ggml_id().is_none() {
+                format!("GGUF has no format {}", tensor.format())
             } else {
                 continue;
             };
