@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::format::Format;
+use crate::strips::Strips;
 use crate::tensor::{Error, Tensor};
 
 /// Positions in one page of the KV cache, and in one tile of attention.
@@ -38,6 +39,11 @@ pub trait Device: Send + Sync + 'static {
 
     /// Prepares a weight matrix `[outputs, inputs]`.
     fn matrix(&self, weight: &Tensor) -> Result<Self::Matrix, Error>;
+    /// Prepares a weight matrix that lies in strips already, without a copy if its bytes are where this device can read them.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where strips are of no use.
+    fn strips(&self, weight: &Strips) -> Result<Self::Matrix, Error>;
     /// Prepares a vector.
     fn vector(&self, values: &[f32]) -> Result<Self::Vector, Error>;
     /// Prepares an embedding table `[entries, width]`.
@@ -220,12 +226,18 @@ pub struct Graft<'a, B: Backend> {
 
 /// A change of a linear layer.
 pub enum Change<'a, B: Backend> {
-    /// `y[t,o] += scale * (sum_r B[o,r] (sum_i A[r,i] x[t,i]) + bias[o])`, as `B (scale A x) + scale bias`.
+    /// `y[t,o] += scale * (outer[o] (sum_r B[o,r] inner[r] (sum_i A[r,i] x[t,i])) + bias[o])`, as `outer * (B (scale inner * (A x))) +
+    /// scale bias`. What stands between a `B` of integer codes and `A` is rounded to 8 bits as the input is.
     LowRank {
-        /// `A [r, inputs]`.
+        /// `A [r, inputs or more]`, of which the first columns count: whole blocks.
         a: &'a Matrix<B>,
-        /// `B [outputs, r]`, in a floating-point format.
+        /// `B [outputs or more, r]`, of which the first rows count. Of integer codes, `r` may be followed by columns that stand
+        /// for nothing, up to whole blocks.
         b: &'a Matrix<B>,
+        /// `[r]`, without a shift.
+        inner: Option<&'a Scale<B>>,
+        /// `[outputs]`, without a shift.
+        outer: Option<&'a Scale<B>>,
         /// `[outputs]`.
         bias: Option<&'a Vector<B>>,
     },

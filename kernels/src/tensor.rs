@@ -45,6 +45,12 @@ pub enum Error {
         /// Values in a row.
         cols: usize,
     },
+    /// The format has no layout of strips that files could hold.
+    #[error("{format} has no strips outside of memory")]
+    NoStrips {
+        /// The format asked for.
+        format: Format,
+    },
     /// Memory was refused: for weights, activations or the KV cache.
     #[error("no memory for {bytes} bytes")]
     OutOfMemory {

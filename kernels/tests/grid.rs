@@ -62,7 +62,7 @@ impl Layer {
         let Matrices { weight, bias, a, b, shift } = matrices;
         let mut grafts: Vec<Graft<'_, Cpu>> = Vec::new();
         if !part.low.is_empty() {
-            let change = Change::LowRank { a, b, bias: Some(shift) };
+            let change = Change::LowRank { a, b, inner: None, outer: None, bias: Some(shift) };
             grafts.push(Graft { rows: part.low.clone(), scale: SCALE, change });
         }
         if !part.shifted.is_empty() {

@@ -301,7 +301,7 @@ fn grafts_change_their_rows_alone_and_equal_the_formula() {
                 .map(|((rows, _, scale, _), (a, b))| Graft {
                     rows: rows.clone(),
                     scale: *scale,
-                    change: Change::LowRank { a, b, bias: Some(&shift_vector) },
+                    change: Change::LowRank { a, b, inner: None, outer: None, bias: Some(&shift_vector) },
                 })
                 .collect();
             grafts.push(Graft { rows: 3..4, scale: 0.75, change: Change::Bias(&shift_vector) });
@@ -350,6 +350,113 @@ fn grafts_change_their_rows_alone_and_equal_the_formula() {
         }
     }
     assert!(!base.is_empty());
+}
+
+/// What `LowRank` says beyond `B A x`: factors of rank and outputs, matrices that are larger than the layer, and a `B` of codes,
+/// whose input is rounded.
+#[test]
+fn low_rank_changes_take_factors_and_parts_of_matrices() {
+    let mut random = Random(5);
+    let (inputs, outputs, count) = (64, 40, 9);
+    let values = |random: &mut Random, n: usize| (0..n).map(|_| random.normal()).collect::<Vec<f32>>();
+    let weight =
+        Tensor::encode(Format::F32, outputs, inputs, &values(&mut random, outputs * inputs)).unwrap();
+    let x = values(&mut random, count * inputs);
+    // Format, rank and columns of A; format and rows of B; factors of the rank, of the outputs.
+    let specs = [
+        (Format::F32, 5, inputs, Format::F32, outputs, true, false),
+        (Format::F16, 33, inputs + 7, Format::BF16, outputs, false, true),
+        (Format::Q8_0, 16, inputs + 64, Format::F32, outputs + 21, true, true),
+        (Format::Q4_1, 32, inputs + 32, Format::Q8_0, outputs + 2, true, true),
+        (Format::F32, 70, inputs, Format::Q5_1, outputs, false, false),
+        (Format::BF16, 256, inputs, Format::Q2K, outputs, true, false),
+    ];
+    for (i, (a_format, rank, a_cols, b_format, b_rows, inner, outer)) in specs.into_iter().enumerate() {
+        let (a_values, b_cols) =
+            (values(&mut random, rank * a_cols), rank.next_multiple_of(b_format.block_len()));
+        let mut b_values = values(&mut random, b_rows * b_cols);
+        b_values.chunks_mut(b_cols).for_each(|row| row[rank..].fill(0.0));
+        let a = Tensor::encode(a_format, rank, a_cols, &a_values).unwrap();
+        let b = Tensor::encode(b_format, b_rows, b_cols, &b_values).unwrap();
+        let (a_decoded, b_decoded) = (a.decode().unwrap(), b.decode().unwrap());
+        let (by_rank_values, by_output_values) = (values(&mut random, rank), values(&mut random, outputs));
+        let mut reference: Option<Vec<u32>> = None;
+        for isa in Isa::all() {
+            for threads in [1, 2] {
+                let mut cpu = Cpu::new(threads, isa).unwrap();
+                let device = cpu.device().clone();
+                let [a, b, weight] = [&a, &b, &weight].map(|tensor| device.matrix(tensor).unwrap());
+                let (by_rank, by_output) = (
+                    device.scale(&by_rank_values, None).unwrap(),
+                    device.scale(&by_output_values, None).unwrap(),
+                );
+                let (inner, outer) = (inner.then_some(&by_rank), outer.then_some(&by_output));
+                let change = || Change::LowRank { a: &a, b: &b, inner, outer, bias: None };
+                let mut run = |grafts: &[Graft<'_, Cpu>], range: Range<usize>| {
+                    let low = range.len() * rank;
+                    cpu.reserve(&StepShape { rows: range.len(), inputs, low, ..StepShape::default() })
+                        .unwrap();
+                    let input = rows(&mut cpu, &x[range.start * inputs..range.end * inputs], inputs);
+                    let mut y = rows(&mut cpu, &vec![0.0; range.len() * outputs], outputs);
+                    let output = Output { y: &mut y, weight: &weight, bias: None, accumulate: false, grafts };
+                    cpu.linear(&input, &mut [output]);
+                    cpu.read(&y).to_vec()
+                };
+                let plain = run(&[], 0..count);
+                let found = run(&[Graft { rows: 1..count, scale: 0.5, change: change() }], 0..count);
+                let bits: Vec<u32> = found.iter().map(|x| x.to_bits()).collect();
+                assert!(reference.get_or_insert(bits.clone()) == &bits, "{i}: {} differs", isa.name());
+                for t in 1..count {
+                    let alone = run(&[Graft { rows: 0..1, scale: 0.5, change: change() }], t..t + 1);
+                    let row = &found[t * outputs..][..outputs];
+                    assert!(row.iter().zip(&alone).all(|(x, y)| x.to_bits() == y.to_bits()), "{i}: row {t}");
+                    assert_eq!(plain[..outputs], found[..outputs], "{i}: another row changed");
+                }
+                for (t, found) in found.chunks(outputs).enumerate().skip(1) {
+                    let x = &x[t * inputs..][..inputs];
+                    let low = low(x, &a_decoded, rank, a_format.block_len() > 1);
+                    let low: Vec<(f64, f64)> = low
+                        .into_iter()
+                        .zip(&by_rank_values)
+                        .map(|((h, error), by)| {
+                            let by = 0.5 * if inner.is_some() { f64::from(*by) } else { 1.0 };
+                            (by * h, (by * error).abs())
+                        })
+                        .collect();
+                    for (o, found) in found.iter().enumerate() {
+                        let by = if outer.is_some() { f64::from(by_output_values[o]) } else { 1.0 };
+                        let (mut sum, mut bound) = (f64::from(plain[t * outputs + o]), 1e-4);
+                        for (group, b) in low.chunks(16).zip(b_decoded[o * b_cols..][..rank].chunks(16)) {
+                            let largest = group.iter().map(|(h, error)| h.abs() + error).fold(0.0, f64::max);
+                            let rounded = if b_format.block_len() > 1 { largest / 254.0 } else { 0.0 };
+                            for ((h, error), b) in group.iter().zip(b) {
+                                sum += by * f64::from(*b) * h;
+                                bound += (by * f64::from(*b)).abs() * (error + rounded + 1e-5 * h.abs());
+                            }
+                        }
+                        let error = (f64::from(*found) - sum).abs();
+                        assert!(
+                            error <= bound,
+                            "{i}: row {t} output {o} is {found}, {sum} expected within {bound}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `A x` of the first columns of `A`, and how far rounding the input to 8 bits takes each value away.
+fn low(x: &[f32], a: &[f32], rank: usize, rounded: bool) -> Vec<(f64, f64)> {
+    let value = |a: &[f32]| {
+        let sum = a.iter().zip(x).map(|(a, x)| f64::from(*a) * f64::from(*x)).sum();
+        let groups = a.chunks(16).zip(x.chunks(16));
+        let errors = groups.map(|(a, x)| {
+            a.iter().zip(x).map(|(a, _)| f64::from(a.abs())).sum::<f64>() * f64::from(to_8_bits(x).0) / 2.0
+        });
+        (sum, if rounded { errors.sum() } else { 0.0 })
+    };
+    a.chunks(a.len() / rank).map(|row| value(&row[..x.len()])).collect()
 }
 
 /// A delta, sparse changes and Kronecker products of odd sizes, on some rows: the formula, the same bits on every

@@ -73,7 +73,11 @@ fn operate(cpu: &mut Cpu, random: &mut Random, rows_now: usize, rank: usize, for
     let x = rows(cpu, &values, INPUTS);
     let mut y = cpu.rows(40);
     cpu.resize(&mut y, rows_now).unwrap();
-    let graft = Graft { rows: 0..rows_now, scale: 1.0, change: Change::LowRank { a: &a, b: &b, bias: None } };
+    let graft = Graft {
+        rows: 0..rows_now,
+        scale: 1.0,
+        change: Change::LowRank { a: &a, b: &b, inner: None, outer: None, bias: None },
+    };
     cpu.linear(
         &x,
         &mut [Output { y: &mut y, weight: &weight, bias: None, accumulate: false, grafts: &[graft] }],

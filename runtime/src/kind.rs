@@ -105,9 +105,10 @@ fn of_io(error: &io::Error) -> ErrorKind {
 fn of_tensor(error: &TensorError) -> ErrorKind {
     match error {
         TensorError::OutOfMemory { .. } => ErrorKind::OutOfMemory,
-        TensorError::RaggedRow { .. } | TensorError::Length { .. } | TensorError::TooLarge { .. } => {
-            ErrorKind::Format
-        }
+        TensorError::RaggedRow { .. }
+        | TensorError::Length { .. }
+        | TensorError::TooLarge { .. }
+        | TensorError::NoStrips { .. } => ErrorKind::Format,
         TensorError::Unsupported { .. } => ErrorKind::Unsupported,
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::isa::LANES;
-use super::layer::{Inward, PROJECT_ROWS, add, slice};
+use super::layer::{Between, Inward, PROJECT_ROWS, add, slice};
 use super::linear::{Inputs, Lane, Lanes, Matrix};
 use super::rows::Add;
 use super::team::Grid;
@@ -60,7 +60,13 @@ impl Bottleneck {
 
     /// `scale f(A x + a)` for some rows.
     pub(super) fn inward(&self, rows: Range<usize>, scale: f32) -> Inward<'_> {
-        Inward { rows, scale, matrix: &self.down, act: Some((&self.down_bias, self.act)) }
+        Inward {
+            rows,
+            scale,
+            matrix: &self.down,
+            between: Between::Act(&self.down_bias, self.act),
+            rounded: false,
+        }
     }
 }
 

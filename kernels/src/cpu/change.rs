@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::isa::{Isa, LANES};
-use super::linear::{Inputs, Lane, Lanes, Matrix};
+use super::linear::{Inputs, Join, Lane, Lanes, Matrix};
 use super::rows::Rescale;
 use super::team::Grid;
 use super::{Cpu, Rows};
@@ -214,7 +214,7 @@ impl Piece<'_> {
                 unreachable!("computed in layer.rs")
             }
             Change::Delta(delta) | Change::Replace(delta) => {
-                let out = Lanes { lanes: change, stride: count, add: false };
+                let out = Lanes { lanes: change, stride: count, join: Join::Set };
                 delta.multiply(self.isa, self.strips.clone(), self.x, self.rows.clone(), self.fresh, out);
                 change.iter_mut().flatten().for_each(|y| *y *= scale);
             }

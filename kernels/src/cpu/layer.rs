@@ -1,14 +1,14 @@
 //! Linear layers with their grafts, shared out among the team.
 //!
-//! First the input is rounded to 8 bits. Then `scale A x` is computed for every graft, and each tile of the output finished by
+//! First the input is rounded to 8 bits. Then what stands between the two matrices of a graft is computed, and each tile of the output finished by
 //! one thread: `W x`, bias, and `B (scale A x)` while the tile is hot, once that is there. A graft's change is never written out.
 
 use std::ops::Range;
 
 use super::bottleneck::Bottleneck;
-use super::change::{Piece, put};
+use super::change::{Piece, Scale, put};
 use super::isa::{BLOCK, Isa, LANES};
-use super::linear::{Inputs, Lane, Lanes, Matrix, Quantize};
+use super::linear::{Inputs, Join, Lane, Lanes, Matrix, Quantize};
 use super::rows::Inner;
 use super::scratch::{Need, Scratch};
 use super::strip::Activations;
@@ -118,10 +118,26 @@ fn inwards<'a>(x: &Rows, outputs: &[Output<'a, Cpu>], places: &mut [Vec<usize>])
         for (graft, place) in output.grafts.iter().zip(places) {
             let rows = graft.rows.clone();
             let inward = match graft.change {
-                Change::LowRank { a, b, .. } => {
-                    assert!(a.cols() == x.cols && b.cols() == a.rows(), "shapes of a low-rank change");
-                    assert!(!b.integer(), "the second factor of a low-rank change is in a float format");
-                    Inward { rows, scale: graft.scale, matrix: a, act: None }
+                Change::LowRank { a, b, inner, outer, .. } => {
+                    let fits = |by: Option<&Scale>, len| {
+                        by.is_none_or(|by| by.by.len() == len && by.shift.is_none())
+                    };
+                    let inward = Inward {
+                        rows,
+                        scale: graft.scale,
+                        matrix: a,
+                        between: Between::Scaled(inner.map(|inner| &inner.by[..])),
+                        rounded: b.integer(),
+                    };
+                    assert!(
+                        a.cols() >= x.cols
+                            && b.cols() == inward.width()
+                            && b.rows() >= output.weight.rows()
+                            && fits(inner, a.rows())
+                            && fits(outer, output.weight.rows()),
+                        "shapes of a low-rank change"
+                    );
+                    inward
                 }
                 Change::Bottleneck(bottleneck) => {
                     bottleneck.check(x.cols, output.weight.rows());
@@ -133,7 +149,13 @@ fn inwards<'a>(x: &Rows, outputs: &[Output<'a, Cpu>], places: &mut [Vec<usize>])
                         "shapes of replaced rows"
                     );
                     assert!(!weight.integer(), "replaced rows are in a float format");
-                    Inward { rows, scale: 1.0, matrix: weight, act: None }
+                    Inward {
+                        rows,
+                        scale: 1.0,
+                        matrix: weight,
+                        between: Between::Scaled(None),
+                        rounded: false,
+                    }
                 }
                 _ => continue,
             };
@@ -144,41 +166,104 @@ fn inwards<'a>(x: &Rows, outputs: &[Output<'a, Cpu>], places: &mut [Vec<usize>])
     all
 }
 
-/// `scale f(A x + a)` of some rows.
+/// What stands between the two matrices of a graft, for some rows.
 pub(super) struct Inward<'a> {
     pub rows: Range<usize>,
     pub scale: f32,
+    /// `A`.
     pub matrix: &'a Matrix,
-    /// `a`, which may be empty, and `f`.
-    pub act: Option<(&'a [f32], Activation)>,
+    pub between: Between<'a>,
+    /// Whether the second matrix wants it in 8 bits.
+    pub rounded: bool,
 }
 
+/// What becomes of `A x`.
+#[derive(Clone, Copy)]
+pub(super) enum Between<'a> {
+    /// `scale inner * A x`.
+    Scaled(Option<&'a [f32]>),
+    /// `scale f(A x + a)`; `a` may be empty.
+    Act(&'a [f32], Activation),
+}
+
+/// The f32 that a block of 8-bit activations takes.
+const ROUNDED: usize = size_of::<Activations>() / size_of::<f32>();
+const _: () = assert!(ROUNDED * size_of::<f32>() == size_of::<Activations>());
+
+/// Bytes of weights from which on another tile is worth its hand-over.
+const SHARE: usize = 16 << 10;
+
 impl Inward<'_> {
-    /// How many values it gives.
-    fn values(&self) -> usize {
-        self.rows.len() * self.matrix.rows()
+    /// Columns of the second matrix: as many as there are values, rounded up to whole blocks if those are rounded.
+    fn width(&self) -> usize {
+        let rank = self.matrix.rows();
+        if self.rounded { rank.next_multiple_of(BLOCK) } else { rank }
     }
 
-    /// The tiles of its values `[rows, outputs]`.
+    /// The f32 that a row of them takes.
+    fn stride(&self) -> usize {
+        if self.rounded { self.width() / BLOCK * ROUNDED } else { self.width() }
+    }
+
+    /// How many f32 they take.
+    fn values(&self) -> usize {
+        self.rows.len() * self.stride()
+    }
+
+    /// Strips of `A` whose rows are written together, and the f32 that those take.
+    fn unit(&self) -> (usize, usize) {
+        if self.rounded { (BLOCK / LANES, ROUNDED) } else { (1, LANES) }
+    }
+
+    /// The tiles of its values `[rows, stride]`.
     pub(super) fn grid<'a>(&self, values: &'a mut [f32]) -> Grid<'a, f32> {
         // Decode rows are few and a chunk is cheap; prompts are cut so that all threads have some.
         let cuts = (0..self.rows.len()).step_by(PROJECT_ROWS).chain([self.rows.len()]).collect();
-        Grid::new(values, self.matrix.rows(), cuts, LANES)
+        let (strips, unit) = self.unit();
+        let units = (SHARE / (strips * self.matrix.strip_bytes())).max(1);
+        Grid::new(values, self.stride(), cuts, units * unit)
     }
 
     /// Computes one of its tiles.
     pub(super) fn compute(&self, isa: Isa, x: &Inputs<'_>, mut tile: Tile<'_, f32>, scratch: &mut Scratch) {
-        let lanes = scratch.lanes.slice::<Lane>(tile.rows.len());
         let rows = self.rows.start + tile.rows.start..self.rows.start + tile.rows.end;
-        let strip = tile.cols.start / LANES;
-        self.matrix.multiply(isa, strip..strip + 1, x, rows, true, Lanes::strip(lanes));
-        for (t, lane) in tile.rows.clone().zip(&*lanes) {
-            match self.act {
-                None => tile.row(t).iter_mut().zip(lane).for_each(|(y, x)| *y = x * self.scale),
-                Some((bias, act)) => {
-                    let bias = if bias.is_empty() { bias } else { slice(bias, strip) };
-                    isa.run(Inner { x: lane, bias, act, scale: self.scale, y: tile.row(t) });
+        let (height, start) = (rows.len(), tile.cols.start);
+        let (strips, unit) = self.unit();
+        let end = self.matrix.rows().div_ceil(LANES);
+        for at in tile.cols.clone().step_by(unit) {
+            let first = at / unit * strips;
+            let strips = first..end.min(first + strips);
+            let lanes = scratch.lanes.slice::<Lane>(strips.len() * height);
+            let out = Lanes { lanes: &mut *lanes, stride: height, join: Join::Set };
+            self.matrix.multiply(isa, strips.clone(), x, rows.clone(), true, out);
+            for (i, t) in tile.rows.clone().enumerate() {
+                let y = &mut tile.row(t)[at - start..];
+                if self.rounded {
+                    let mut values = [[0.0; LANES]; BLOCK / LANES];
+                    for ((n, strip), values) in strips.clone().enumerate().zip(&mut values) {
+                        self.finish(isa, strip, &lanes[n * height + i], values);
+                    }
+                    let out = bytemuck::cast_slice_mut(&mut y[..ROUNDED]);
+                    isa.run(Quantize { x: values.as_flattened(), out });
+                } else {
+                    let len = y.len().min(LANES);
+                    self.finish(isa, first, &lanes[i], &mut y[..len]);
                 }
+            }
+        }
+    }
+
+    /// What becomes of the products of a strip: as many values as `y` has room for.
+    fn finish(&self, isa: Isa, strip: usize, x: &Lane, y: &mut [f32]) {
+        match self.between {
+            Between::Scaled(None) => y.iter_mut().zip(x).for_each(|(y, x)| *y = x * self.scale),
+            Between::Scaled(Some(inner)) => {
+                let by = slice(inner, strip);
+                y.iter_mut().zip(x).zip(by).for_each(|((y, x), by)| *y = x * (by * self.scale));
+            }
+            Between::Act(bias, act) => {
+                let bias = if bias.is_empty() { bias } else { slice(bias, strip) };
+                isa.run(Inner { x, bias, act, scale: self.scale, y });
             }
         }
     }
@@ -232,7 +317,7 @@ impl Layer<'_> {
                 let (lanes, fresh) = (&mut lanes[..strips.len() * part.rows.len()], top == rows.start);
                 // Rows with another weight have no use for this one.
                 if !self.grafts.iter().any(|graft| replaces(graft, &part.rows)) {
-                    let out = Lanes { lanes: &mut *lanes, stride: part.rows.len(), add: false };
+                    let out = Lanes { lanes: &mut *lanes, stride: part.rows.len(), join: Join::Set };
                     self.weight.multiply(isa, strips.clone(), x, part.rows.clone(), fresh, out);
                 }
                 self.finish(isa, (x, low), (&part, fresh), (lanes, change));
@@ -310,9 +395,16 @@ fn add_graft(
     };
     match &graft.change {
         &Change::LowRank { b, .. } | Change::Bottleneck(Bottleneck { up: b, .. }) => {
-            let rank = b.cols();
-            let x = Inputs { x: low, stride: rank, cols: rank, x8: &[] };
-            let out = Lanes { lanes: &mut lanes[top..], stride: height, add: true };
+            let join = match graft.change {
+                Change::LowRank { outer: Some(outer), .. } => {
+                    Join::Scaled(&outer.by[part.strips.start * LANES..])
+                }
+                _ => Join::Add,
+            };
+            let (x, x8): (&[f32], &[Activations]) =
+                if b.integer() { (&[], bytemuck::cast_slice(low)) } else { (low, &[]) };
+            let x = Inputs { x, stride: if b.integer() { 0 } else { b.cols() }, cols: b.cols(), x8 };
+            let out = Lanes { lanes: &mut lanes[top..], stride: height, join };
             b.multiply(isa, part.strips.clone(), &x, own.clone(), fresh, out);
         }
         Change::Bias(_) | Change::Scale(_) | Change::Rows { .. } => {}

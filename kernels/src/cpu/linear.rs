@@ -1,12 +1,17 @@
 //! Linear layers: packed weights and the loop nest over strips and tokens.
 
 use std::array::from_fn;
+use std::marker::PhantomData;
 use std::ops::Range;
 
+use bytemuck::Pod;
+
 use super::isa::{BLOCK, GROUP, Isa, Kernel, LANES, Simd};
+use super::math::load_part;
 use super::strip::{AHEAD, Activations, Input, LINE, Strip};
 use crate::format::{Block, Format, Visitor};
-use crate::tensor::{Error, Tensor, reserved, zeros};
+use crate::strips::Strips;
+use crate::tensor::{Bytes, Error, Tensor, reserved, zeros};
 
 /// Sixteen rows of one token's outputs.
 pub type Lane = [f32; LANES];
@@ -16,8 +21,8 @@ pub type Lane = [f32; LANES];
 pub struct Matrix {
     rows: usize,
     cols: usize,
-    bytes: usize,
-    strips: Box<dyn Strips>,
+    strips: Bytes,
+    product: &'static dyn Product,
 }
 
 impl Matrix {
@@ -25,14 +30,42 @@ impl Matrix {
     pub fn pack(weight: &Tensor) -> Result<Self, Error> {
         struct Pack<'a>(&'a Tensor);
         impl Visitor for Pack<'_> {
-            type Out = Result<(usize, Box<dyn Strips>), Error>;
+            type Out = Result<Matrix, Error>;
             fn visit<B: Block>(self) -> Self::Out {
-                let packed = Packed::<B::Strip>::pack(self.0)?;
-                Ok((size_of_val(&*packed.panels), Box::new(packed)))
+                let panels = Panels(pack::<B::Strip>(self.0)?);
+                Ok(Matrix::of::<B>(self.0.rows(), self.0.cols(), Bytes::new(panels)))
             }
         }
-        let (bytes, strips) = weight.format().visit(Pack(weight))?;
-        Ok(Self { rows: weight.rows(), cols: weight.cols(), bytes, strips })
+        weight.format().visit(Pack(weight))
+    }
+
+    /// The matrix in these strips, which are copied only if they do not begin where a panel can.
+    pub fn from_strips(strips: &Strips) -> Result<Self, Error> {
+        struct Take<'a>(&'a Strips);
+        impl Visitor for Take<'_> {
+            type Out = Result<Matrix, Error>;
+            fn visit<B: Block>(self) -> Self::Out {
+                let mut bytes = self.0.bytes().clone();
+                if !bytes.as_ptr().cast::<PanelOf<B::Strip>>().is_aligned() {
+                    let count = count::<B::Strip>(self.0.rows(), self.0.cols());
+                    let mut panels: Vec<PanelOf<B::Strip>> = zeros(count)?;
+                    bytemuck::cast_slice_mut(&mut panels).copy_from_slice(&bytes);
+                    bytes = Bytes::new(Panels(panels));
+                }
+                Ok(Matrix::of::<B>(self.0.rows(), self.0.cols(), bytes))
+            }
+        }
+        strips.format().visit(Take(strips))
+    }
+
+    /// The matrix in strips that begin where a panel can.
+    fn of<B: Block>(rows: usize, cols: usize, strips: Bytes) -> Self {
+        Self { rows, cols, strips, product: &Packed::<B::Strip>(PhantomData) }
+    }
+
+    /// The strips.
+    pub(crate) fn into_strips(self) -> Bytes {
+        self.strips
     }
 
     /// The bytes of a packed matrix `[rows, cols]`.
@@ -41,7 +74,7 @@ impl Matrix {
         impl Visitor for Size {
             type Out = usize;
             fn visit<B: Block>(self) -> usize {
-                Packed::<B::Strip>::bytes(self.0, self.1)
+                count::<B::Strip>(self.0, self.1).saturating_mul(size_of::<PanelOf<B::Strip>>())
             }
         }
         format.visit(Size(rows, cols))
@@ -57,28 +90,34 @@ impl Matrix {
         self.cols
     }
 
-    /// Bytes in memory.
+    /// Bytes in memory, or mapped.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.strips.len()
     }
 
     /// Whether inputs are needed in 8 bits.
     pub fn integer(&self) -> bool {
-        self.strips.integer()
+        self.product.integer()
     }
 
     /// Bytes of a strip, at least one.
     pub fn strip_bytes(&self) -> usize {
-        (self.bytes / self.rows.div_ceil(LANES).max(1)).max(1)
+        (self.strips.len() / self.rows.div_ceil(LANES).max(1)).max(1)
+    }
+
+    /// The bytes of some strips.
+    fn some(&self, strips: Range<usize>) -> &[u8] {
+        let bytes = self.strip_bytes();
+        &self.strips[strips.start * bytes..strips.end * bytes]
     }
 
     /// Asks for what [`Matrix::multiply`] reads first, when that will be soon.
     pub fn ask(&self, isa: Isa, strips: Range<usize>) {
-        self.strips.ask(isa, strips);
+        isa.run(Ask(self.some(strips)));
     }
 
-    /// `W[16 s..16 s + 16, :] x[t]` for every strip `s` of `strips` and every row `t` of `rows`. If the strips come from memory,
-    /// `fresh`, they are asked for ahead.
+    /// `W[16 s..16 s + 16, ..x.cols] x[t]` for every strip `s` of `strips` and every row `t` of `rows`. If the strips come from
+    /// memory, `fresh`, they are asked for ahead.
     pub fn multiply(
         &self,
         isa: Isa,
@@ -88,20 +127,20 @@ impl Matrix {
         fresh: bool,
         out: Lanes<'_>,
     ) {
-        self.strips.multiply(isa, strips, (x, rows), fresh, out);
+        self.product.multiply(isa, (self.some(strips), self.cols), (x, rows), fresh, out);
     }
 }
 
 /// Asks for the first strips of some that will soon be multiplied.
-struct Ask<'a, Q>(&'a [Q]);
+struct Ask<'a>(&'a [u8]);
 
-impl<Q> Kernel for Ask<'_, Q> {
+impl Kernel for Ask<'_> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         if let Some(first) = self.0.first() {
-            for line in (0..size_of_val(self.0).min(AHEAD)).step_by(LINE) {
+            for line in (0..self.0.len().min(AHEAD)).step_by(LINE) {
                 s.prefetch(first, line);
             }
         }
@@ -114,21 +153,32 @@ pub struct Lanes<'a> {
     pub lanes: &'a mut [Lane],
     /// From one strip's outputs to the next.
     pub stride: usize,
-    /// Add them to what is there.
-    pub add: bool,
+    /// What becomes of them there.
+    pub join: Join<'a>,
+}
+
+/// What products are to the outputs that they go to.
+#[derive(Clone, Copy)]
+pub enum Join<'a> {
+    /// They take their place.
+    Set,
+    /// They are added.
+    Add,
+    /// They are added, times the factor of their weight row, of the first strip's first row and all after.
+    Scaled(&'a [f32]),
 }
 
 impl<'a> Lanes<'a> {
     /// All of `lanes`, the outputs of one strip.
     pub fn strip(lanes: &'a mut [Lane]) -> Self {
-        Self { stride: lanes.len(), lanes, add: false }
+        Self { stride: lanes.len(), lanes, join: Join::Set }
     }
 }
 
 /// The rows of activations that go into a linear layer.
 #[derive(Clone, Copy)]
 pub struct Inputs<'a> {
-    /// `[rows, stride]`, of which the first `cols` of each row count.
+    /// `[rows, stride]`, of which the first `cols` of each row count; or empty if all weights want 8 bits.
     pub x: &'a [f32],
     /// Values in a row of `x`.
     pub stride: usize,
@@ -141,8 +191,9 @@ pub struct Inputs<'a> {
 impl<'a> Inputs<'a> {
     #[inline(always)]
     fn row(&self, t: usize) -> Input<'a> {
+        let cols = if self.x.is_empty() { 0 } else { self.cols };
         let blocks = if self.x8.is_empty() { 0 } else { self.cols / BLOCK };
-        Input { x: &self.x[t * self.stride..][..self.cols], x8: &self.x8[t * blocks..][..blocks] }
+        Input { x: &self.x[t * self.stride..][..cols], x8: &self.x8[t * blocks..][..blocks] }
     }
 
     /// `T` rows from the `t`-th on.
@@ -156,80 +207,75 @@ impl<'a> Inputs<'a> {
     }
 }
 
-/// A packed matrix of any format.
-trait Strips: Send + Sync {
+/// How matrices of some format are multiplied.
+trait Product: Send + Sync {
     fn integer(&self) -> bool;
-    fn ask(&self, isa: Isa, strips: Range<usize>);
+    /// The strips of a matrix with so many columns times some rows.
     fn multiply(
         &self,
         isa: Isa,
-        strips: Range<usize>,
+        strips: (&[u8], usize),
         x: (&Inputs<'_>, Range<usize>),
         fresh: bool,
         out: Lanes<'_>,
     );
 }
 
-struct Packed<P: Strip> {
-    /// Panels of a strip.
-    length: usize,
-    panels: Vec<P::Panel>,
-}
+/// The format whose strips these are.
+struct Packed<P>(PhantomData<P>);
 
-impl<P: Strip> Packed<P> {
-    /// Panels of a strip, and of all strips.
-    fn panels(rows: usize, cols: usize) -> (usize, usize) {
-        let length = cols / P::Block::LEN;
-        (length, length.saturating_mul(rows.div_ceil(LANES)))
-    }
+type PanelOf<P> = <P as Strip>::Panel;
 
-    fn strips(&self, strips: Range<usize>) -> &[P::Panel] {
-        &self.panels[strips.start * self.length..strips.end * self.length]
-    }
+/// Panels as bytes.
+struct Panels<Q>(Vec<Q>);
 
-    fn bytes(rows: usize, cols: usize) -> usize {
-        Self::panels(rows, cols).1.saturating_mul(size_of::<P::Panel>())
-    }
-
-    fn pack(weight: &Tensor) -> Result<Self, Error> {
-        let (length, count) = Self::panels(weight.rows(), weight.cols());
-        let mut panels = reserved(count)?;
-        let blocks: &[P::Block] = bytemuck::cast_slice(weight.bytes());
-        // What stands for the rows missing from the last strip.
-        let mut missing = Vec::new();
-        if !weight.rows().is_multiple_of(LANES) {
-            missing = zeros(length)?;
-        }
-        for strip in 0..weight.rows().div_ceil(LANES) {
-            let rows: [&[P::Block]; LANES] = from_fn(|i| {
-                blocks.get((strip * LANES + i) * length..).filter(|rest| !rest.is_empty()).unwrap_or(&missing)
-            });
-            let rows = rows.map(|row| &row[..length]);
-            panels.extend((0..length).map(|b| P::pack(from_fn(|i| &rows[i][b]))));
-        }
-        Ok(Self { length, panels })
+impl<Q: Pod> AsRef<[u8]> for Panels<Q> {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
     }
 }
 
-impl<P: Strip> Strips for Packed<P> {
+/// Panels of a matrix.
+fn count<P: Strip>(rows: usize, cols: usize) -> usize {
+    (cols / P::Block::LEN).saturating_mul(rows.div_ceil(LANES))
+}
+
+/// The panels of `weight`.
+fn pack<P: Strip>(weight: &Tensor) -> Result<Vec<P::Panel>, Error> {
+    let length = weight.cols() / P::Block::LEN;
+    let mut panels = reserved(count::<P>(weight.rows(), weight.cols()))?;
+    let blocks: &[P::Block] = bytemuck::cast_slice(weight.bytes());
+    // What stands for the rows missing from the last strip.
+    let mut missing = Vec::new();
+    if !weight.rows().is_multiple_of(LANES) {
+        missing = zeros(length)?;
+    }
+    for strip in 0..weight.rows().div_ceil(LANES) {
+        let rows: [&[P::Block]; LANES] = from_fn(|i| {
+            blocks.get((strip * LANES + i) * length..).filter(|rest| !rest.is_empty()).unwrap_or(&missing)
+        });
+        let rows = rows.map(|row| &row[..length]);
+        panels.extend((0..length).map(|b| P::pack(from_fn(|i| &rows[i][b]))));
+    }
+    Ok(panels)
+}
+
+impl<P: Strip> Product for Packed<P> {
     fn integer(&self) -> bool {
         P::INTEGER
-    }
-
-    fn ask(&self, isa: Isa, strips: Range<usize>) {
-        isa.run(Ask(self.strips(strips)));
     }
 
     fn multiply(
         &self,
         isa: Isa,
-        strips: Range<usize>,
+        (strips, cols): (&[u8], usize),
         (x, rows): (&Inputs<'_>, Range<usize>),
         fresh: bool,
         out: Lanes<'_>,
     ) {
-        let panels = self.strips(strips);
-        isa.run(Multiply::<P> { panels, length: self.length, x, rows, fresh, out });
+        let (panels, length) = (bytemuck::cast_slice(strips), cols / P::Block::LEN);
+        let used = x.cols / P::Block::LEN;
+        isa.run(Multiply::<P> { panels, length, used, x, rows, fresh, out });
     }
 }
 
@@ -242,6 +288,8 @@ pub struct Multiply<'a, P: Strip> {
     pub(super) panels: &'a [P::Panel],
     /// Panels of a strip.
     pub(super) length: usize,
+    /// Those of them that are multiplied, from the first on.
+    pub(super) used: usize,
     /// The activations, of which `rows` are multiplied.
     pub(super) x: &'a Inputs<'a>,
     pub(super) rows: Range<usize>,
@@ -284,7 +332,7 @@ impl<P: Strip> Kernel for Multiply<'_, P> {
         if t < self.rows.len() {
             let (mut strip, strips) = (0, self.panels.len() / self.length);
             // The additions of a short strip, such as those of `B` of a LoRA, would wait for each other.
-            while !P::INTEGER && self.length <= SHORT && strip + 4 <= strips {
+            while !P::INTEGER && self.used <= SHORT && strip + 4 <= strips {
                 self.tile::<S, 1, 4>(s, t, strip);
                 strip += 4;
             }
@@ -302,13 +350,22 @@ impl<P: Strip> Multiply<'_, P> {
         let x = self.x.tile::<T>(self.rows.start + t);
         let mut panels = [&self.panels[..0]; N];
         for (n, panels) in panels.iter_mut().enumerate() {
-            *panels = &self.panels[(strip + n) * self.length..][..self.length];
+            *panels = &self.panels[(strip + n) * self.length..][..self.used];
         }
         let dots = P::dot(s, panels, x, self.fresh && t == 0);
         for (n, dots) in dots.into_iter().enumerate() {
             let out = &mut self.out.lanes[(strip + n) * self.out.stride + t..][..T];
+            let by = match self.out.join {
+                Join::Scaled(by) => load_part(s, &by[(strip + n) * LANES..]),
+                _ => s.splat(1.0),
+            };
             for (out, dot) in out.iter_mut().zip(dots) {
-                s.store(if self.out.add { s.add(s.load(out), dot) } else { dot }, out);
+                let y = match self.out.join {
+                    Join::Set => dot,
+                    Join::Add => s.add(s.load(out), dot),
+                    Join::Scaled(_) => s.fma(by, dot, s.load(out)),
+                };
+                s.store(y, out);
             }
         }
     }

@@ -51,6 +51,7 @@ use crate::backend::{
     InputGraft, Output, PAGE, Span, StepShape,
 };
 use crate::format::Format;
+use crate::strips::Strips;
 use crate::tensor::{Error, Tensor, reserved};
 
 /// Rows of one sequence that one attention job takes.
@@ -76,6 +77,10 @@ impl Device for CpuDevice {
 
     fn matrix(&self, weight: &Tensor) -> Result<Matrix, Error> {
         Matrix::pack(weight)
+    }
+
+    fn strips(&self, weight: &Strips) -> Result<Matrix, Error> {
+        Matrix::from_strips(weight)
     }
 
     fn vector(&self, values: &[f32]) -> Result<Vec<f32>, Error> {

@@ -53,6 +53,9 @@ pub struct Input<'a> {
     pub x8: &'a [Activations],
 }
 
+/// Gives the blocks of a panel.
+pub type Unpack<B, P> = fn(&P) -> [B; LANES];
+
 /// How sixteen rows of a format lie side by side, and their dot product with rows of activations.
 pub trait Strip: Send + Sync + 'static {
     /// The format's block.
@@ -63,6 +66,9 @@ pub trait Strip: Send + Sync + 'static {
     const INTEGER: bool;
     /// Rows of activations whose sums fit the registers: 4 or 2.
     fn tokens<S: Simd>() -> usize;
+
+    /// The inverse of [`Strip::pack`], of the formats whose panels have a fixed layout, so that files can hold them.
+    const UNPACK: Option<Unpack<Self::Block, Self::Panel>>;
 
     /// Lays sixteen blocks side by side.
     fn pack(blocks: [&Self::Block; LANES]) -> Self::Panel;
@@ -120,6 +126,8 @@ pub trait IntBlocks {
 pub trait IntPanel: IntBlocks + Pod + Send + Sync {
     /// The format's block.
     type Block: Block;
+    /// See [`Strip::UNPACK`].
+    const UNPACK: Option<Unpack<Self::Block, Self>> = None;
     /// Lays sixteen blocks of the format side by side.
     fn pack(blocks: [&Self::Block; LANES]) -> Self;
 }
@@ -131,6 +139,7 @@ impl<P: IntPanel> Strip for Int<P> {
     type Block = P::Block;
     type Panel = P;
     const INTEGER: bool = true;
+    const UNPACK: Option<Unpack<P::Block, P>> = P::UNPACK;
 
     #[inline(always)]
     fn tokens<S: Simd>() -> usize {
@@ -307,6 +316,8 @@ pub trait FloatPanel: Pod + Send + Sync {
     type Block: Block;
     /// Lays sixteen values side by side.
     fn pack(blocks: [&Self::Block; LANES]) -> Self;
+    /// The inverse.
+    fn unpack(&self) -> [Self::Block; LANES];
     /// The sixteen values.
     fn values<S: Simd>(&self, s: S) -> S::F;
 }
@@ -318,6 +329,7 @@ impl<P: FloatPanel> Strip for Float<P> {
     type Block = P::Block;
     type Panel = P;
     const INTEGER: bool = false;
+    const UNPACK: Option<Unpack<P::Block, P>> = Some(P::unpack);
 
     #[inline(always)]
     fn tokens<S: Simd>() -> usize {

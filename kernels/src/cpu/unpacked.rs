@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use bytemuck::Zeroable;
 
 use super::isa::{BLOCK, LANES, Simd};
-use super::linear::{Lane, Multiply};
+use super::linear::{Join, Lane, Multiply};
 use super::strip::{CodeRange, Int, IntBlocks, IntPanel, LINE, add_products};
 use crate::format::Block;
 
@@ -85,16 +85,16 @@ impl<P: IntBlocks> IntBlocks for Unpacked<P> {
 #[inline(always)]
 pub(super) fn many<S: Simd, P: IntPanel>(s: S, m: &mut Multiply<'_, Int<P>>) -> usize {
     // Codes of 8 bits are as they are.
-    if S::WIDE || P::RANGE == CodeRange::Signed || m.out.add || m.rows.len() < MANY {
+    if S::WIDE || P::RANGE == CodeRange::Signed || !matches!(m.out.join, Join::Set) || m.rows.len() < MANY {
         return 0;
     }
     let rows = m.rows.len() / TOKENS * TOKENS;
     let at_once = BLOCKS * BLOCK / P::Block::LEN;
     let mut unpacked = Unpacked::<P> { blocks: [Columns::zeroed(); BLOCKS], format: PhantomData };
     // All strips meet these columns of the rows before the next, for they stay in the first cache too.
-    for first in (0..m.length).step_by(at_once) {
+    for first in (0..m.used).step_by(at_once) {
         for (strip, panels) in m.panels.chunks_exact(m.length).enumerate() {
-            let panels = &panels[first..m.length.min(first + at_once)];
+            let panels = &panels[first..m.used.min(first + at_once)];
             if m.fresh {
                 for line in (0..size_of_val(panels)).step_by(LINE) {
                     s.prefetch(&panels[0], m.length * size_of::<P>() + line);

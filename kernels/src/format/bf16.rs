@@ -1,4 +1,6 @@
 //! `BF16`: one little-endian bfloat16 per value, the upper half of a single.
+//!
+//! A panel is one column of sixteen rows, 32 bytes.
 
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
@@ -36,6 +38,10 @@ impl FloatPanel for PanelBF16 {
 
     fn pack(blocks: [&BlockBF16; LANES]) -> Self {
         Self(blocks.map(|b| u16::from_le_bytes(b.0)))
+    }
+
+    fn unpack(&self) -> [BlockBF16; LANES] {
+        self.0.map(|x| BlockBF16(x.to_le_bytes()))
     }
 
     #[inline(always)]

@@ -1,4 +1,6 @@
 //! `F16`: one little-endian IEEE half per value.
+//!
+//! A panel is one column of sixteen rows, 32 bytes.
 
 use bytemuck::{Pod, Zeroable};
 use half::f16;
@@ -36,6 +38,10 @@ impl FloatPanel for PanelF16 {
 
     fn pack(blocks: [&BlockF16; LANES]) -> Self {
         Self(blocks.map(|b| u16::from_le_bytes(b.0)))
+    }
+
+    fn unpack(&self) -> [BlockF16; LANES] {
+        self.0.map(|x| BlockF16(x.to_le_bytes()))
     }
 
     #[inline(always)]

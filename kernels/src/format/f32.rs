@@ -1,4 +1,6 @@
 //! `F32`: one little-endian single per value.
+//!
+//! A panel is one column of sixteen rows, 64 bytes.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -35,6 +37,10 @@ impl FloatPanel for PanelF32 {
 
     fn pack(blocks: [&BlockF32; LANES]) -> Self {
         Self(blocks.map(|b| f32::from_le_bytes(b.0)))
+    }
+
+    fn unpack(&self) -> [BlockF32; LANES] {
+        self.0.map(|x| BlockF32(x.to_le_bytes()))
     }
 
     #[inline(always)]

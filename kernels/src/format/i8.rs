@@ -40,6 +40,10 @@ impl FloatPanel for PanelI8 {
         Self(blocks.map(|b| b.0))
     }
 
+    fn unpack(&self) -> [BlockI8; LANES] {
+        self.0.map(BlockI8)
+    }
+
     #[inline(always)]
     fn values<S: Simd>(&self, s: S) -> S::F {
         s.load_i8(&self.0)

@@ -157,6 +157,18 @@ impl Format {
         Self::ALL.iter().copied().find(|f| f.name().eq_ignore_ascii_case(name))
     }
 
+    /// Whether [`Strips`](crate::Strips) of it have a fixed layout.
+    pub fn has_strips(self) -> bool {
+        struct Has;
+        impl Visitor for Has {
+            type Out = bool;
+            fn visit<B: Block>(self) -> bool {
+                <B::Strip as Strip>::UNPACK.is_some()
+            }
+        }
+        self.visit(Has)
+    }
+
     /// Values in a block.
     pub fn block_len(self) -> usize {
         struct Len;

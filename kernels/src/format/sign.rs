@@ -4,12 +4,14 @@
 //!
 //! A panel is 32 columns of sixteen rows, 64 bytes: bit `s` of byte `4 r + k` is that of row `r`, column `4 s + k`.
 
+use std::array::from_fn;
+
 use bytemuck::{Pod, Zeroable};
 
 use super::Block;
 use super::plane::Plane;
 use crate::cpu::isa::{BLOCK, LANES, Simd};
-use crate::cpu::strip::{CodeRange, Int, IntBlocks, IntPanel};
+use crate::cpu::strip::{CodeRange, Int, IntBlocks, IntPanel, Unpack};
 
 /// 32 values.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -20,7 +22,7 @@ const _: () = assert!(size_of::<BlockSign>() == 4);
 impl BlockSign {
     fn codes(&self) -> [u8; BLOCK] {
         let bits = u32::from_le_bytes(self.0);
-        std::array::from_fn(|i| (bits >> i & 1) as u8)
+        from_fn(|i| (bits >> i & 1) as u8)
     }
 }
 
@@ -51,6 +53,12 @@ impl IntPanel for PanelSign {
     fn pack(blocks: [&BlockSign; LANES]) -> Self {
         Self(Plane::pack(blocks.map(|b| b.codes()).each_ref(), 0))
     }
+
+    const UNPACK: Option<Unpack<BlockSign, Self>> = Some(|panel| {
+        let [bytes] = panel.0.vectors();
+        let bit = |row: usize, i: usize| u32::from(bytes[4 * row + i % 4] >> (i / 4) & 1) << i;
+        from_fn(|row| BlockSign((0..BLOCK).map(|i| bit(row, i)).sum::<u32>().to_le_bytes()))
+    });
 }
 
 impl IntBlocks for PanelSign {

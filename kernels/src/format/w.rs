@@ -17,7 +17,7 @@ use half::f16;
 use super::plane::Plane;
 use super::{Block, interleave};
 use crate::cpu::isa::{BLOCK, LANES, Simd};
-use crate::cpu::strip::{CodeRange, Int, IntBlocks, IntPanel};
+use crate::cpu::strip::{CodeRange, Int, IntBlocks, IntPanel, Unpack};
 
 /// The codes of `bits` bits, 1 to 8, that values of a group are rounded to: `x = d (q - z)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -59,11 +59,24 @@ impl Grid {
         let (head, bytes) = block.split_at_mut(3);
         head[..2].copy_from_slice(&f16::from_f32(self.d).to_le_bytes());
         head[2] = self.z;
-        for (bytes, codes) in bytes.chunks_exact_mut(bits).zip(codes.chunks_exact(8)) {
-            let word = codes.iter().rev().fold(0, |word, &code| word << bits | u64::from(code));
-            bytes.copy_from_slice(&word.to_le_bytes()[..bits]);
+        for (bytes, eight) in bytes.chunks_exact_mut(bits).zip(codes.as_chunks().0) {
+            bytes.copy_from_slice(&in_a_row(*eight, bits).to_le_bytes()[..bits]);
         }
     }
+}
+
+/// Eight codes of `bits` bits.
+fn in_a_row(codes: [u8; 8], bits: usize) -> u64 {
+    codes.iter().rev().fold(0, |word, &code| word << bits | u64::from(code))
+}
+
+/// 32 codes, eight in `BITS` bytes.
+fn to_bits<const BITS: usize>(codes: [u8; BLOCK]) -> [[u8; BITS]; BLOCK / 8] {
+    let eights: [[u8; 8]; BLOCK / 8] = bytemuck::cast(codes);
+    eights.map(|eight| {
+        let bytes = in_a_row(eight, BITS).to_le_bytes();
+        from_fn(|i| bytes[i])
+    })
 }
 
 /// `32 B` values as codes of `BITS` bits.
@@ -128,8 +141,27 @@ pub struct PanelW<const BITS: usize, const B: usize> {
     codes: [[[u8; 4 * LANES]; BITS]; B],
 }
 
+impl<const BITS: usize, const B: usize> PanelW<BITS, B> {
+    /// Of one row, column `i` of block `b`.
+    fn code(&self, b: usize, row: usize, i: usize) -> u8 {
+        let (step, at) = (i / 4, 4 * row + i % 4);
+        if BITS == 8 {
+            return self.codes[b][step][at] ^ 128;
+        }
+        let low = self.codes[b][step / 4][at] >> (2 * (step % 4)) & 3;
+        if BITS == 2 { low } else { low | (self.codes[b][2][at] >> step & 1) << 2 }
+    }
+}
+
 impl<const BITS: usize, const B: usize> IntPanel for PanelW<BITS, B> {
     type Block = BlockW<BITS, B>;
+
+    const UNPACK: Option<Unpack<BlockW<BITS, B>, Self>> = Some(|panel| {
+        from_fn(|row| {
+            let code = |b: usize, i: usize| panel.code(b, row, i);
+            BlockW { d: panel.d[row], z: panel.z[row], codes: from_fn(|b| to_bits(from_fn(|i| code(b, i)))) }
+        })
+    });
 
     fn pack(blocks: [&BlockW<BITS, B>; LANES]) -> Self {
         let mut codes = [[[0; 4 * LANES]; BITS]; B];

@@ -9,6 +9,7 @@ use wgpu::{BufferUsages, ErrorFilter};
 use super::cache::Codes;
 use crate::backend::{BottleneckWeights, Device, EmbeddingChange};
 use crate::format::Format;
+use crate::strips::Strips;
 use crate::tensor::{Error, Tensor, zeros};
 
 /// Why there is no GPU.
@@ -146,6 +147,10 @@ impl Device for GpuDevice {
             Codes::Q4_0 => pack_q4_0(&weight.bytes()[row * size..][..size], words),
         })?;
         Ok(Matrix { buffer, codes, rows, cols })
+    }
+
+    fn strips(&self, _: &Strips) -> Result<Matrix, Error> {
+        Err(Error::Unsupported { what: "matrices in strips" })
     }
 
     fn vector(&self, values: &[f32]) -> Result<Vector, Error> {

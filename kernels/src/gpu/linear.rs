@@ -75,7 +75,8 @@ impl Gpu {
             return start;
         }
         let (b, bias, rank) = match graft.change {
-            Change::LowRank { a, b, bias } => {
+            Change::LowRank { inner: Some(by), .. } | Change::LowRank { outer: Some(by), .. } => match *by {},
+            Change::LowRank { a, b, bias, .. } => {
                 assert!(
                     a.cols == x.cols && b.cols == a.rows && b.rows == outputs,
                     "shapes of a low-rank change"

@@ -58,7 +58,7 @@ impl Layer {
         for (lora, (factors, bias)) in loras.iter().zip(&prepared) {
             let cut = |row: usize| row.clamp(range.start, range.end) - range.start;
             let change = match factors {
-                Some((a, b)) => Change::LowRank { a, b, bias: bias.as_ref() },
+                Some((a, b)) => Change::LowRank { a, b, inner: None, outer: None, bias: bias.as_ref() },
                 None => Change::Bias(bias.as_ref().unwrap()),
             };
             grafts.push(Graft { rows: cut(lora.rows.start)..cut(lora.rows.end), scale: lora.scale, change });

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use graftwork_kernels::backend::{BottleneckWeights, Device, EmbeddingChange};
 use graftwork_kernels::tensor::Error;
-use graftwork_kernels::{Format, Tensor};
+use graftwork_kernels::{Format, Strips, Tensor};
 
 /// Counts what `D` would keep in memory.
 pub struct Counting<D> {
@@ -31,6 +31,10 @@ impl<D: Device> Device for Counting<D> {
     type Direction = ();
 
     fn matrix(&self, weight: &Tensor) -> Result<usize, Error> {
+        Ok(self.device.packed_bytes(weight.format(), weight.rows(), weight.cols()))
+    }
+
+    fn strips(&self, weight: &Strips) -> Result<usize, Error> {
         Ok(self.device.packed_bytes(weight.format(), weight.rows(), weight.cols()))
     }
 
