@@ -1,5 +1,5 @@
 //! One linear layer of every format, few and many tokens, beside the machine's measured limits. Arguments are the names of
-//! formats to do alone; `GRAFTWORK_ISA` names the only instruction set.
+//! formats to do alone, and shapes (`4096x1024`: outputs, inputs) to do instead; `GRAFTWORK_ISA` names the only instruction set.
 
 use graftwork_benches::{isas, median_seconds, random_matrix, random_values};
 use graftwork_kernels::backend::{Backend, Device, Output, StepShape};
@@ -19,17 +19,20 @@ fn main() {
             multiply / 1e9
         );
         let named: Vec<_> = std::env::args().filter_map(|name| Format::from_name(&name)).collect();
+        let mut shapes: Vec<(usize, usize)> = std::env::args().filter_map(shape).collect();
+        if shapes.is_empty() {
+            shapes = vec![(1536, 576), (576, 1536), (5632, 2048)];
+        }
         for &format in if named.is_empty() { Format::ALL } else { &named } {
-            let shapes: [(usize, usize); 3] = [(1536, 576), (576, 1536), (5632, 2048)];
-            for (outputs, inputs) in
-                shapes.into_iter().filter(|(_, inputs)| inputs.is_multiple_of(format.block_len()))
+            for &(outputs, inputs) in
+                shapes.iter().filter(|(_, inputs)| inputs.is_multiple_of(format.block_len()))
             {
                 let weight = random_matrix(format, outputs, inputs, 1);
                 // Enough copies that decoding streams from memory, as a model does.
                 let copies = (96 << 20) / weight.bytes().len() + 1;
                 let device = cpu.device().clone();
                 let matrices: Vec<_> = (0..copies).map(|_| device.matrix(&weight).expect("memory")).collect();
-                for tokens in [1, 4, 16, 512] {
+                for tokens in [1, 4, 8, 512] {
                     let values = random_values(tokens * inputs, 2);
                     let table = Tensor::encode(Format::F32, tokens, inputs, &values).expect("whole rows");
                     let mut x = cpu.rows(inputs);
@@ -39,7 +42,7 @@ fn main() {
                     cpu.resize(&mut y, tokens).expect("memory");
                     cpu.reserve(&StepShape { rows: tokens, inputs, ..StepShape::default() }).expect("memory");
                     prove(&mut cpu, &x, &weight, &values);
-                    let used = if tokens < 16 { copies } else { 2 };
+                    let used = if tokens <= 8 { copies } else { 2 };
                     let seconds = median_seconds(5, || {
                         for weight in &matrices[..used] {
                             cpu.linear(
@@ -57,7 +60,7 @@ fn main() {
                     let bytes = device.matrix_bytes(&matrices[0]) as f64 / seconds;
                     let operations = 2.0 * (outputs * inputs * tokens) as f64 / seconds;
                     println!(
-                        "{:>5} [{outputs}, {inputs}] x {tokens:>3}: {:8.1} us  {:6.1} GB/s ({:3.0} %)  {:6.0} GOP/s ({:3.0} %)",
+                        "{:>6} [{outputs}, {inputs}] x {tokens:>3}: {:8.1} us  {:6.1} GB/s ({:3.0} %)  {:6.0} GOP/s ({:3.0} %)",
                         format.name(),
                         seconds * 1e6,
                         bytes / 1e9,
@@ -69,6 +72,12 @@ fn main() {
             }
         }
     }
+}
+
+/// `4096x1024`.
+fn shape(text: String) -> Option<(usize, usize)> {
+    let (outputs, inputs) = text.split_once('x')?;
+    Some((outputs.parse().ok()?, inputs.parse().ok()?))
 }
 
 /// The last row's first output against the dot product of the decoded weights, within 2 % of the sum of magnitudes.

@@ -153,8 +153,8 @@ fn parse(format: Format, bytes: &[u8]) -> Vec<Parsed> {
             many(all(&|i| (low(i) | field(&bytes[128..192], i, 2) << 4) - 32), &scale, true)
         }
         Format::Sign => {
-            let code = |i: usize| i32::from(bytes[i / 8] >> (i % 8) & 1);
-            one(2.0, Some(-1.0), (0..32).map(code).collect())
+            let code = |i: usize| 2 * i32::from(bytes[i / 8] >> (i % 8) & 1) - 1;
+            one(1.0, None, (0..32).map(code).collect())
         }
         _ if format.name().starts_with('W') => {
             let bits: usize = format.name()[1..2].parse().unwrap();

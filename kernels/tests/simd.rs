@@ -186,8 +186,11 @@ struct Dots<'a, const T: usize> {
 /// Widths of unsigned codes, and the bit that they start from.
 const FIELDS: [(u32, u32); 7] = [(4, 0), (4, 4), (2, 4), (1, 7), (5, 0), (6, 1), (7, 0)];
 
+/// Bits whose double is a code.
+const TWOS: [u32; 3] = [0, 1, 7];
+
 impl<const T: usize> Kernel for Dots<'_, T> {
-    /// Dots of each of `FIELDS`, and of signed bytes.
+    /// Dots of each of `FIELDS`, of each of `TWOS`, and of signed bytes.
     type Out = Vec<Vec<[f32; LANES]>>;
 
     #[inline(always)]
@@ -206,6 +209,10 @@ impl<const T: usize> Kernel for Dots<'_, T> {
             let codes = |n: usize, step: usize| s.bits(&self.codes[step ^ n ^ 1], shift, width);
             let start = [s.splat_int(-9); T];
             all.push(floats(s.dot_unsigned(codes, u8::MAX >> (8 - width), self.x, start), -9.0));
+        }
+        for bit in TWOS {
+            let codes = |n: usize, step: usize| s.twos(&self.codes[step ^ n ^ 1], bit);
+            all.push(floats(s.dot_unsigned(codes, 2, self.x, [s.splat_int(5); T]), 5.0));
         }
         let minus = self.x.map(|x| -x.iter().map(|&x| i32::from(x)).sum::<i32>());
         let codes = |n: usize, step: usize| {
@@ -247,12 +254,13 @@ fn dots_are_exact<const T: usize>(random: &mut Random) {
         for (isa, dots) in all {
             for t in 0..T {
                 for row in 0..LANES {
-                    let mut expected = [0; FIELDS.len() + 1];
+                    let mut expected = [0; FIELDS.len() + TWOS.len() + 1];
                     for (column, &x) in x[t].iter().enumerate() {
                         let byte = codes[column / 4][4 * row + column % 4];
                         let fields =
                             FIELDS.map(|(width, shift)| i32::from(byte >> shift) & ((1 << width) - 1));
-                        let values = fields.into_iter().chain([i32::from(byte.cast_signed())]);
+                        let twos = TWOS.map(|bit| i32::from(byte >> bit & 1) * 2);
+                        let values = fields.into_iter().chain(twos).chain([i32::from(byte.cast_signed())]);
                         for (sum, value) in expected.iter_mut().zip(values) {
                             *sum += value * i32::from(x);
                         }

@@ -94,6 +94,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn store_codes(self, codes: Self::Codes, out: &mut [u8; 4 * LANES]);
     /// The `width` bits of each byte from bit `shift` on. Both are constants where this is inlined.
     fn bits(self, bytes: &[u8; 4 * LANES], shift: u32, width: u32) -> Self::Codes;
+    /// Twice the bit `bit` of each byte; a constant where this is inlined.
+    fn twos(self, bytes: &[u8; 4 * LANES], bit: u32) -> Self::Codes;
     /// `low + high 2^shift` of each byte, where they have no bit in common.
     fn join(self, low: Self::Codes, high: Self::Codes, shift: u32) -> Self::Codes;
     /// `start[t] + sum_k codes[n,row,k] x[t][k]` over one group, exactly, for each of `N` strips; codes are unsigned, at most

@@ -137,6 +137,10 @@ impl Simd for Portable {
         bytes.map(|b| field(b, shift, width))
     }
 
+    fn twos(self, bytes: &[u8; 4 * LANES], bit: u32) -> Self::Codes {
+        bytes.map(|b| 2 * field(b, bit, 1))
+    }
+
     fn join(self, low: Self::Codes, high: Self::Codes, shift: u32) -> Self::Codes {
         std::array::from_fn(|i| low[i] | high[i] << shift)
     }

@@ -44,6 +44,14 @@ impl<const W: usize> Plane<W> {
     }
 }
 
+impl Plane<1> {
+    /// Twice the bits of columns `4 step..4 step + 4`.
+    #[inline(always)]
+    pub fn twos<S: Simd>(&self, s: S, step: usize) -> S::Codes {
+        s.twos(&self.0[0], step as u32)
+    }
+}
+
 /// The codes of 256 values, in blocks: `code(b, i)` of value `i` of block `b`, which the compiler computes for all `i` at once.
 #[inline(always)]
 pub fn codes(code: impl Fn(usize, usize) -> u8) -> [u8; 256] {

@@ -62,22 +62,18 @@ impl IntPanel for PanelSign {
 }
 
 impl IntBlocks for PanelSign {
-    const RANGE: CodeRange = CodeRange::Unsigned(1);
-    const ZERO: i32 = 0;
-    const MIN: bool = true;
+    // Codes 0 and 2, so that sums are whole numbers throughout.
+    const RANGE: CodeRange = CodeRange::Unsigned(2);
+    const ZERO: i32 = 1;
+    const MIN: bool = false;
 
     #[inline(always)]
     fn codes<S: Simd>(&self, s: S, _b: usize, step: usize) -> S::Codes {
-        self.0.codes(s, step)
+        self.0.twos(s, step)
     }
 
     #[inline(always)]
     fn scale<S: Simd>(&self, s: S, _b: usize, _g: usize) -> S::F {
-        s.splat(2.0)
-    }
-
-    #[inline(always)]
-    fn min<S: Simd>(&self, s: S, _b: usize, _g: usize) -> S::F {
-        s.splat(-1.0)
+        s.splat(1.0)
     }
 }

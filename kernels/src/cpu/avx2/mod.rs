@@ -237,6 +237,19 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn twos(self, bytes: &[u8; 4 * LANES], bit: u32) -> Self::Codes {
+        let bytes = self.load_codes(bytes);
+        halves!(b in bytes => {
+            // Bits that come from the byte beside are masked.
+            let moved = match bit {
+                0 => _mm256_add_epi8(b, b),
+                _ => _mm256_srl_epi16(b, _mm_cvtsi32_si128(bit as i32 - 1)),
+            };
+            _mm256_and_si256(moved, _mm256_set1_epi8(2))
+        })
+    }
+
+    #[inline(always)]
     fn join(self, low: Self::Codes, high: Self::Codes, shift: u32) -> Self::Codes {
         let high = halves!(h in high => _mm256_sll_epi16(h, _mm_cvtsi32_si128(shift as i32)));
         both!(_mm256_or_si256, low, high)

@@ -230,6 +230,19 @@ impl<const VNNI: bool> Simd for Wide<VNNI> {
     }
 
     #[inline(always)]
+    fn twos(self, bytes: &[u8; 4 * LANES], bit: u32) -> Self::Codes {
+        // SAFETY: `self` proves AVX-512 F and BW. Bits that come from the byte beside are masked.
+        unsafe {
+            let b = self.load_codes(bytes);
+            let moved = match bit {
+                0 => _mm512_add_epi8(b, b),
+                _ => _mm512_srl_epi16(b, _mm_cvtsi32_si128(bit as i32 - 1)),
+            };
+            _mm512_and_si512(moved, _mm512_set1_epi8(2))
+        }
+    }
+
+    #[inline(always)]
     fn join(self, low: Self::Codes, high: Self::Codes, shift: u32) -> Self::Codes {
         // SAFETY: `self` proves AVX-512 F and BW. The caller's bits stay within their bytes.
         unsafe { _mm512_or_si512(low, _mm512_sll_epi16(high, _mm_cvtsi32_si128(shift as i32))) }
