@@ -353,7 +353,7 @@ pub struct StepShape {
     /// Most inputs of a linear layer.
     pub inputs: usize,
     /// Most intermediate values in one call of [`Backend::linear`]: over its grafts, the sum of rows times the rank of a
-    /// low-rank change, `a d + a b` of a Kronecker product, the number of replaced outputs, or the size of a bottleneck. Or those
+    /// low-rank change (the columns of its `B`, if that has codes), `a d + a b` of a Kronecker product, the number of replaced outputs, or the size of a bottleneck. Or those
     /// of one graft of [`Backend::adapt`]: rows times the size of a bottleneck, or the width of a rotation.
     pub low: usize,
     /// Query heads that share a key-value head.

@@ -84,7 +84,7 @@ impl Engine {
             Ok::<_, Error>((text?, model?))
         })?;
         let mut end_tokens = container.end_tokens()?;
-        let base = Base::new(container, names, model.config.tied_head);
+        let base = Base::new(container, model.config.architecture, names, model.config.tied_head);
         let (model, runner) = erase((backend, options.threads), model, base, options.kv_format);
         end_tokens.extend(text.iter().flat_map(|text| text.tokenizer().ends_of_generation()));
         end_tokens.sort_unstable();

@@ -1,5 +1,8 @@
 //! The base's weights as its files have them, for adapters whose arithmetic depends on them.
 
+use std::sync::OnceLock;
+
+use graftwork_adapters::delta::Fingerprint;
 use graftwork_adapters::{Site, TensorFile};
 use graftwork_kernels::Tensor;
 
@@ -12,16 +15,30 @@ pub struct Base {
     container: Option<Container>,
     names: &'static Names,
     tied_head: bool,
+    /// Computed when an adapter asks for it, or before the files are let go.
+    fingerprint: OnceLock<Fingerprint>,
 }
 
 impl Base {
     /// Keeps `container`, unless its bytes are copies of our own: then they would be in memory twice.
-    pub fn new(container: Container, names: &'static Names, tied_head: bool) -> Self {
+    pub fn new(container: Container, architecture: &str, names: &'static Names, tied_head: bool) -> Self {
         let weights = container.weights();
         let is_owned =
             |name: &str| matches!(weights.tensor(name), Ok(Some(tensor)) if tensor.bytes().is_owned());
         let owned = weights.names().into_iter().next().is_none_or(is_owned);
-        Self { container: (!owned).then_some(container), names, tied_head }
+        let fingerprint = OnceLock::new();
+        if owned {
+            fingerprint.get_or_init(|| Fingerprint::of(architecture, weights));
+        }
+        Self { container: (!owned).then_some(container), names, tied_head, fingerprint }
+    }
+
+    /// The fingerprint of the files, of this architecture.
+    pub fn fingerprint(&self, architecture: &str) -> Fingerprint {
+        *self.fingerprint.get_or_init(|| {
+            let container = self.container.as_ref().expect("computed before the files were let go");
+            Fingerprint::of(architecture, container.weights())
+        })
     }
 
     /// The weight at `site`, rows in the file's order.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use graftwork_adapters::check::{self, Shape};
+use graftwork_adapters::delta::Coded;
 use graftwork_adapters::expand::{self, Expanded};
 use graftwork_adapters::{Activation, Adapter, Change as Edit, Place, RowOrder, Site};
 use graftwork_kernels::backend::{BottleneckWeights, Device, EmbeddingChange, RopeLayout};
@@ -29,6 +30,7 @@ pub fn prepare<D: Device>(
 ) -> std::result::Result<Prepared, Error> {
     let config = &model.config;
     check::architecture(adapter, config.architecture)?;
+    check::base(adapter, || base.fingerprint(config.architecture))?;
     check::fits(adapter, |site| shape_at(config, site))?;
     let mut bound = BoundAdapter {
         layers: model.layers.iter().map(|_| std::array::from_fn(|_| Changes::default())).collect(),
@@ -429,8 +431,17 @@ impl<D: Device> Binder<'_, D> {
                 outputs.push(Bound::Sparse { starts, columns, values });
                 Ok(size_of_val(&sparse.starts[..]) + 2 * size_of_val(&sparse.values[..]))
             }
-            Edit::Factors { .. } | Edit::Whole { .. } => {
-                Err(graftwork_kernels::Error::Unsupported { what: "compressed deltas" })
+            Edit::Factors { v, s, u } => {
+                let ((a, a_bytes), (b, b_bytes)) = (self.coded(v, false)?, self.coded(u, true)?);
+                let inner = Some(self.device.scale(s, None)?);
+                let rank = s.len().max(u.cols());
+                outputs.push(Bound::LowRank { a, b, inner, outer: None, bias: None, scale: 1.0, rank });
+                Ok(a_bytes + b_bytes + size_of_val(&s[..]))
+            }
+            Edit::Whole { matrix, scale } => {
+                let (delta, bytes) = self.coded(matrix, true)?;
+                outputs.push(Bound::Delta { delta, scale: *scale });
+                Ok(bytes)
             }
             // Bound by `shared`, or of no linear layer.
             Edit::Shared { .. } | Edit::VirtualTokens { .. } | Edit::Prefix { .. } => {
@@ -495,6 +506,25 @@ impl<D: Device> Binder<'_, D> {
             rank,
         });
         Ok(bytes)
+    }
+
+    /// A matrix of a compressed delta and the bytes that it keeps. Strips stay where they are, but on a base in floats codes
+    /// become F32: kernels multiply codes with inputs that are rounded to 8 bits, as that of a base in blocks is anyway.
+    fn coded(&self, matrix: &Coded, over_outputs: bool) -> Result<(D::Matrix, usize)> {
+        let moved = over_outputs && self.orders.is_some_and(|(from, to)| from != to);
+        let exact = self.linear.format.block_len() == 1 && matrix.format().block_len() > 1;
+        let matrix = match matrix {
+            Coded::Strips(strips) if !moved && !exact => self.device.strips(strips)?,
+            coded => {
+                let mut rows = coded.to_rows()?;
+                if moved {
+                    rows = self.reordered(&rows)?;
+                }
+                self.device.matrix(&if exact { in_floats(rows)? } else { rows })?
+            }
+        };
+        let bytes = self.device.matrix_bytes(&matrix);
+        Ok((matrix, bytes))
     }
 
     /// A matrix whose rows are outputs, in the model's order.

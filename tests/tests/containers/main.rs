@@ -1,6 +1,7 @@
 //! The same model and the same adapters in every container that they come in.
 
 mod convert;
+mod deltas;
 mod wrong;
 
 use std::fs;
