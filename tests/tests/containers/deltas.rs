@@ -1,8 +1,9 @@
 //! Compressed deltas on every base: the merged weights' logits, whichever the method.
 
+use std::collections::HashMap;
 use std::fs;
 
-use graftwork::{Bytes, Format};
+use graftwork::{Bytes, Event, Format, Request};
 use graftwork_adapters::Source;
 use graftwork_adapters::delta::{Delta, Fingerprint};
 use graftwork_adapters::file::{Dtype, Gguf, Safetensors, TensorView, write_safetensors};
@@ -82,6 +83,64 @@ fn applied_deltas_equal_merged_ones() {
         elsewhere.write(&path).unwrap();
         let error = engines[0].load_adapter("elsewhere", path.as_path()).unwrap_err().to_string();
         assert!(error.contains(&bases[1].to_string()) && error.contains(&bases[0].to_string()), "{error}");
+    }
+    fs::remove_dir_all(folder).unwrap();
+}
+
+/// Tokens that were drawn, and the bits of the logits that they were drawn from.
+type Answer = Vec<(u32, Vec<u32>)>;
+
+/// Deltas of all methods, twice each, and the base in one batch: each answers as alone, to the bit.
+#[test]
+fn deltas_in_one_batch_are_as_alone() {
+    let engine = open(Source::from(model_in(Format::Q8_0, "adapters/base")));
+    let folder = std::env::temp_dir().join(format!("graftwork-mixed-deltas-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let mut stacks = vec![vec![]];
+    for seed in [1, 2] {
+        for (method, how) in methods() {
+            let name = format!("{method}-{seed}");
+            let path = folder.join(&name);
+            tuned(method, &how, seed).0.write(&path).unwrap();
+            engine.load_adapter(&name, path.as_path()).unwrap();
+            stacks.push(vec![(name, 1.0)]);
+        }
+    }
+    // A stack of two, with weights.
+    stacks.push(vec![("delta-come-1".to_owned(), 0.75), ("bitdelta-2".to_owned(), -0.5)]);
+    let request = |(i, stack): (usize, &Vec<(String, f32)>)| {
+        let tokens: Vec<u32> = (0..3 + 7 * i as u32).map(|t| (t * 37 + i as u32 * 5) % 500).collect();
+        let request = Request { max_tokens: Some(4), ignore_eos: true, logits: true, ..Request::new(tokens) };
+        Request { adapters: stack.clone(), ..request }
+    };
+    let requests: Vec<Request> = stacks.iter().enumerate().map(request).collect();
+    let run = |requests: &[Request]| {
+        let submit = |request: &Request| engine.submit(request.clone()).unwrap();
+        let ids: Vec<_> = requests.iter().map(submit).collect();
+        let mut answers: HashMap<_, Answer> = HashMap::new();
+        while !engine.is_idle() {
+            for event in engine.step().unwrap() {
+                if let Event::Token { id, token, logits, .. } = event {
+                    let bits = logits.unwrap().iter().map(|logit| logit.to_bits()).collect();
+                    answers.entry(id).or_default().push((token, bits));
+                }
+            }
+        }
+        ids.iter().map(|id| answers.remove(id).unwrap()).collect::<Vec<Answer>>()
+    };
+    let alone: Vec<Answer> = requests.iter().flat_map(|request| run(std::slice::from_ref(request))).collect();
+    let together = run(&requests);
+    for ((stack, alone), together) in stacks.iter().zip(&alone).zip(&together) {
+        assert!(alone == together, "{stack:?}");
+    }
+    let same: Vec<u32> = vec![1, 5, 17, 300, 4];
+    let logits: Vec<Vec<f32>> = stacks.iter().map(|stack| engine.logits(&same, stack).unwrap()).collect();
+    for (i, one) in logits.iter().enumerate() {
+        assert!(
+            logits[..i].iter().all(|other| furthest(one, other) > 0.05),
+            "{:?} is like another",
+            stacks[i]
+        );
     }
     fs::remove_dir_all(folder).unwrap();
 }
