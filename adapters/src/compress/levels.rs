@@ -305,8 +305,6 @@ mod tests {
         }
     }
 
-    /// Four levels on a normal distribution: of the range of 128 values 0.27 of the variance is lost, of the best levels with a whole
-    /// zero point 0.16.
     #[test]
     fn fitted_scales_lose_less_than_those_of_the_range() {
         let w = matrix(64, 512);
