@@ -56,7 +56,7 @@ const OWN: u32 = 0x1000;
 
 macro_rules! formats {
     ($($(#[$doc:meta])* $variant:ident = $id:literal, $name:literal, $block:path;)*) => {
-        /// A block format of weights. Below [`OWN`] its number is the id that GGUF files use for it.
+        /// A block format of weights. Below 0x1000 its number is the id that GGUF files use for it.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[repr(u32)]
         pub enum Format { $($(#[$doc])* $variant = $id,)* }
