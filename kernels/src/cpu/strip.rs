@@ -23,7 +23,7 @@ const SEGMENT: usize = 64;
 
 /// How far ahead of their use weights are asked for, in bytes. Without it, a processor that multiplies several rows of activations
 /// sees too few reads ahead to keep memory busy.
-pub const AHEAD: usize = 4096;
+pub const AHEAD: usize = 8192;
 
 /// Bytes that memory gives at a time.
 pub const LINE: usize = 64;
