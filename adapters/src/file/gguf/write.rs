@@ -58,7 +58,8 @@ impl GgufWriter {
     /// [`io::ErrorKind::InvalidInput`] with an [`Error`]: a name twice or too long, an alignment that is no power of
     /// two, a format that GGUF does not have; anything else from `out`.
     pub fn write(&self, out: &mut impl Write) -> io::Result<()> {
-        let alignment = self.check().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        let (alignment, ids) =
+            self.check().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let mut header = Vec::new();
         header.extend(MAGIC);
         header.extend(3u32.to_le_bytes());
@@ -70,13 +71,12 @@ impl GgufWriter {
             value.write(&mut header);
         }
         let mut offset = 0;
-        for (name, tensor) in &self.tensors {
+        for ((name, tensor), id) in self.tensors.iter().zip(ids) {
             write_str(name, &mut header);
             let (rows, cols) = (tensor.rows() as u64, tensor.cols() as u64);
             let dims: &[u64] = if rows == 1 { &[cols] } else { &[cols, rows] };
             header.extend((dims.len() as u32).to_le_bytes());
             header.extend(dims.iter().flat_map(|dim| dim.to_le_bytes()));
-            let id = tensor.format().ggml_id().expect("checked");
             header.extend(id.to_le_bytes());
             header.extend((offset as u64).to_le_bytes());
             offset += tensor.bytes().len().next_multiple_of(alignment);
@@ -91,8 +91,8 @@ impl GgufWriter {
         Ok(())
     }
 
-    /// The alignment, if everything can be written so that we and others read it back.
-    fn check(&self) -> Result<usize, Error> {
+    /// The alignment and the id of each tensor's format, if everything can be written so that we and others read it back.
+    fn check(&self) -> Result<(usize, Vec<u32>), Error> {
         let metadata = Metadata::new(self.keys.clone())?;
         let alignment = metadata.get::<u32>("general.alignment")?.unwrap_or(ALIGNMENT as u32);
         if !alignment.is_power_of_two() {
@@ -101,18 +101,20 @@ impl GgufWriter {
         }
         let names = self.tensors.iter().map(|(name, _)| (name.clone(), ())).collect();
         Named::new(names).map_err(|name| Error::Duplicate { what: "tensor", name })?;
+        let mut ids = Vec::with_capacity(self.tensors.len());
         for (name, tensor) in &self.tensors {
             let reason = if name.len() > MAX_NAME {
                 format!("the name is longer than {MAX_NAME} bytes")
             } else if tensor.rows() == 0 || tensor.cols() == 0 {
                 "it holds no values".to_owned()
-            } else if tensor.format().ggml_id().is_none() {
-                format!("GGUF has no format {}", tensor.format())
-            } else {
+            } else if let Some(id) = tensor.format().ggml_id() {
+                ids.push(id);
                 continue;
+            } else {
+                format!("GGUF has no format {}", tensor.format())
             };
             return Err(Error::Write { what: format!("tensor {name}"), reason });
         }
-        Ok(alignment as usize)
+        Ok((alignment as usize, ids))
     }
 }
