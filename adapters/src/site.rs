@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::names;
+
 /// A linear layer inside a transformer block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Module {
@@ -91,6 +93,12 @@ pub enum Site {
 }
 
 impl Site {
+    /// The path of its module in Hugging Face files of the Llama family, such as `model.layers.3.self_attn.q_proj`; none of what is
+    /// no module.
+    pub fn hf_path(self) -> Option<String> {
+        names::hf_name(self)
+    }
+
     /// Whether this is a linear layer of a block.
     pub fn is_linear(self) -> bool {
         matches!(self, Site::Linear { .. })

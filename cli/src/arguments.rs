@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand};
+use graftwork::compress::Method;
 use graftwork_kernels::Format;
 
 /// One base model, many adapters.
@@ -52,10 +53,21 @@ id, adapters, max_tokens, temperature, top_k, top_p, min_p, seed and stop ([\"..
   graftwork bench -m smollm2 --batch 8 --random-adapters 8:16
   graftwork bench -m smollm2 --pp 4096 --tg 2048 --cache-type q8_0")]
     Bench(Bench),
+    /// Make a compressed delta of a full fine-tune
+    #[command(after_help = "Examples:
+  graftwork compress --base base.gguf --tuned tuned-directory -o tuned.delta
+  graftwork compress --base smollm2 --tuned tuned.gguf --bits 0.5 --calib texts.jsonl --held-out prompts.jsonl -o t.delta
+  graftwork compress --base base-directory --for base-q4.gguf --tuned tuned-directory --method sparse -o tuned.delta
+
+TEXTS is a text, or with the ending .jsonl one JSON object a line: {\"text\": \"...\"} (special tokens in it count, so that
+it may be a rendered chat), {\"messages\": [{\"role\": \"user\", \"content\": \"...\"}]} or {\"tokens\": [1, 2, 3]}.
+A run that was interrupted goes on where it ended.")]
+    Compress(Compress),
     /// Show what is in a model or adapter file
     #[command(after_help = "Examples:
   graftwork inspect smollm2
-  graftwork inspect examples/adapters/tools-lora --base smollm2")]
+  graftwork inspect examples/adapters/tools-lora --base smollm2
+  graftwork inspect tuned.delta --verify")]
     Inspect(Inspect),
     /// Write a model of random weights, for measurements of speed
     #[command(after_help = "Examples:
@@ -203,6 +215,44 @@ pub struct Bench {
     pub json: bool,
 }
 
+/// `compress`.
+#[derive(Args)]
+pub struct Compress {
+    /// What the tuned model was tuned from: GGUF file, Hugging Face directory, or a known model's name
+    #[arg(long, value_name = "MODEL")]
+    pub base: String,
+    /// The full fine-tune: GGUF file or Hugging Face directory
+    #[arg(long, value_name = "MODEL")]
+    pub tuned: PathBuf,
+    /// The delta to write; what is done is kept in OUT.parts until all is
+    #[arg(short, long)]
+    pub out: PathBuf,
+    /// What is done to the linear layers: delta-come, delta-come-published, bitdelta, low-rank, ternary, sparse or dense
+    #[arg(long, default_value = "delta-come")]
+    pub method: Method,
+    /// Bits for each weight, all counted, of delta-come, low-rank (1 if not given) and sparse (all that changed, exact)
+    #[arg(long, value_name = "B", value_parser = bits)]
+    pub bits: Option<f64>,
+    /// Make the error of outputs small on these texts, which the base reads, not that of weights
+    #[arg(long, value_name = "TEXTS")]
+    pub calib: Option<PathBuf>,
+    /// Say at the end how far base and delta are from the tuned model on these texts
+    #[arg(long, value_name = "TEXTS")]
+    pub held_out: Option<PathBuf>,
+    /// Another file of the same base, such as a quantized one, that the delta is for too; may be given several times
+    #[arg(long = "for", value_name = "MODEL")]
+    pub others: Vec<String>,
+    /// MiB that sums of inputs of layers may take; if they take more, texts are read several times
+    #[arg(long, default_value_t = 1024, value_name = "MIB", value_parser = at_least_one)]
+    pub memory: usize,
+    /// Threads, each for a matrix of its own; 0 for one per core
+    #[arg(long, default_value_t = 0, value_parser = threads)]
+    pub threads: usize,
+    /// One JSON object, with every matrix
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `inspect`.
 #[derive(Args)]
 pub struct Inspect {
@@ -211,6 +261,9 @@ pub struct Inspect {
     /// Say whether the adapter fits this model
     #[arg(long, value_name = "MODEL")]
     pub base: Option<String>,
+    /// Read all values: are they finite, and, of a compressed delta, those that were written?
+    #[arg(long)]
+    pub verify: bool,
     /// One JSON object
     #[arg(long)]
     pub json: bool,
@@ -284,6 +337,11 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 fn threads(text: &str) -> Result<usize, String> {
     let expected = || format!("expected a whole number from 0 to {MAX_THREADS}");
     text.parse().ok().filter(|&n| n <= MAX_THREADS).ok_or_else(expected)
+}
+
+fn bits(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|&bits: &f64| bits > 0.0 && bits <= 32.0);
+    number.ok_or_else(|| "expected a number above 0 and at most 32".to_owned())
 }
 
 fn cache_type(text: &str) -> Result<Format, String> {

@@ -6,6 +6,7 @@
 mod arguments;
 mod bench;
 mod chart;
+mod compress;
 mod demo;
 mod inspect;
 mod logits;
@@ -30,6 +31,8 @@ enum Failure {
     Adapter(#[from] graftwork_adapters::Error),
     #[error(transparent)]
     File(#[from] graftwork_adapters::file::Error),
+    #[error(transparent)]
+    Compress(#[from] graftwork::compress::Error),
     #[error(transparent)]
     Pull(#[from] graftwork_cli::pull::Error),
     #[error("{what}: {source}")]
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments),
         Command::Logits(arguments) => logits::logits(&arguments),
         Command::Bench(arguments) => bench::bench(&arguments),
+        Command::Compress(arguments) => compress::compress(&arguments),
         Command::Inspect(arguments) => inspect::inspect(&arguments),
         Command::RandomModel(arguments) => random_model::random_model(&arguments),
     };

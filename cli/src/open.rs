@@ -25,11 +25,8 @@ pub fn model_path(model: &str) -> Result<PathBuf, Failure> {
 /// Opens a model with a progress bar on stderr. `GRAFTWORK_ISA` names the instruction set, for comparisons.
 pub fn engine(model: &str, options: EngineOptions) -> Result<Engine, Failure> {
     let path = model_path(model)?;
-    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len}");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let bar = progress_bar("{msg} {wide_bar} {pos}/{len}");
     bar.set_message(format!("loading {model}"));
-    bar.enable_steady_tick(Duration::from_millis(100));
     let options = EngineOptions { isa: std::env::var("GRAFTWORK_ISA").ok(), ..options };
     let engine = Engine::open_with(path.as_path(), options, &|done, all| {
         bar.set_length(all as u64);
@@ -38,6 +35,15 @@ pub fn engine(model: &str, options: EngineOptions) -> Result<Engine, Failure> {
     })?;
     bar.finish_and_clear();
     Ok(engine)
+}
+
+/// A progress bar on stderr, if that is a terminal.
+pub fn progress_bar(template: &str) -> ProgressBar {
+    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+    let style = ProgressStyle::with_template(template);
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
 }
 
 /// One of the adapters that come with the project: beside the current folder or above it, or above the program.

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, TryLockError};
 use std::time::{Duration, Instant};
 
-use graftwork_adapters::{Adapter, Source};
+use graftwork_adapters::delta::Fingerprint;
+use graftwork_adapters::{Adapter, Module, Source};
 use graftwork_kernels::Format;
 use graftwork_kernels::backend::{Backend, PAGE};
 use graftwork_kernels::cpu::{Cpu, isa::Isa};
@@ -20,7 +21,8 @@ use crate::model::config::Config;
 use crate::model::container::Container;
 use crate::model::plan::Counting;
 use crate::model::runner::{Prepare, cache_shape, erase, most_scratch};
-use crate::model::weights::{Model, Progress, STACK, THREAD};
+use crate::model::weights::Model;
+use crate::parallel::{Progress, STACK, THREAD};
 use crate::registry::{AdapterInfo, Expect, Generation, Registry, Stack};
 use crate::request::{Event, Prompt, Request, RequestId};
 use crate::sample::Sampler;
@@ -147,6 +149,11 @@ impl Engine {
     /// What the model is.
     pub fn config(&self) -> &Config {
         self.model.config()
+    }
+
+    /// Tells its files from those of other models: what compressed deltas name their base by.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.model.fingerprint()
     }
 
     /// The instruction set that kernels use, by name.
@@ -513,6 +520,23 @@ impl Engine {
         let sequence = self.sequence(&stack, tokens, &[], self.config().context + 1)?;
         let stacks = stack.over(&sequence).0;
         self.turn()?.runner.score(&sequence, &stacks, kv, self.options.prefill_chunk)
+    }
+
+    /// Shows `seen` the inputs `[rows, inputs]` of the linear layers of the blocks up to `last`, over one sequence without adapters, some
+    /// rows at a time: once of those that share their input, as that of the first. Waits for a step in progress.
+    ///
+    /// # Errors
+    /// As [`Engine::logits`].
+    pub(crate) fn linear_inputs(
+        &self,
+        tokens: &[u32],
+        last: usize,
+        seen: &mut dyn FnMut(usize, Module, &[f32]),
+    ) -> Result<(), Error> {
+        let stack = self.registry.stack(&[], std::iter::empty())?;
+        let sequence = self.sequence(&stack, tokens, &[], self.config().context + 1)?;
+        let stacks = stack.over(&sequence).0;
+        self.turn()?.runner.inputs(&sequence, &stacks, last, self.options.prefill_chunk, seen)
     }
 }
 

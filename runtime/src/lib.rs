@@ -57,6 +57,7 @@
 mod answer;
 mod batch;
 pub mod chat;
+pub mod compress;
 mod core;
 mod engine;
 mod error;
@@ -66,6 +67,7 @@ mod log;
 mod mail;
 pub mod model;
 mod options;
+mod parallel;
 mod prefix;
 mod registry;
 mod request;

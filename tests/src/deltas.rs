@@ -1,26 +1,18 @@
 //! Compressed deltas of the small base in `golden/adapters/base`, of every method, and the weights that they are of.
 
+use std::fs;
+
 use graftwork_adapters::check::Shape;
 use graftwork_adapters::compress::{Difference, Method, Split, Stage, compress, synthetic};
 use graftwork_adapters::delta::{Coded, Delta, Layer, Part};
-use graftwork_adapters::{Module, RowOrder, Site};
-use graftwork_kernels::{Format, Tensor};
+use graftwork_adapters::file::{Dtype, TensorView, write_safetensors};
+use graftwork_adapters::{Module, RowOrder, Site, Source};
+use graftwork_kernels::{Bytes, Format, Tensor};
 
-use crate::reference::tensors;
+use crate::reference::{golden, tensors};
 
 /// Layers of the small base.
 const LAYERS: usize = 3;
-
-/// The weights of the linear layers in Hugging Face files, in the order of [`Module::ALL`].
-const NAMES: [&str; Module::ALL.len()] = [
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-];
 
 /// The methods by name. Stages of singular vectors are fewer than is usual: the matrices are small.
 pub fn methods() -> Vec<(&'static str, Method)> {
@@ -41,8 +33,9 @@ pub fn tuned(name: &str, method: &Method, seed: u64) -> (Delta, Vec<(String, Ten
     let mut merged = tensors("adapters/base/model.safetensors");
     let mut layers = Vec::new();
     for layer in 0..LAYERS {
-        for (&module, part) in Module::ALL.iter().zip(NAMES) {
-            let name = format!("model.layers.{layer}.{part}.weight");
+        for &module in Module::ALL {
+            let site = Site::Linear { layer, module };
+            let name = format!("{}.weight", site.hf_path().unwrap());
             let (_, weight) = merged.iter_mut().find(|(other, _)| *other == name).expect("a linear layer");
             let (outputs, inputs) = (weight.rows(), weight.cols());
             let mut values = weight.decode().unwrap();
@@ -56,11 +49,7 @@ pub fn tuned(name: &str, method: &Method, seed: u64) -> (Delta, Vec<(String, Ten
                 add(part, inputs, &mut values);
             }
             *weight = Tensor::encode(Format::F32, outputs, inputs, &values).unwrap();
-            layers.push(Layer {
-                site: Site::Linear { layer, module },
-                shape: Shape { outputs, inputs },
-                parts,
-            });
+            layers.push(Layer { site, shape: Shape { outputs, inputs }, parts });
         }
     }
     let delta = Delta {
@@ -73,6 +62,24 @@ pub fn tuned(name: &str, method: &Method, seed: u64) -> (Delta, Vec<(String, Ten
         carried: Vec::new(),
     };
     (delta, merged)
+}
+
+/// The small base with other weights.
+pub fn with_weights(weights: &[(String, Tensor)]) -> Source {
+    let shapes: Vec<[u64; 2]> = weights.iter().map(|(_, t)| [t.rows() as u64, t.cols() as u64]).collect();
+    let views: Vec<_> = weights
+        .iter()
+        .zip(&shapes)
+        .map(|((name, tensor), shape)| {
+            let shape = if name.contains("norm") { &shape[1..] } else { &shape[..] };
+            TensorView { name, dtype: Dtype::F32, shape, bytes: tensor.bytes() }
+        })
+        .collect();
+    let mut file = Vec::new();
+    write_safetensors(&mut file, &views, &[]).unwrap();
+    let config = fs::read(golden("adapters/base/config.json")).unwrap();
+    let files = [("config.json", Bytes::from(config)), ("model.safetensors", Bytes::from(file))];
+    Source::files(files.map(|(name, bytes)| (name.to_owned(), bytes)).into()).unwrap()
 }
 
 /// Adds what a part says to a matrix `[outputs, inputs]`.

@@ -9,7 +9,7 @@ use super::matrix::finite;
 
 /// `H[i,j] = sum_t x_t[i] x_t[j]` over the inputs `x_t` that a layer sees, shape `[inputs, inputs]`: an error `E` of its weight is
 /// an error of its outputs with the sum of squares `tr(E H E^T)`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Hessian {
     /// What is above the diagonal is 0.
     sum: Mat<f32>,
@@ -49,6 +49,11 @@ impl Hessian {
             Par::Seq,
         );
         Ok(())
+    }
+
+    /// `H[i,j]`.
+    pub fn at(&self, i: usize, j: usize) -> f32 {
+        self.sum[(i.max(j), i.min(j))]
     }
 
     /// Factors it, once for all layers with these inputs.

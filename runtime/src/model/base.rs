@@ -47,19 +47,7 @@ impl Base {
     /// The files are gone, or no longer hold it.
     pub fn weight(&self, site: Site) -> Result<Tensor, Error> {
         let file: &dyn TensorFile = self.container.as_ref().ok_or(Error::NoBase { site })?.weights();
-        let name = match site {
-            Site::Linear { layer, module } => self.names.linear(layer, module),
-            Site::Embedding => self.names.embedding.to_owned(),
-            Site::AttentionNorm { layer } => self.names.in_layer(layer, self.names.attention_norm),
-            Site::FfnNorm { layer } => self.names.in_layer(layer, self.names.ffn_norm),
-            Site::Norm => self.names.norm.to_owned(),
-            // The residual stream and what comes before the prompt have no weight.
-            Site::AfterAttention { .. } | Site::AfterFfn { .. } | Site::Prompt | Site::Prefix => {
-                return Err(Error::UnsupportedSite { site });
-            }
-            Site::Head if self.tied_head => self.names.embedding.to_owned(),
-            Site::Head => self.names.head.to_owned(),
-        };
+        let name = self.names.of(site, self.tied_head).ok_or(Error::UnsupportedSite { site })?;
         Ok(file.require(&format!("{name}.weight"))?)
     }
 }

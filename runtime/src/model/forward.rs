@@ -114,18 +114,29 @@ impl<B: Backend> Scratch<B> {
     }
 }
 
-/// Computes the logits of the batch's outputs into `s.logits` and stores its keys and values in `cache`.
-///
-/// `go_on` is asked before every layer, half a layer, and part of a long attention; once it says no, the pass ends and
-/// gives `false`: nothing then counts as computed, and the same batch may be run again.
+/// What follows a forward pass.
+pub struct Watch<'a, B: Backend> {
+    /// Asked before every layer, half a layer, part of a long attention, and the head; once it says no, the pass ends and gives
+    /// `false`: nothing then counts as computed, and the same batch may be run again.
+    pub go_on: &'a dyn Fn() -> bool,
+    /// Is shown the input of linear layers of a block, once for all that share it: of the query projection, of the output projection,
+    /// of the gate and of the down projection. That of the last block has the rows of the outputs alone from attention's output on.
+    pub input: &'a mut Inputs<'a, B>,
+}
+
+/// Takes the input of a linear layer.
+pub type Inputs<'a, B> = dyn FnMut(&mut B, usize, Module, &<B as Backend>::Rows) + 'a;
+
+/// Computes the logits of the batch's outputs into `s.logits` and stores its keys and values in `cache`; `false` if `watch` ended it.
 pub fn forward<B: Backend>(
     backend: &mut B,
     model: &Model<B::Device>,
     cache: &mut B::Cache,
     s: &mut Scratch<B>,
     batch: &Batch<'_>,
-    go_on: &dyn Fn() -> bool,
+    watch: Watch<'_, B>,
 ) -> Result<bool, tensor::Error> {
+    let Watch { go_on, input } = watch;
     let c = &model.config;
     s.resize(backend, batch.tokens.len(), batch.outputs.len())?;
     let mut grafts = Grafts::<B>::of(batch);
@@ -170,6 +181,7 @@ pub fn forward<B: Backend>(
                 (&layer.attention_norm, c.norm_eps),
                 grafts.norms(Site::AttentionNorm { layer: l }),
             );
+            input(b, l, Module::Q, &s.n);
             let [q, k, v] = [Module::Q, Module::K, Module::V].map(|module| grafts.at(l, module));
             shared(
                 b,
@@ -197,6 +209,7 @@ pub fn forward<B: Backend>(
             }
             let o = grafts.at(l, Module::O);
             b.adapt(&mut s.a, &o.inputs);
+            input(b, l, Module::O, &s.a);
             let hooks = grafts.around(l, Part::Attention);
             residual(b, (&mut s.x, &mut s.n), &s.a, (&layer[Module::O], &o), &hooks);
 
@@ -209,6 +222,7 @@ pub fn forward<B: Backend>(
                 (&layer.ffn_norm, c.norm_eps),
                 grafts.norms(Site::FfnNorm { layer: l }),
             );
+            input(b, l, Module::Gate, &s.n);
             let [gate, up] = [Module::Gate, Module::Up].map(|module| grafts.at(l, module));
             shared(
                 b,
@@ -221,8 +235,12 @@ pub fn forward<B: Backend>(
             b.gate(&mut s.gate, &s.up, c.activation);
             let down = grafts.at(l, Module::Down);
             b.adapt(&mut s.gate, &down.inputs);
+            input(b, l, Module::Down, &s.gate);
             let hooks = grafts.around(l, Part::Ffn);
             residual(b, (&mut s.x, &mut s.n), &s.gate, (&layer[Module::Down], &down), &hooks);
+        }
+        if !go_on() {
+            return Ok(false);
         }
         norm(b, (&mut s.n, &s.x, rows), (&model.norm, c.norm_eps), grafts.norms(Site::Norm));
         b.linear(&s.n, &mut [output(&mut s.logits, &model.head, &grafts.head())]);

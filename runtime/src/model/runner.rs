@@ -1,9 +1,11 @@
 //! Where the type of the backend ends: a model that runs batches, seen without it.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::sync::Arc;
 
-use graftwork_adapters::Adapter;
+use graftwork_adapters::delta::Fingerprint;
+use graftwork_adapters::{Adapter, Module};
 use graftwork_kernels::Format;
 use graftwork_kernels::backend::{Backend, CacheShape};
 use graftwork_kernels::tensor;
@@ -11,7 +13,7 @@ use graftwork_kernels::tensor;
 use super::base::Base;
 use super::bind;
 use super::config::Config;
-use super::forward::{Scratch, forward};
+use super::forward::{Scratch, Watch, forward};
 use super::weights::Model;
 use crate::Error;
 use crate::batch::{Batch, Outputs, Piece};
@@ -32,6 +34,9 @@ pub trait Prepare: Send + Sync {
 
     /// Bytes of the embedding in its file.
     fn embedding_bytes(&self) -> usize;
+
+    /// That of its files.
+    fn fingerprint(&self) -> Fingerprint;
 }
 
 /// Runs batches through a model.
@@ -63,6 +68,17 @@ pub trait Run: Send {
         kv: Format,
         chunk: usize,
     ) -> Result<Vec<f32>, Error>;
+
+    /// Shows `seen` the inputs of linear layers ([`Watch::input`]) in the blocks up to `last`, over the tokens of one sequence, some rows
+    /// at a time, with keys and values in F32.
+    fn inputs(
+        &mut self,
+        sequence: &[u32],
+        stacks: &Stacks,
+        last: usize,
+        chunk: usize,
+        seen: &mut dyn FnMut(usize, Module, &[f32]),
+    ) -> Result<(), Error>;
 }
 
 struct Preparer<B: Backend> {
@@ -127,6 +143,40 @@ impl<B: Backend> Prepare for Preparer<B> {
     fn embedding_bytes(&self) -> usize {
         self.model.embedding_bytes
     }
+
+    fn fingerprint(&self) -> Fingerprint {
+        self.base.fingerprint(self.model.config.architecture)
+    }
+}
+
+impl<B: Backend> Runner<B> {
+    /// Runs one sequence in a cache of its own, whose values have the format `kv`, at most `chunk` rows at a time; all of them are
+    /// outputs. `step` computes a batch.
+    fn alone(
+        &mut self,
+        sequence: &[u32],
+        stacks: &Stacks,
+        (kv, chunk): (Format, usize),
+        mut step: impl FnMut(&mut Self, &mut B::Cache, &Batch<'_>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut cache = self.backend.cache(CacheShape { format: kv, ..self.shape });
+        let pages: Vec<u32> = (0..kv::pages_for(sequence.len()) as u32).collect();
+        self.backend.grow(&mut cache, pages.len()).map_err(Error::Memory)?;
+        let chunk = chunk.min(SCORED);
+        let mut position = 0;
+        while position < sequence.len() {
+            let pending = &sequence[position..];
+            let given = Entry::given(pending);
+            let first = position + given;
+            let stack = stacks.at(first);
+            let rows = given + stacks.alike(first, chunk.min(pending.len() - given));
+            let (tokens, outputs) = (&pending[..rows], Outputs::All);
+            let piece = Piece { stack, tokens, position, pages: &pages, prompt: rows, outputs };
+            position += rows;
+            step(self, &mut cache, &Batch::new(&[piece]).map_err(Error::Memory)?)?;
+        }
+        Ok(())
+    }
 }
 
 impl<B: Backend> Run for Runner<B> {
@@ -143,8 +193,9 @@ impl<B: Backend> Run for Runner<B> {
     }
 
     fn run(&mut self, batch: &Batch<'_>, go_on: &dyn Fn() -> bool) -> Result<bool, Error> {
-        forward(&mut self.backend, &self.model, &mut self.cache, &mut self.scratch, batch, go_on)
-            .map_err(Error::Memory)
+        let Self { backend, model, cache, scratch, .. } = self;
+        let watch = Watch { go_on, input: &mut |_, _, _, _| {} };
+        forward(backend, model, cache, scratch, batch, watch).map_err(Error::Memory)
     }
 
     fn logits(&mut self) -> Cow<'_, [f32]> {
@@ -175,33 +226,45 @@ impl<B: Backend> Run for Runner<B> {
         kv: Format,
         chunk: usize,
     ) -> Result<Vec<f32>, Error> {
-        let mut cache = self.backend.cache(CacheShape { format: kv, ..self.shape });
-        let pages: Vec<u32> = (0..kv::pages_for(sequence.len()) as u32).collect();
-        self.backend.grow(&mut cache, pages.len()).map_err(Error::Memory)?;
         let vocab = stacks.at(sequence.len()).vocabulary(self.model.config.vocab).head;
         let tokens = sequence.iter().filter(|&&number| Entry::is_token(number)).count();
         let mut logits = tensor::reserved(tokens.saturating_mul(vocab)).map_err(Error::Memory)?;
-        let chunk = chunk.min(SCORED);
-        let mut position = 0;
-        while position < sequence.len() {
-            let pending = &sequence[position..];
-            let given = Entry::given(pending);
-            let first = position + given;
-            let stack = stacks.at(first);
-            let rows = given + stacks.alike(first, chunk.min(pending.len() - given));
-            let (tokens, outputs) = (&pending[..rows], Outputs::All);
-            let piece = Piece { stack, tokens, position, pages: &pages, prompt: rows, outputs };
-            position += rows;
-            let batch = Batch::new(&[piece]).map_err(Error::Memory)?;
-            forward(&mut self.backend, &self.model, &mut cache, &mut self.scratch, &batch, &|| true)
+        self.alone(sequence, stacks, (kv, chunk), |this, cache, batch| {
+            let watch = Watch { go_on: &|| true, input: &mut |_, _, _, _| {} };
+            forward(&mut this.backend, &this.model, cache, &mut this.scratch, batch, watch)
                 .map_err(Error::Memory)?;
-            let wide = self.wide_logits()?;
+            let wide = this.wide_logits()?;
             match wide.is_empty() {
-                true => logits.extend_from_slice(&self.logits()),
+                true => logits.extend_from_slice(&this.logits()),
                 // What extends the vocabulary acts on all rows.
                 false => wide.iter().for_each(|(_, row)| logits.extend_from_slice(row)),
             }
-        }
+            Ok(())
+        })?;
         Ok(logits)
+    }
+
+    fn inputs(
+        &mut self,
+        sequence: &[u32],
+        stacks: &Stacks,
+        last: usize,
+        chunk: usize,
+        seen: &mut dyn FnMut(usize, Module, &[f32]),
+    ) -> Result<(), Error> {
+        self.alone(sequence, stacks, (Format::F32, chunk), |this, cache, batch| {
+            // Nothing after the last input is needed.
+            let is_over = Cell::new(false);
+            let watch = Watch {
+                go_on: &|| !is_over.get(),
+                input: &mut |backend: &mut B, layer, module, x| {
+                    seen(layer, module, &backend.read(x));
+                    is_over.set((layer, module) == (last, Module::Down));
+                },
+            };
+            forward(&mut this.backend, &this.model, cache, &mut this.scratch, batch, watch)
+                .map_err(Error::Memory)
+                .map(drop)
+        })
     }
 }

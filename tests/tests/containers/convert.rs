@@ -121,6 +121,11 @@ fn stored_factors(rope: &Json) -> Tensor {
 
 /// The tensors of the GGUF file of a model in Hugging Face layout, values unchanged.
 pub fn model_tensors(path: &str, config: &Json) -> Vec<(String, Tensor)> {
+    gguf_tensors(tensors(&format!("{path}/model.safetensors")), config)
+}
+
+/// The tensors of a GGUF file with these weights, named as in Hugging Face files.
+fn gguf_tensors(weights: Vec<(String, Tensor)>, config: &Json) -> Vec<(String, Tensor)> {
     let convert = |(name, tensor): (String, Tensor)| {
         let (name, part) = name.rsplit_once('.').unwrap();
         let (name, tensor) = match name {
@@ -131,7 +136,7 @@ pub fn model_tensors(path: &str, config: &Json) -> Vec<(String, Tensor)> {
         };
         (format!("{name}.{part}"), tensor)
     };
-    let mut all: Vec<_> = tensors(&format!("{path}/model.safetensors")).into_iter().map(convert).collect();
+    let mut all: Vec<_> = weights.into_iter().map(convert).collect();
     if config["rope_parameters"]["rope_type"] == "llama3" {
         all.push(("rope_freqs.weight".to_owned(), stored_factors(&config["rope_parameters"])));
     }
@@ -145,12 +150,17 @@ pub fn model_as_gguf(path: &str) -> Bytes {
 
 /// The same with its linear layers in another format, where their rows are whole blocks.
 pub fn model_in(format: Format, path: &str) -> Bytes {
+    model_of(format, path, tensors(&format!("{path}/model.safetensors")))
+}
+
+/// The same with other weights.
+pub fn model_of(format: Format, path: &str, weights: Vec<(String, Tensor)>) -> Bytes {
     let config = json(golden(path).join("config.json"));
     let mut file = GgufWriter::new();
     for (key, value) in keys(&config) {
         file.key(key, value);
     }
-    for (name, tensor) in model_tensors(path, &config) {
+    for (name, tensor) in gguf_tensors(weights, &config) {
         let is_linear = tensor.rows() > 1 && name != "token_embd.weight";
         let tensor = match is_linear && tensor.cols().is_multiple_of(format.block_len()) {
             true => Tensor::encode(format, tensor.rows(), tensor.cols(), &tensor.decode().unwrap()).unwrap(),

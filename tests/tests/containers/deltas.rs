@@ -3,37 +3,18 @@
 use std::collections::HashMap;
 use std::fs;
 
-use graftwork::{Bytes, Event, Format, Request};
+use graftwork::{Event, Format, Request};
 use graftwork_adapters::Source;
 use graftwork_adapters::delta::{Delta, Fingerprint};
-use graftwork_adapters::file::{Dtype, Gguf, Safetensors, TensorView, write_safetensors};
-use graftwork_kernels::Tensor;
-use graftwork_tests::deltas::{methods, tuned};
+use graftwork_adapters::file::{Gguf, Safetensors};
+use graftwork_tests::deltas::{methods, tuned, with_weights};
 use graftwork_tests::reference::{Expected, golden};
 
 use super::convert::model_in;
 use super::open;
 
-/// The small base with other weights.
-fn with_weights(weights: &[(String, Tensor)]) -> Source {
-    let shapes: Vec<[u64; 2]> = weights.iter().map(|(_, t)| [t.rows() as u64, t.cols() as u64]).collect();
-    let views: Vec<_> = weights
-        .iter()
-        .zip(&shapes)
-        .map(|((name, tensor), shape)| {
-            let shape = if name.contains("norm") { &shape[1..] } else { &shape[..] };
-            TensorView { name, dtype: Dtype::F32, shape, bytes: tensor.bytes() }
-        })
-        .collect();
-    let mut file = Vec::new();
-    write_safetensors(&mut file, &views, &[]).unwrap();
-    let config = fs::read(golden("adapters/base/config.json")).unwrap();
-    let files = [("config.json", Bytes::from(config)), ("model.safetensors", Bytes::from(file))];
-    Source::files(files.map(|(name, bytes)| (name.to_owned(), bytes)).into()).unwrap()
-}
-
 /// The largest difference.
-fn furthest(a: &[f32], b: &[f32]) -> f32 {
+pub fn furthest(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 

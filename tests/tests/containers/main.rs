@@ -1,5 +1,6 @@
 //! The same model and the same adapters in every container that they come in.
 
+mod compressed;
 mod convert;
 mod deltas;
 mod wrong;

@@ -2,7 +2,7 @@
 //!
 //! A new decoder of the family is one file beside this one and one line of [`ALL`].
 
-use graftwork_adapters::Module;
+use graftwork_adapters::{Module, Site};
 
 use super::config::{Config, Error, Reader, unsupported};
 
@@ -67,6 +67,20 @@ impl Names {
     /// The full name of `part` in `layer`.
     pub fn in_layer(&self, layer: usize, part: &str) -> String {
         format!("{}{part}", self.layer.replace("{}", &layer.to_string()))
+    }
+
+    /// The name of the weight at `site`, without `.weight`; none where there is no weight.
+    pub fn of(&self, site: Site, tied_head: bool) -> Option<String> {
+        Some(match site {
+            Site::Linear { layer, module } => self.linear(layer, module),
+            Site::Embedding => self.embedding.to_owned(),
+            Site::AttentionNorm { layer } => self.in_layer(layer, self.attention_norm),
+            Site::FfnNorm { layer } => self.in_layer(layer, self.ffn_norm),
+            Site::Norm => self.norm.to_owned(),
+            Site::Head => (if tied_head { self.embedding } else { self.head }).to_owned(),
+            // The residual stream and what comes before the prompt have none.
+            Site::AfterAttention { .. } | Site::AfterFfn { .. } | Site::Prompt | Site::Prefix => return None,
+        })
     }
 
     /// The name of a linear layer, without `.weight`.

@@ -1,0 +1,245 @@
+//! `compress`: a full fine-tune becomes a delta, with a report of what that lost.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::SystemTime;
+
+use graftwork::chat::{ChatInput, Message};
+use graftwork::compress::{
+    Calibration, Divergence, Matrix, Options, Report, Stage, compress as run, divergence,
+};
+use graftwork::{Engine, EngineOptions, Prompt, Source};
+use graftwork_adapters::delta::Fingerprint;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::arguments::Compress;
+use crate::{Failure, chart, open, output};
+
+/// Runs the command.
+pub fn compress(arguments: &Compress) -> Result<(), Failure> {
+    let base_path = open::model_path(&arguments.base)?;
+    let engine_options = EngineOptions { threads: arguments.threads, ..EngineOptions::default() };
+    let texts = [&arguments.calib, &arguments.held_out].map(|path| path.as_deref());
+    let base = match texts {
+        [None, None] => None,
+        _ => Some(open::engine(&arguments.base, engine_options.clone())?),
+    };
+    let read = |path: Option<&Path>| match (path, &base) {
+        (Some(path), Some(engine)) => read_texts(path, engine).map(Some),
+        _ => Ok(None),
+    };
+    let [calibration, held_out] = texts.map(read);
+    let (calibration, held_out) = (calibration?, held_out?);
+    let calibration = match (&base, &calibration) {
+        (Some(engine), Some(texts)) => Some(Calibration { engine, texts }),
+        _ => None,
+    };
+    let defaults = Options::default();
+    let options = Options {
+        method: arguments.method,
+        bits: arguments.bits,
+        calibration,
+        bases: arguments.others.iter().map(|model| fingerprint(model)).collect::<Result<_, _>>()?,
+        base_model: Some(arguments.base.clone()),
+        threads: if arguments.threads == 0 { defaults.threads } else { arguments.threads },
+        memory: arguments.memory.saturating_mul(1 << 20),
+    };
+    let bar = open::progress_bar("{msg} {wide_bar} {pos}/{len} {eta}");
+    let progress = |stage, done: usize, all: usize| {
+        bar.set_message(match stage {
+            Stage::Calibrating => "reading texts",
+            Stage::Compressing => "compressing",
+            Stage::Comparing => "comparing",
+        });
+        bar.set_length(all as u64);
+        bar.set_position(done as u64);
+        true
+    };
+    let sources = [Source::from(base_path.as_path()), Source::from(arguments.tuned.as_path())];
+    let report = run((&sources[0], &sources[1]), &arguments.out, &options, &progress)?;
+    let compared = match (&base, &held_out) {
+        (Some(base), Some(texts)) => {
+            let tuned = open::engine(&arguments.tuned.to_string_lossy(), engine_options)?;
+            base.load_adapter("delta", arguments.out.as_path())?;
+            let stacks = [vec![], vec![("delta".to_owned(), 1.0)]];
+            divergence(&tuned, (base, &stacks), texts, &progress)?
+        }
+        _ => Vec::new(),
+    };
+    bar.finish_and_clear();
+    let is_calibrated = options.calibration.is_some();
+    match arguments.json {
+        true => output::result(&format!("{}\n", as_json(arguments, &report, &compared))),
+        false => output::result(&as_text(&report, is_calibrated, &compared)),
+    }
+}
+
+/// The fingerprint of a model.
+fn fingerprint(model: &str) -> Result<Fingerprint, Failure> {
+    let container = graftwork::model::container::Container::open(&open::model_path(model)?.as_path().into())?;
+    let (config, _) = container.config()?;
+    Ok(Fingerprint::of(config.architecture, container.weights()))
+}
+
+/// A line of texts.jsonl.
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    deny_unknown_fields,
+    expecting = "expected an object with `text`, `messages` (and perhaps `tools`) or `tokens`"
+)]
+enum Line {
+    Text { text: String },
+    Messages { messages: Vec<Message>, tools: Option<Vec<Value>> },
+    Tokens { tokens: Vec<u32> },
+}
+
+/// The texts in a file, in tokens of the model.
+fn read_texts(path: &Path, engine: &Engine) -> Result<Vec<Vec<u32>>, Failure> {
+    let name = path.display();
+    let content = fs::read_to_string(path).map_err(Failure::io(name.to_string()))?;
+    let encoded = |prompt, place: &dyn Fn(String) -> String| {
+        engine.prompt_tokens(prompt).map_err(|error| Failure::Other(place(error.to_string())))
+    };
+    let mut texts = Vec::new();
+    if path.extension().is_some_and(|extension| extension == "jsonl") {
+        for (number, line) in content.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+            let place = |why: String| format!("{name}: line {}: {why}", number + 1);
+            let line =
+                serde_json::from_str(line).map_err(|error| Failure::Other(place(error.to_string())))?;
+            let prompt = match line {
+                Line::Text { text } => Prompt::Text(text),
+                Line::Tokens { tokens } => Prompt::Tokens(tokens),
+                // The same tokens on every day: what is half done goes on with the same texts only.
+                Line::Messages { messages, tools } => Prompt::Chat(Box::new(ChatInput {
+                    tools,
+                    add_generation_prompt: false,
+                    now: SystemTime::UNIX_EPOCH,
+                    ..ChatInput::new(messages)
+                })),
+            };
+            texts.push(encoded(prompt, &place)?);
+        }
+    } else {
+        texts.push(encoded(Prompt::Text(content), &|why| format!("{name}: {why}"))?);
+    }
+    texts.retain(|text| !text.is_empty());
+    match texts.is_empty() {
+        true => Err(Failure::Other(format!("{name}: expected a text, found none"))),
+        false => Ok(texts),
+    }
+}
+
+/// What to say of matrices of the same kind in all layers.
+struct Row {
+    name: String,
+    bytes: usize,
+    weights: usize,
+    /// `|D|^2`, `|E|^2`, and the sum of errors of outputs.
+    squares: [f64; 2],
+    output_error: f64,
+    worst: (f64, String),
+    count: usize,
+    changed: usize,
+}
+
+fn rows(report: &Report) -> Vec<Row> {
+    let mut rows: Vec<Row> = Vec::new();
+    for matrix in &report.matrices {
+        let name = matrix.name.rsplit('.').next().unwrap_or_default().to_owned();
+        let at = rows.iter().position(|row| row.name == name).unwrap_or_else(|| {
+            rows.push(Row {
+                name,
+                bytes: 0,
+                weights: 0,
+                squares: [0.0; 2],
+                output_error: 0.0,
+                worst: (0.0, String::new()),
+                count: 0,
+                changed: 0,
+            });
+            rows.len() - 1
+        });
+        let row = &mut rows[at];
+        row.bytes += matrix.bytes;
+        row.weights += matrix.weights();
+        row.count += 1;
+        row.changed += usize::from(!matrix.is_unchanged());
+        row.squares[0] += matrix.norm.powi(2);
+        row.squares[1] += (matrix.norm * matrix.relative_error).powi(2);
+        row.output_error += matrix.output_error.unwrap_or_default();
+        if matrix.relative_error >= row.worst.0 {
+            row.worst = (matrix.relative_error, matrix.name.clone());
+        }
+    }
+    rows
+}
+
+fn as_text(report: &Report, is_calibrated: bool, compared: &[Divergence]) -> String {
+    let mut heading = vec!["linear layers", "changed", "bits/weight", "|D|", "error"];
+    if is_calibrated {
+        heading.push("of outputs");
+    }
+    heading.push("greatest error");
+    let mut table = vec![heading.into_iter().map(String::from).collect()];
+    for row in rows(report) {
+        let ratio = |a: f64, b: f64| if b > 0.0 { (a / b).sqrt() } else { 0.0 };
+        let mut cells = vec![
+            row.name,
+            format!("{} of {}", row.changed, row.count),
+            format!("{:.3}", 8.0 * row.bytes as f64 / row.weights as f64),
+            format!("{:.3}", row.squares[0].sqrt()),
+            format!("{:.3}", ratio(row.squares[1], row.squares[0])),
+        ];
+        if is_calibrated {
+            cells.push(format!("{:.3}", row.output_error / row.changed.max(1) as f64));
+        }
+        cells.push(format!("{:.3} {}", row.worst.0, row.worst.1));
+        table.push(cells);
+    }
+    let mut text = chart::table(&table);
+    let carried: usize = report.carried.iter().map(|(_, bytes)| bytes).sum();
+    text += &format!(
+        "linear layers: {:.3} bits/weight, error {:.3}\ncarried whole: {} tensors, {}\nfile: {}, {:.3} bits for each weight of the model\n",
+        report.linear_bits(),
+        report.relative_error(),
+        report.carried.len(),
+        chart::bytes(carried),
+        chart::bytes(report.bytes as usize),
+        report.bits(),
+    );
+    for (what, found) in ["base", "delta"].iter().zip(compared) {
+        text += &format!(
+            "{what} to tuned model: KL {:.5}, same likeliest token {:.1} %, {} positions\n",
+            found.kl,
+            100.0 * found.top1,
+            found.positions
+        );
+    }
+    text
+}
+
+fn as_json(arguments: &Compress, report: &Report, compared: &[Divergence]) -> Value {
+    let matrix = |m: &Matrix| {
+        json!({"name": m.name, "shape": m.shape, "bytes": m.bytes,
+            "bits_per_weight": 8.0 * m.bytes as f64 / m.weights() as f64,
+            "norm": m.norm, "relative_error": m.relative_error, "output_error": m.output_error})
+    };
+    let mut object = json!({
+        "out": arguments.out,
+        "method": arguments.method.name(),
+        "bytes": report.bytes,
+        "linear_bits_per_weight": report.linear_bits(),
+        "bits_per_weight": report.bits(),
+        "relative_error": report.relative_error(),
+        "matrices": report.matrices.iter().map(matrix).collect::<Vec<_>>(),
+        "carried": report.carried.iter().cloned().collect::<BTreeMap<_, _>>(),
+    });
+    for (what, found) in ["base", "delta"].iter().zip(compared) {
+        object[format!("{what}_to_tuned")] =
+            json!({"kl": found.kl, "top1": found.top1, "positions": found.positions});
+    }
+    object
+}
