@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use graftwork::EngineOptions;
+use graftwork::model::container::Container;
 use graftwork_adapters::file::gguf::{self, Gguf};
 use graftwork_adapters::file::hf::HfModel;
-use graftwork_adapters::file::{Named, Safetensors, TensorInfo, Torch};
-use graftwork_adapters::{Adapter, Change, Factor, Place, Site, Source, delta, prompt};
+use graftwork_adapters::file::{Named, Safetensors, TensorInfo, Torch, open_bytes};
+use graftwork_adapters::{Adapter, Change, Factor, Place, Site, Source, delta, finite, prompt};
 use serde_json::{Value, json};
 
 use crate::arguments::Inspect;
@@ -17,13 +18,20 @@ use crate::{Failure, chart, open, output};
 pub fn inspect(arguments: &Inspect) -> Result<(), Failure> {
     let path = open::model_path(&arguments.path)?;
     let mut report = vec![Item::new("file", json!(arguments.path))];
-    report.extend(if is_adapter(&path)? {
+    let is_adapter = is_adapter(&path)?;
+    report.extend(if is_adapter {
         adapter_report(&Adapter::open(path.as_path())?)
     } else if arguments.base.is_some() {
         return Err(Failure::Other(format!("{}: --base is for adapters, this is a model", arguments.path)));
     } else {
         model_report(&path)?
     });
+    if arguments.verify {
+        let values = if is_adapter { verify_adapter(&path) } else { verify_model(&path) };
+        let values =
+            values.map_err(|error| Failure::Other(format!("{}: {}", arguments.path, error.line())))?;
+        report.push(Item::new("verified", json!(values)));
+    }
     let mut misfit = None;
     if let Some(base) = &arguments.base {
         // The real thing: everything that loading checks, and nothing else.
@@ -95,21 +103,54 @@ fn is_adapter(path: &Path) -> Result<bool, Failure> {
         let names = delta::FILES.iter().chain(&["adapter_config.json"]);
         return Ok(names.into_iter().any(|name| path.join(name).exists()));
     }
+    if delta::is_one(&open_bytes(path, 0)?) {
+        return Ok(true);
+    }
     if is_safetensors(path) || is_torch(path) {
         let is_named = delta::FILES.iter().any(|name| path.ends_with(name));
         let has_config = path.with_file_name("adapter_config.json").exists();
         let is_bare = match is_torch(path) {
             true => prompt::is_bare(Torch::open(path)?.tensors().names()),
-            false => {
-                let file = Safetensors::open(path)?;
-                file.metadata().get(delta::KEY).is_some() || prompt::is_bare(file.tensors().names())
-            }
+            false => prompt::is_bare(Safetensors::open(path)?.tensors().names()),
         };
         return Ok(is_named || has_config || is_bare);
     }
     let file = Gguf::open(path)?;
     let says = |key, what| Ok::<_, Failure>(file.metadata().get::<&str>(key)? == Some(what));
     Ok(says("general.type", "adapter")? || says("general.architecture", "controlvector")?)
+}
+
+/// Reads all values of an adapter; says what was found of them.
+fn verify_adapter(path: &Path) -> Result<&'static str, Failure> {
+    let inside = path.join(delta::FILES[0]);
+    let file = if inside.exists() { &inside } else { path };
+    if file.is_file() {
+        let bytes = open_bytes(file, 0)?;
+        if delta::is_one(&bytes) {
+            delta::verify(bytes)?;
+            return Ok("the bytes that were written, all values finite");
+        }
+    }
+    for edit in &Adapter::open(path)?.edits {
+        for tensor in edit.change.tensors() {
+            finite::check(&edit.site.to_string(), tensor)?;
+        }
+    }
+    Ok("all values finite")
+}
+
+/// The same of a model.
+fn verify_model(path: &Path) -> Result<&'static str, Failure> {
+    let container = Container::open(&Source::from(path))?;
+    let weights = container.weights();
+    for name in weights.names() {
+        if let Some(tensor) = weights.tensor(name)? {
+            finite::check(name, &tensor)?;
+            // A large model need not stay in memory.
+            tensor.bytes().unload();
+        }
+    }
+    Ok("all values finite")
 }
 
 fn is_safetensors(path: &Path) -> bool {

@@ -1,6 +1,7 @@
 //! The command line as scripts see it: exit status, stdout, stderr.
 
 mod chats;
+mod compress;
 mod figures;
 mod logits;
 mod requests;

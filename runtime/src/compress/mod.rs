@@ -152,7 +152,7 @@ impl Report {
 /// `<out>.parts`; the same call after a kill goes on from there.
 ///
 /// # Errors
-/// Whatever [`Error`] says. The folder then stays.
+/// Whatever [`Error`] says. The folder then stays, if anything is done.
 pub fn compress(
     (base, tuned): (&Source, &Source),
     out: &Path,
@@ -166,8 +166,14 @@ pub fn compress(
     folder.push(".parts");
     let work = Work::open(folder.into(), &options.plan(base, tuned))?;
     let run = Run { pair, work, options, base, progress, done: AtomicUsize::new(0) };
-    run.compress()?;
-    run.finish(out)
+    match run.compress() {
+        Ok(()) => run.finish(out),
+        Err(error) => {
+            // The first error is the one to tell.
+            let _ = run.work.give_up();
+            Err(error)
+        }
+    }
 }
 
 impl Options<'_> {

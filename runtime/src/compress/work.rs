@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use graftwork_adapters::delta::{Delta, Layer, verify};
@@ -33,16 +33,14 @@ const LOCK: &str = "lock";
 impl Work {
     /// Starts to work in `folder`, or goes on where an earlier process with the same plan ended.
     pub fn open(folder: PathBuf, plan: &Plan) -> Result<Self, Error> {
+        if let Err(error) = fs::create_dir(&folder)
+            && error.kind() != ErrorKind::AlreadyExists
+        {
+            return Err(Error::io(&folder)(error));
+        }
+        let has_pieces = files(&folder)?.iter().any(|path| is_piece(path));
         let plan_path = folder.join(PLAN);
-        let is_ours = |name: &std::ffi::OsStr| name == LOCK || name.to_string_lossy().starts_with(PLAN);
-        let mut others = match fs::read_dir(&folder) {
-            Ok(entries) => entries.flatten().filter(|entry| !is_ours(&entry.file_name())),
-            Err(_) => {
-                fs::create_dir(&folder).map_err(Error::io(&folder))?;
-                return Self::open(folder, plan);
-            }
-        };
-        if !plan_path.exists() && others.next().is_some() {
+        if has_pieces && !plan_path.exists() {
             return Err(Error::NotWork { path: folder });
         }
         let lock = folder.join(LOCK);
@@ -52,7 +50,7 @@ impl Work {
             Err(TryLockError::WouldBlock) => return Err(Error::Busy { path: folder }),
             Err(TryLockError::Error(source)) => return Err(Error::Io { path: lock, source }),
         }
-        if !plan_path.exists() {
+        if !has_pieces {
             write_json(&plan_path, plan)?;
         }
         let unreadable = || Error::NotWork { path: folder.clone() };
@@ -91,14 +89,21 @@ impl Work {
         write_json(&self.path(&report.name, "json"), report)
     }
 
+    /// Removes the folder if nothing is done.
+    pub fn give_up(self) -> Result<(), Error> {
+        match files(&self.folder)?.iter().any(|path| is_piece(path)) {
+            true => Ok(()),
+            false => self.remove(),
+        }
+    }
+
     /// Removes the folder: the work is finished.
     pub fn remove(self) -> Result<(), Error> {
-        let entries = fs::read_dir(&self.folder).map_err(Error::io(&self.folder))?;
-        let paths = entries.flatten().map(|entry| entry.path());
-        let (last, pieces): (Vec<_>, Vec<_>) =
-            paths.partition(|path| path.ends_with(PLAN) || path.ends_with(LOCK));
-        for path in pieces.iter().chain(&last) {
-            fs::remove_file(path).map_err(Error::io(path))?;
+        let mut files = files(&self.folder)?;
+        // The plan last.
+        files.sort_by_key(|path| (!is_piece(path), path.ends_with(PLAN)));
+        for path in files {
+            fs::remove_file(&path).map_err(Error::io(path))?;
         }
         fs::remove_dir(&self.folder).map_err(Error::io(&self.folder))
     }
@@ -108,11 +113,23 @@ impl Work {
     }
 }
 
+/// What is in the folder.
+fn files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = fs::read_dir(folder).map_err(Error::io(folder))?;
+    Ok(entries.flatten().map(|entry| entry.path()).collect())
+}
+
+/// Whether this is neither the lock nor the plan, half written or whole.
+fn is_piece(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name != LOCK && !name.starts_with(PLAN)
+}
+
 /// What a file holds; `None` if there is no such file, or none that can be understood.
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Error> {
     match fs::read(path) {
         Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io(path)(error)),
     }
 }
