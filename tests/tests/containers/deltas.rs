@@ -20,14 +20,15 @@ pub fn furthest(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-/// A delta in a file gives the logits of the merged weights on a base in F32, to 1e-3; on one in Q8_0 it changes them no further
+/// A delta in a file gives the logits of the merged weights on a base in F32, to 1e-3; on one in Q8_0 or Q4_1 they are no further off
 /// than 1.5 times what rounding the base to it does. On another base than its own it is refused.
 #[test]
 fn applied_deltas_equal_merged_ones() {
     let expected = Expected::read("adapters/base/expected.safetensors", "logits");
     let sources = || {
         let gguf = |format| model_in(format, "adapters/base");
-        [Source::from(golden("adapters/base")), gguf(Format::F32).into(), gguf(Format::Q8_0).into()]
+        let [exact, eight, four] = [Format::F32, Format::Q8_0, Format::Q4_1].map(|f| gguf(f).into());
+        [Source::from(golden("adapters/base")), exact, eight, four]
     };
     let gguf = |format| Gguf::parse(model_in(format, "adapters/base")).unwrap();
     let weights = Safetensors::open(golden("adapters/base/model.safetensors")).unwrap();
@@ -35,12 +36,15 @@ fn applied_deltas_equal_merged_ones() {
         Fingerprint::of("llama", &weights),
         Fingerprint::of("llama", &gguf(Format::F32)),
         Fingerprint::of("llama", &gguf(Format::Q8_0)),
+        Fingerprint::of("llama", &gguf(Format::Q4_1)),
     ];
     let engines = sources().map(open);
-    let mut rounding = 0.0f32;
+    let mut bounds = [1e-3f32; 4];
     for tokens in &expected.tokens {
-        let [exact, _, rounded] = engines.each_ref().map(|engine| engine.logits(tokens, &[]).unwrap());
-        rounding = rounding.max(furthest(&exact, &rounded));
+        let logits = engines.each_ref().map(|engine| engine.logits(tokens, &[]).unwrap());
+        for (bound, rounded) in bounds.iter_mut().zip(&logits).skip(2) {
+            *bound = bound.max(1.5 * furthest(&logits[0], rounded));
+        }
     }
     let folder = std::env::temp_dir().join(format!("graftwork-deltas-{}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();
@@ -49,7 +53,7 @@ fn applied_deltas_equal_merged_ones() {
         let path = folder.join(format!("{name}.safetensors"));
         Delta { bases: bases.clone(), ..delta.clone() }.write(&path).unwrap();
         let reference = open(with_weights(&merged));
-        for (engine, bound) in engines.iter().zip([1e-3, 1e-3, 1.5 * rounding]) {
+        for (engine, bound) in engines.iter().zip(bounds) {
             engine.load_adapter(name, path.as_path()).unwrap_or_else(|error| panic!("{name}: {error}"));
             let mut off = 0.0f32;
             for tokens in &expected.tokens {
