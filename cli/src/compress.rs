@@ -132,74 +132,38 @@ fn read_texts(path: &Path, engine: &Engine) -> Result<Vec<Vec<u32>>, Failure> {
     }
 }
 
-/// What to say of matrices of the same kind in all layers.
-struct Row {
-    name: String,
-    bytes: usize,
-    weights: usize,
-    /// `|D|^2`, `|E|^2`, and the sum of errors of outputs.
-    squares: [f64; 2],
-    output_error: f64,
-    worst: (f64, String),
-    count: usize,
-    changed: usize,
-}
-
-fn rows(report: &Report) -> Vec<Row> {
-    let mut rows: Vec<Row> = Vec::new();
-    for matrix in &report.matrices {
-        let name = matrix.name.rsplit('.').next().unwrap_or_default().to_owned();
-        let at = rows.iter().position(|row| row.name == name).unwrap_or_else(|| {
-            rows.push(Row {
-                name,
-                bytes: 0,
-                weights: 0,
-                squares: [0.0; 2],
-                output_error: 0.0,
-                worst: (0.0, String::new()),
-                count: 0,
-                changed: 0,
-            });
-            rows.len() - 1
-        });
-        let row = &mut rows[at];
-        row.bytes += matrix.bytes;
-        row.weights += matrix.weights();
-        row.count += 1;
-        row.changed += usize::from(!matrix.is_unchanged());
-        row.squares[0] += matrix.norm.powi(2);
-        row.squares[1] += (matrix.norm * matrix.relative_error).powi(2);
-        row.output_error += matrix.output_error.unwrap_or_default();
-        if matrix.relative_error >= row.worst.0 {
-            row.worst = (matrix.relative_error, matrix.name.clone());
-        }
-    }
-    rows
-}
-
+/// The errors of all matrices, a row for each layer; below them what those of a kind come to in all layers.
 fn as_text(report: &Report, is_calibrated: bool, compared: &[Divergence]) -> String {
-    let mut heading = vec!["linear layers", "changed", "bits/weight", "|D|", "error"];
-    if is_calibrated {
-        heading.push("of outputs");
-    }
-    heading.push("greatest error");
-    let mut table = vec![heading.into_iter().map(String::from).collect()];
-    for row in rows(report) {
-        let ratio = |a: f64, b: f64| if b > 0.0 { (a / b).sqrt() } else { 0.0 };
-        let mut cells = vec![
-            row.name,
-            format!("{} of {}", row.changed, row.count),
-            format!("{:.3}", 8.0 * row.bytes as f64 / row.weights as f64),
-            format!("{:.3}", row.squares[0].sqrt()),
-            format!("{:.3}", ratio(row.squares[1], row.squares[0])),
-        ];
-        if is_calibrated {
-            cells.push(format!("{:.3}", row.output_error / row.changed.max(1) as f64));
+    let kind = |m: &Matrix| m.name.rsplit('.').next().unwrap_or_default().to_owned();
+    let mut kinds: Vec<String> = Vec::new();
+    for matrix in &report.matrices {
+        if !kinds.contains(&kind(matrix)) {
+            kinds.push(kind(matrix));
         }
-        cells.push(format!("{:.3} {}", row.worst.0, row.worst.1));
-        table.push(cells);
     }
-    let mut text = chart::table(&table);
+    let mut table = vec![["layer".to_owned()].into_iter().chain(kinds.iter().cloned()).collect::<Vec<_>>()];
+    for (layer, matrices) in report.matrices.chunks(kinds.len().max(1)).enumerate() {
+        let error = |m: &Matrix| match m.is_unchanged() {
+            true => "-".to_owned(),
+            false => format!("{:.3}", m.relative_error),
+        };
+        table.push([layer.to_string()].into_iter().chain(matrices.iter().map(error)).collect());
+    }
+    let mut row = |name: &str, of: &dyn Fn(&[&Matrix]) -> f64| {
+        let cell = |one: &String| {
+            let changed = |m: &&Matrix| kind(m) == *one && !m.is_unchanged();
+            let matrices: Vec<&Matrix> = report.matrices.iter().filter(changed).collect();
+            if matrices.is_empty() { "-".to_owned() } else { format!("{:.3}", of(&matrices)) }
+        };
+        table.push([name.to_owned()].into_iter().chain(kinds.iter().map(cell)).collect());
+    };
+    let sum = |matrices: &[&Matrix], of: fn(&Matrix) -> f64| matrices.iter().map(|m| of(m)).sum::<f64>();
+    row("all", &|m| (sum(m, |m| (m.norm * m.relative_error).powi(2)) / sum(m, |m| m.norm.powi(2))).sqrt());
+    if is_calibrated {
+        row("of outputs", &|m| sum(m, |m| m.output_error.unwrap_or_default()) / m.len() as f64);
+    }
+    row("bits/weight", &|m| 8.0 * sum(m, |m| m.bytes as f64) / sum(m, |m| m.weights() as f64));
+    let mut text = format!("|E| / |D|:\n{}", chart::table(&table));
     let carried: usize = report.carried.iter().map(|(_, bytes)| bytes).sum();
     text += &format!(
         "linear layers: {:.3} bits/weight, error {:.3}\ncarried whole: {} tensors, {}\nfile: {}, {:.3} bits for each weight of the model\n",

@@ -76,7 +76,7 @@ fn a_fine_tune_is_compressed_and_measured() {
 
     let text = graftwork(&line);
     let text = results(&text);
-    for part in ["q_proj", "3 of 3", "bits/weight", "delta to tuned model: KL"] {
+    for part in ["layer        q_proj", "\n2  ", "of outputs", "bits/weight", "delta to tuned model: KL"] {
         assert!(text.contains(part), "no {part} in {text}");
     }
     let inspected = graftwork(&format!("inspect {out} --base {BASE} --verify"));
