@@ -26,9 +26,13 @@ METHODS = [
     ("ternary", ["--method", "ternary"], True),
     ("Delta-CoMe, 1/2 bit", ["--method", "delta-come", "--bits", "0.5"], True),
     ("Delta-CoMe, 1/4 bit", ["--method", "delta-come", "--bits", "0.25"], True),
-    ("Delta-CoMe, 2 bits", ["--method", "delta-come", "--bits", "2"], True),
     ("dense, BF16", ["--method", "dense"], False),
 ]
+
+
+def slug(name):
+    """What files of a method are called."""
+    return name.replace(", ", "-").replace(" ", "-").replace("/", "-of-").lower()
 
 
 def main(base, tuned, calibration, held_out, folder, only):
@@ -38,12 +42,11 @@ def main(base, tuned, calibration, held_out, folder, only):
     for name, arguments, is_calibrated in METHODS:
         if only and name not in only:
             continue
-        slug = name.replace(", ", "-").replace(" ", "-").replace("/", "-of-").lower()
-        report = folder / f"{slug}.json"
+        report = folder / f"{slug(name)}.json"
         if not report.exists():
             command = [GRAFTWORK, "compress", "--base", base, "--tuned", tuned, *arguments, "--held-out", held_out]
             command += ["--calib", calibration] if is_calibrated else []
-            command += ["-o", folder / f"{slug}.delta", "--json"]
+            command += ["-o", folder / f"{slug(name)}.delta", "--json"]
             found = subprocess.run(command, check=True, capture_output=True, text=True)
             report.write_text(found.stdout)
         rows.append((name, json.loads(report.read_text())))
