@@ -25,19 +25,34 @@ pub fn model_path(model: &str) -> Result<PathBuf, Failure> {
 /// Opens a model with a progress bar on stderr. `GRAFTWORK_ISA` names the instruction set, for comparisons.
 pub fn engine(model: &str, options: EngineOptions) -> Result<Engine, Failure> {
     let path = model_path(model)?;
+    let options = EngineOptions { isa: std::env::var("GRAFTWORK_ISA").ok(), ..options };
+    let bar = bar(model);
+    let engine = Engine::open_with(path.as_path(), options, &|done, all| show(&bar, done, all))?;
+    bar.finish_and_clear();
+    Ok(engine)
+}
+
+/// Loads an adapter with a progress bar on stderr: a seed patch may take minutes.
+pub fn adapter(engine: &Engine, name: &str, path: &Path) -> Result<(), Failure> {
+    let bar = bar(&path.display().to_string());
+    engine.load_adapter_with(name, path, &|done, all| show(&bar, done, all))?;
+    bar.finish_and_clear();
+    Ok(())
+}
+
+fn bar(what: &str) -> ProgressBar {
     let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
     let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar.set_message(format!("loading {model}"));
+    bar.set_message(format!("loading {what}"));
     bar.enable_steady_tick(Duration::from_millis(100));
-    let options = EngineOptions { isa: std::env::var("GRAFTWORK_ISA").ok(), ..options };
-    let engine = Engine::open_with(path.as_path(), options, &|done, all| {
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
-        true
-    })?;
-    bar.finish_and_clear();
-    Ok(engine)
+    bar
+}
+
+fn show(bar: &ProgressBar, done: usize, all: usize) -> bool {
+    bar.set_length(all as u64);
+    bar.set_position(done as u64);
+    true
 }
 
 /// One of the adapters that come with the project: beside the current folder or above it, or above the program.

@@ -53,8 +53,12 @@ impl Base {
             Site::AttentionNorm { layer } => self.names.in_layer(layer, self.names.attention_norm),
             Site::FfnNorm { layer } => self.names.in_layer(layer, self.names.ffn_norm),
             Site::Norm => self.names.norm.to_owned(),
-            // The residual stream and what comes before the prompt have no weight.
-            Site::AfterAttention { .. } | Site::AfterFfn { .. } | Site::Prompt | Site::Prefix => {
+            // Of no one layer; and the residual stream and what comes before the prompt have no weight.
+            Site::EveryLinear { .. }
+            | Site::AfterAttention { .. }
+            | Site::AfterFfn { .. }
+            | Site::Prompt
+            | Site::Prefix => {
                 return Err(Error::UnsupportedSite { site });
             }
             Site::Head if self.tied_head => self.names.embedding.to_owned(),

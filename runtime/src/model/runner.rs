@@ -12,7 +12,7 @@ use super::base::Base;
 use super::bind;
 use super::config::Config;
 use super::forward::{Scratch, forward};
-use super::weights::Model;
+use super::weights::{Model, Progress};
 use crate::Error;
 use crate::batch::{Batch, Outputs, Piece};
 use crate::kv;
@@ -22,7 +22,7 @@ use crate::sequence::Entry;
 /// Prepares adapters for a model, on any thread, also while steps run.
 pub trait Prepare: Send + Sync {
     /// Checks that `adapter` fits and prepares it.
-    fn prepare(&self, adapter: &Adapter) -> Result<Prepared, Error>;
+    fn prepare(&self, adapter: &Adapter, progress: &Progress<'_>) -> Result<Prepared, Error>;
 
     /// What the model is.
     fn config(&self) -> &Config;
@@ -112,8 +112,8 @@ pub fn erase<B: Backend>(
 }
 
 impl<B: Backend> Prepare for Preparer<B> {
-    fn prepare(&self, adapter: &Adapter) -> Result<Prepared, Error> {
-        bind::prepare(&self.model, &self.base, (&*self.device, self.threads), adapter)
+    fn prepare(&self, adapter: &Adapter, progress: &Progress<'_>) -> Result<Prepared, Error> {
+        bind::prepare(&self.model, &self.base, (&*self.device, self.threads), adapter, progress)
     }
 
     fn config(&self) -> &Config {

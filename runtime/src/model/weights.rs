@@ -14,7 +14,7 @@ use super::config::Config;
 use super::rope::Frequencies;
 use crate::Error;
 
-/// Called while a model loads with the parts that are done and all there are, from any thread; `false` ends it.
+/// Called while a model or an adapter loads with the parts that are done and all there are, from any thread; `false` ends it.
 pub type Progress<'a> = dyn Fn(usize, usize) -> bool + Sync + 'a;
 
 /// The name of threads that load. Those of this library all begin so.
