@@ -9,10 +9,10 @@ use graftwork_kernels::{Format, Tensor};
 use crate::reference::tensors;
 
 /// Layers of the small base.
-const LAYERS: usize = 3;
+pub const LAYERS: usize = 3;
 
 /// The weights of the linear layers in Hugging Face files, in the order of [`Module::ALL`].
-const NAMES: [&str; Module::ALL.len()] = [
+pub const NAMES: [&str; Module::ALL.len()] = [
     "self_attn.q_proj",
     "self_attn.k_proj",
     "self_attn.v_proj",

@@ -15,7 +15,7 @@ use super::convert::model_in;
 use super::open;
 
 /// The small base with other weights.
-fn with_weights(weights: &[(String, Tensor)]) -> Source {
+pub fn with_weights(weights: &[(String, Tensor)]) -> Source {
     let shapes: Vec<[u64; 2]> = weights.iter().map(|(_, t)| [t.rows() as u64, t.cols() as u64]).collect();
     let views: Vec<_> = weights
         .iter()
@@ -33,7 +33,7 @@ fn with_weights(weights: &[(String, Tensor)]) -> Source {
 }
 
 /// The largest difference.
-fn furthest(a: &[f32], b: &[f32]) -> f32 {
+pub fn furthest(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 

@@ -2,6 +2,7 @@
 
 mod convert;
 mod deltas;
+mod seeds;
 mod wrong;
 
 use std::fs;
