@@ -197,6 +197,8 @@ fn edits_fit(adapter: &Adapter, shape: impl Fn(Site) -> Option<Shape>) -> Result
                 coded(site, "U", u, [outputs, s.len()])?;
             }
             Change::Whole { matrix, .. } => coded(site, "delta", matrix, [outputs, inputs])?,
+            // Made in the shape of the layer.
+            Change::Seeded { .. } => {}
             Change::Sparse { rows, columns, .. } => {
                 for (what, places, limit) in
                     [("row of an entry", rows, outputs), ("column of an entry", columns, inputs)]

@@ -129,6 +129,8 @@ kinds! {
     Ablation = "ablation", "ABLATION", ablation;
     /// Compressed differences of full fine-tunes: `y += sum_g U_g (s_g * (V_g x))`, signs, codes or entries.
     Delta = "delta";
+    /// Coefficients of random directions: `y += s (sum_k c_k Z_k) x`.
+    SeedPatch = "seed_patch";
 }
 
 /// A loaded adapter: changes at named sites of a model, checked for everything that can be checked
@@ -255,6 +257,11 @@ pub enum Change {
         matrix: Coded,
         /// A number.
         scale: f32,
+    },
+    /// `y += D x`, with `D [outputs, inputs]` as the patch makes it for this layer: [`SeedPatch::update`](seed::SeedPatch::update).
+    Seeded {
+        /// The same in all edits of an adapter.
+        patch: Arc<seed::SeedPatch>,
     },
     /// `y[rows[e]] += values[e] x[columns[e]]` for every entry `e`.
     Sparse {
@@ -407,6 +414,7 @@ impl Change {
         match self {
             Self::Factors { v, s, u } => v.bytes().len() + size_of_val(&s[..]) + u.bytes().len(),
             Self::Whole { matrix, .. } => matrix.bytes().len(),
+            Self::Seeded { patch } => size_of_val(patch.coefficients()),
             change => change.tensors().iter().map(|tensor| tensor.bytes().len()).sum(),
         }
     }
@@ -437,6 +445,7 @@ impl Change {
             }
             Self::Factors { v, u, .. } => v.as_rows().into_iter().chain(u.as_rows()).collect(),
             Self::Whole { matrix, .. } => matrix.as_rows().into_iter().collect(),
+            Self::Seeded { .. } => Vec::new(),
             Self::Shared { a, b, inner, outer } => vec![a, b, inner, outer],
             Self::Hadamard { first, second, .. } => vec![&first.0, &first.1, &second.0, &second.1],
             Self::Kronecker { left, right, .. } => [factor(left), factor(right)].concat(),
@@ -464,7 +473,7 @@ impl Adapter {
     ///
     /// The container decides: a directory is PEFT's (`adapter_config.json`, `adapter_model.safetensors` or else
     /// `adapter_model.bin`) or AdapterHub's (`adapter.safetensors` or else `pytorch_adapter.bin`), a file that starts with `GGUF`
-    /// is a GGUF LoRA or a control vector, any other file is safetensors or torch's with its `adapter_config.json` in the same
+    /// is a GGUF LoRA or a control vector, a safetensors file says whether it is a delta or a seed patch, any other file is safetensors or torch's with its `adapter_config.json` in the same
     /// directory, or safetensors with nothing but virtual tokens ([`prompt::BARE`]). Files up to [`file::SMALL`] bytes are read
     /// into memory and checked whole (every value finite); larger ones are mapped and checked for names and shapes.
     ///

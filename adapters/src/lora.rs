@@ -188,7 +188,8 @@ fn check_parts(site: Site, module: &Module<'_, Part>) -> Result<(), Error> {
         }
         Site::Embedding => &[Part::A, Part::B, Part::BBias, Part::Bias, Part::Magnitude],
         Site::Head => &[Part::EmbeddingA, Part::EmbeddingB, Part::Bias],
-        Site::AttentionNorm { .. }
+        Site::EveryLinear { .. }
+        | Site::AttentionNorm { .. }
         | Site::FfnNorm { .. }
         | Site::Norm
         | Site::AfterAttention { .. }

@@ -44,7 +44,11 @@ pub(crate) fn hf_name(site: Site) -> Option<String> {
             let &(_, hf, _) = MODULES.iter().find(|row| row.0 == module)?;
             format!("model.layers.{layer}.{hf}")
         }
-        Site::AfterAttention { .. } | Site::AfterFfn { .. } | Site::Prompt | Site::Prefix => return None,
+        Site::EveryLinear { .. }
+        | Site::AfterAttention { .. }
+        | Site::AfterFfn { .. }
+        | Site::Prompt
+        | Site::Prefix => return None,
     })
 }
 

@@ -7,9 +7,10 @@ use crate::delta::{self, Delta, bitdelta, deltazip};
 use crate::file::{self, SMALL, gguf, hf, open_bytes};
 use crate::parts::Reader;
 use crate::peft::{self, Config};
+use crate::seed::SeedPatch;
 use crate::{
     Adapter, Error, Kind, RowOrder, Site, Source, TextFiles, ablation, adapterhub, control_vector, lora,
-    lora_gguf, prompt,
+    lora_gguf, prompt, seed,
 };
 
 const CONFIG: &str = "adapter_config.json";
@@ -38,6 +39,9 @@ fn bare(name: &str, bytes: Bytes) -> Result<Adapter, Error> {
     }
     if delta::is_one(&bytes) {
         return from_delta(bytes);
+    }
+    if seed::is_one(&bytes) {
+        return SeedPatch::parse(bytes)?.into_adapter();
     }
     if let Ok(reader) = Reader::new(bytes.clone())
         && bitdelta::is_one(reader.names())
@@ -78,7 +82,7 @@ fn from_deltazip(directory: &Source, bytes: Bytes) -> Result<Adapter, Error> {
     imported(delta, &reader)
 }
 
-/// A directory with a delta in it, ours or another program's.
+/// A directory with a delta or a seed patch in it, ours or another program's.
 fn deltas(source: &Source) -> Result<Option<Adapter>, Error> {
     let adapter = if let Some(bytes) = source.file(delta::NAME)? {
         from_delta(bytes).map_err(|error| error.in_file(delta::NAME.to_owned()))?
@@ -86,6 +90,9 @@ fn deltas(source: &Source) -> Result<Option<Adapter>, Error> {
         from_deltazip(source, bytes).map_err(|error| error.in_file(deltazip::NAME.to_owned()))?
     } else if let Some(bytes) = source.file(bitdelta::NAME)? {
         bare(bitdelta::NAME, bytes).map_err(|error| error.in_file(bitdelta::NAME.to_owned()))?
+    } else if let Some(bytes) = source.file(seed::NAME)? {
+        let patch = SeedPatch::parse(bytes).and_then(SeedPatch::into_adapter);
+        patch.map_err(|error| error.in_file(seed::NAME.to_owned()))?
     } else {
         return Ok(None);
     };
@@ -103,11 +110,8 @@ fn with_text(mut adapter: Adapter, source: &Source) -> Result<Adapter, Error> {
 /// A file on disk.
 fn file(path: &Path, copy_up_to: u64) -> Result<Adapter, Error> {
     let bytes = open_bytes(path, copy_up_to.max(SMALL))?;
-    if delta::is_one(&bytes) {
-        return from_delta(bytes);
-    }
-    if bytes.starts_with(gguf::MAGIC) {
-        return from_gguf(bytes);
+    if [delta::is_one, seed::is_one].iter().any(|is_one| is_one(&bytes)) || bytes.starts_with(gguf::MAGIC) {
+        return bare(&path.display().to_string(), bytes);
     }
     let beside = Source::Path { path: path.parent().unwrap_or(Path::new("")).to_owned(), copy_up_to };
     match beside.json(CONFIG, peft::MAX_CONFIG)? {
@@ -117,7 +121,7 @@ fn file(path: &Path, copy_up_to: u64) -> Result<Adapter, Error> {
     }
 }
 
-/// A directory as PEFT saves it, or with a delta in it.
+/// A directory as PEFT saves it, or with a delta or a seed patch in it.
 fn directory(source: &Source) -> Result<Adapter, Error> {
     let missing = |name: &str| file::Error::Missing { what: "file", name: name.to_owned() };
     let source = match source {

@@ -62,6 +62,11 @@ pub enum Site {
         /// Which layer in it.
         module: Module,
     },
+    /// A linear layer of every block, however many there are.
+    EveryLinear {
+        /// Which layer in each.
+        module: Module,
+    },
     /// The norm before the attention of block `layer`, `[1, width]`.
     AttentionNorm {
         /// Index of the block.
@@ -104,6 +109,18 @@ impl Site {
         matches!(self, Site::Linear { .. })
     }
 
+    /// The places that this is in a model of so many blocks: of a layer of every block, one in each.
+    pub fn in_blocks(self, blocks: usize) -> impl Iterator<Item = Site> {
+        let layers = match self {
+            Site::EveryLinear { .. } => 0..blocks,
+            _ => 0..1,
+        };
+        layers.map(move |layer| match self {
+            Site::EveryLinear { module } => Site::Linear { layer, module },
+            site => site,
+        })
+    }
+
     /// Whether this is the embedding or the head, which have a row for every token.
     pub fn is_of_tokens(self) -> bool {
         matches!(self, Site::Embedding | Site::Head)
@@ -120,6 +137,7 @@ impl fmt::Display for Site {
         match self {
             Site::Embedding => f.write_str("embedding"),
             Site::Linear { layer, module } => write!(f, "layer {layer} {}", module.name()),
+            Site::EveryLinear { module } => write!(f, "every layer's {}", module.name()),
             Site::AttentionNorm { layer } => write!(f, "layer {layer} attention norm"),
             Site::FfnNorm { layer } => write!(f, "layer {layer} feed-forward norm"),
             Site::AfterAttention { layer } => write!(f, "layer {layer} stream after attention"),

@@ -5,16 +5,22 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use graftwork_adapters::check::Shape;
+use graftwork_adapters::check::{self, Shape};
+use graftwork_adapters::delta::Fingerprint;
 use graftwork_adapters::file::{Dtype, TensorView, write_safetensors};
 use graftwork_adapters::seed::{
-    CHECKSUM, GENERATOR, KEY, SeedPatch, Settings, candidate_seed, normals, tensor_hash,
+    CHECKSUM, GENERATOR, KEY, SeedPatch, Settings, Update, candidate_seed, normals, tensor_hash,
 };
-use graftwork_adapters::{Module, Site};
-use graftwork_kernels::Bytes;
+use graftwork_adapters::{Adapter, Change, Kind, Module, Site};
+use graftwork_kernels::{Bytes, Format, Tensor};
+
+/// A fingerprint of four digits again and again.
+fn base(digits: &str) -> Fingerprint {
+    digits.repeat(16).parse().unwrap()
+}
 
 fn settings(base_seed: u64, scale: f32) -> Settings {
-    Settings { bases: vec!["5b1d".to_owned()], base_seed, scale, modules: Module::ALL.to_vec() }
+    Settings { bases: vec![base("5b1d")], base_seed, scale, modules: Module::ALL.to_vec() }
 }
 
 /// The patch of the document's vectors.
@@ -145,7 +151,7 @@ fn the_documents_reference_agrees() {
 #[test]
 fn files_hold_what_was_written_and_4096_coefficients_stay_under_18_kb() {
     let settings = Settings {
-        bases: vec!["9f".repeat(32), "0a".repeat(32)],
+        bases: vec![base("9f9f"), base("0a0a")],
         base_seed: u64::MAX,
         scale: -1.234_567_8e-7,
         modules: Module::ALL.to_vec(),
@@ -229,7 +235,7 @@ fn the_whole_is_its_rows_on_any_number_of_threads() {
                 seen.lock().unwrap().push(done);
                 true
             };
-            let tensor = update.materialize(threads, &progress).unwrap().unwrap();
+            let tensor = update.materialize(Format::F32, threads, &progress).unwrap().unwrap();
             assert_eq!((tensor.rows(), tensor.cols()), (outputs, inputs));
             assert_eq!(bits(&tensor.decode().unwrap()), bits(&rows), "{threads} threads");
             let mut seen = seen.into_inner().unwrap();
@@ -240,6 +246,90 @@ fn the_whole_is_its_rows_on_any_number_of_threads() {
     }
 }
 
+/// In another format it is what encoding the whole gives, threads or not; and a matrix of variance 1 times a number, however small that
+/// is.
+#[test]
+fn the_whole_in_other_formats_is_the_whole() {
+    let patch = trained(20);
+    let site = Site::Linear { layer: 1, module: Module::K };
+    let update = patch.update(site, Shape { outputs: 130, inputs: 96 }).unwrap();
+    let whole = |update: &Update, format, threads| {
+        update.materialize(format, threads, &|_, _| true).unwrap().unwrap()
+    };
+    let exact = whole(&update, Format::F32, 1).decode().unwrap();
+    for format in [Format::F16, Format::BF16, Format::Q8_0, Format::W2G32] {
+        let expected = Tensor::encode(format, 130, 96, &exact).unwrap();
+        for threads in [1, 3] {
+            assert_eq!(**whole(&update, format, threads).bytes(), **expected.bytes(), "{format}");
+        }
+    }
+    let error = update.materialize(Format::Q4K, 1, &|_, _| true).unwrap_err().to_string();
+    assert!(error.contains("layer 1 k") && error.contains("96"), "{error}");
+
+    for scale in [1e-12f32, 3e-4, -5.0, -1e20, 0.0] {
+        let patch = SeedPatch::new(settings(7, scale), patch.coefficients().to_vec()).unwrap();
+        let update = patch.update(site, Shape { outputs: 130, inputs: 96 }).unwrap();
+        let exact = whole(&update, Format::F32, 1).decode().unwrap();
+        let (normal, by) = update.normalized();
+        let values = whole(&normal, Format::F32, 1).decode().unwrap();
+        let variance = values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / values.len() as f64;
+        // Five standard deviations of the variance of as many normal numbers.
+        assert!((variance - 1.0).abs() < 5.0 * (2.0 / values.len() as f64).sqrt(), "{variance}");
+        for (x, exact) in values.iter().zip(&exact) {
+            assert!((x * by - exact).abs() <= exact.abs() * 4.0 * f32::EPSILON, "{x} * {by} for {exact}");
+        }
+        // Scales of blocks are halves: their rounding, 2^-12 of the largest, is less than that of codes, 1 / 254. (The largest
+        // normal number is below 6.56.)
+        let rounded = whole(&normal, Format::Q8_0, 2).decode().unwrap();
+        for (x, rounded) in values.chunks(32).zip(rounded.chunks(32)) {
+            let largest = x.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+            let bound = largest * (1.0 / 254.0 + 1.0 / 2048.0);
+            assert!(x.iter().zip(rounded).all(|(x, y)| (x - y).abs() <= bound));
+        }
+    }
+    // So small that the inverse of their norm would be infinite.
+    let patch = SeedPatch::new(settings(7, 1.0), vec![1e-44; 3]).unwrap();
+    let (normal, by) = patch.update(site, Shape { outputs: 2, inputs: 3 }).unwrap().normalized();
+    assert!(by.is_finite() && whole(&normal, Format::F32, 1).decode().unwrap().iter().all(|x| x.is_finite()));
+}
+
+/// What is no seed patch any more stays one for whoever opens it; a whole one is an edit at each of its layers, of every block.
+#[test]
+fn a_file_opens_as_an_adapter() {
+    let folder = std::env::temp_dir().join(format!("graftwork-seed-open-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = written(&documented());
+    // Beside the configuration of another adapter, too.
+    std::fs::write(folder.join("other.safetensors"), &file).unwrap();
+    std::fs::write(folder.join("adapter_config.json"), r#"{"peft_type": "LORA"}"#).unwrap();
+    let in_folder = folder.join("in");
+    std::fs::create_dir_all(&in_folder).unwrap();
+    std::fs::write(in_folder.join("seed.safetensors"), &file).unwrap();
+    let adapters = [
+        Adapter::open(Bytes::new(file.clone())),
+        Adapter::open(folder.join("other.safetensors").as_path()),
+        Adapter::open(in_folder.as_path()),
+    ];
+    for adapter in adapters {
+        let adapter = adapter.unwrap();
+        assert_eq!((adapter.kind, &adapter.bases[..]), (Kind::SeedPatch, &[base("5b1d")][..]));
+        let sites: Vec<Site> = adapter.edits.iter().map(|edit| edit.site).collect();
+        let all: Vec<Site> = Module::ALL.iter().map(|&module| Site::EveryLinear { module }).collect();
+        assert_eq!(sites, all);
+        for edit in &adapter.edits {
+            let Change::Seeded { patch } = &edit.change else { panic!("{:?}", edit.change) };
+            assert_eq!(patch.coefficients(), documented().coefficients());
+            let places: Vec<Site> = edit.site.in_blocks(3).collect();
+            let Site::EveryLinear { module } = edit.site else { unreachable!() };
+            assert_eq!(places, [0, 1, 2].map(|layer| Site::Linear { layer, module }));
+        }
+    }
+    std::fs::write(in_folder.join("seed.safetensors"), &file[..file.len() - 3]).unwrap();
+    let error = Adapter::open(in_folder.as_path()).unwrap_err().to_string();
+    assert!(error.contains("seed.safetensors") && error.contains("coefficients"), "{error}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
 #[test]
 fn stopping_stops() {
     let patch = trained(2);
@@ -248,7 +338,7 @@ fn stopping_stops() {
     for threads in [1, 4] {
         let calls = AtomicUsize::new(0);
         let progress = |_, _| calls.fetch_add(1, Ordering::Relaxed) < 2;
-        assert!(update.materialize(threads, &progress).unwrap().is_none());
+        assert!(update.materialize(Format::F32, threads, &progress).unwrap().is_none());
         // The third call says no; each thread may be in a piece of its own by then.
         assert!((3..3 + threads).contains(&calls.into_inner()));
     }
@@ -273,9 +363,9 @@ fn rows_that_are_not_there_are_refused() {
     }
     update(4, 8).rows(4, &mut []).unwrap();
     update(usize::MAX, 64).rows(usize::MAX, &mut []).unwrap();
-    assert_eq!(update(0, 8).materialize(2, &|_, _| true).unwrap().unwrap().rows(), 0);
-    assert_eq!(update(4, 0).materialize(2, &|_, _| true).unwrap().unwrap().cols(), 0);
-    let error = update(usize::MAX, 2).materialize(1, &|_, _| true).unwrap_err().to_string();
+    assert_eq!(update(0, 8).materialize(Format::F32, 2, &|_, _| true).unwrap().unwrap().rows(), 0);
+    assert_eq!(update(4, 0).materialize(Format::F32, 2, &|_, _| true).unwrap().unwrap().cols(), 0);
+    let error = update(usize::MAX, 2).materialize(Format::F32, 1, &|_, _| true).unwrap_err().to_string();
     assert!(error.contains("layer 4 k"), "{error}");
 }
 
@@ -296,12 +386,15 @@ fn only_the_listed_layers_change() {
 
 #[test]
 fn other_bases_are_refused() {
-    let bases = vec!["5b1d".to_owned(), "77".to_owned()];
-    let patch = SeedPatch::new(Settings { bases, ..settings(1, 1.0) }, vec![1.0]).unwrap();
-    patch.check_base("77").unwrap();
-    let error = patch.check_base("5B1D").unwrap_err().to_string();
-    let expected = "adapter field bases: expected the fingerprint of this base, 5B1D, found 5b1d, 77";
-    assert_eq!(error, expected);
+    let bases = vec![base("5b1d"), base("7777")];
+    let patch = SeedPatch::new(Settings { bases: bases.clone(), ..settings(1, 1.0) }, vec![1.0]).unwrap();
+    let adapter = patch.into_adapter().unwrap();
+    check::base(&adapter, || bases[1]).unwrap();
+    let error = check::base(&adapter, || base("5b1e")).unwrap_err().to_string();
+    assert!(
+        [bases[0], bases[1], base("5b1e")].iter().all(|base| error.contains(&base.to_string())),
+        "{error}"
+    );
 }
 
 #[test]
@@ -316,7 +409,6 @@ fn what_is_no_patch_is_not_made() {
     };
     for (settings, coefficients, expected) in [
         (with(|s| s.bases.clear()), &[1.0][..], "field bases: expected"),
-        (with(|s| s.bases[0].clear()), &[1.0], "field bases: expected"),
         (with(|s| s.modules.clear()), &[1.0], "field modules: expected"),
         (
             with(|s| s.modules.push(Module::K)),
@@ -351,7 +443,9 @@ fn header(json: &str, tensors: &[TensorView<'_>], more: &[(&str, &str)]) -> Vec<
 }
 
 const JSON: &str = concat!(
-    r#"{"version":1,"generator":"philox4x32-10/box-muller/1","bases":["5b1d"],"base_seed":9,"scale":-3e-7,"#,
+    r#"{"version":1,"generator":"philox4x32-10/box-muller/1","bases":[""#,
+    "5b1d5b1d5b1d5b1d5b1d5b1d5b1d5b1d5b1d5b1d5b1d5b1d5b1d5b1d5b1d5b1d",
+    r#""],"base_seed":9,"scale":-3e-7,"#,
     r#""count":2,"modules":["mlp.up_proj","self_attn.q_proj"]}"#,
 );
 
@@ -379,7 +473,12 @@ fn damaged_files_are_refused_by_name() {
         json(GENERATOR, "mt19937"),
         "field generator: expected philox4x32-10/box-muller/1, found mt19937",
     );
-    refused(json("[\"5b1d\"]", "[]"), "field bases");
+    let bases = format!("[\"{}\"]", base("5b1d"));
+    refused(json(&bases, "[]"), "field bases");
+    for found in ["5B1D".repeat(16), "5b1d".repeat(15), "5b1d".repeat(17), "xb1d".repeat(16), String::new()] {
+        let expected = format!("field bases[0]: expected 64 hexadecimal digits in lower case, found {found}");
+        refused(json(&base("5b1d").to_string(), &found), &expected);
+    }
     refused(
         json("\"count\":2", "\"count\":3"),
         "tensor coefficients: expected F32 [3], as many as count says, found F32 [2]",
@@ -485,8 +584,12 @@ fn random_headers_never_panic() {
             Ok(patch) => {
                 let shape = Shape { outputs: 3, inputs: 7 };
                 let site = Site::Linear { layer: below(1000), module: patch.settings().modules[0] };
-                let tensor =
-                    patch.update(site, shape).unwrap().materialize(1, &|_, _| true).unwrap().unwrap();
+                let tensor = patch
+                    .update(site, shape)
+                    .unwrap()
+                    .materialize(Format::F32, 1, &|_, _| true)
+                    .unwrap()
+                    .unwrap();
                 assert!(tensor.decode().unwrap().iter().all(|x| x.is_finite()));
             }
         }

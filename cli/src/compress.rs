@@ -53,9 +53,7 @@ pub fn compress(arguments: &Compress) -> Result<(), Failure> {
             Stage::Compressing => "compressing",
             Stage::Comparing => "comparing",
         });
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
-        true
+        open::show(&bar, done, all)
     };
     let sources = [Source::from(base_path.as_path()), Source::from(arguments.tuned.as_path())];
     let report = run((&sources[0], &sources[1]), &arguments.out, &options, &progress)?;

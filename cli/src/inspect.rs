@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use graftwork::EngineOptions;
 use graftwork::model::container::Container;
+use graftwork::{EngineOptions, Error, Kind};
 use graftwork_adapters::file::gguf::{self, Gguf};
 use graftwork_adapters::file::hf::HfModel;
 use graftwork_adapters::file::{Named, Safetensors, TensorInfo, Torch, open_bytes};
-use graftwork_adapters::{Adapter, Change, Factor, Place, Site, Source, delta, finite, prompt};
+use graftwork_adapters::{Adapter, Change, Factor, Place, Site, Source, delta, finite, prompt, seed};
 use serde_json::{Value, json};
 
 use crate::arguments::Inspect;
@@ -19,8 +19,11 @@ pub fn inspect(arguments: &Inspect) -> Result<(), Failure> {
     let path = open::model_path(&arguments.path)?;
     let mut report = vec![Item::new("file", json!(arguments.path))];
     let is_adapter = is_adapter(&path)?;
+    let mut kind = None;
     report.extend(if is_adapter {
-        adapter_report(&Adapter::open(path.as_path())?)
+        let adapter = Adapter::open(path.as_path())?;
+        kind = Some(adapter.kind);
+        adapter_report(&adapter)
     } else if arguments.base.is_some() {
         return Err(Failure::Other(format!("{}: --base is for adapters, this is a model", arguments.path)));
     } else {
@@ -34,9 +37,12 @@ pub fn inspect(arguments: &Inspect) -> Result<(), Failure> {
     }
     let mut misfit = None;
     if let Some(base) = &arguments.base {
-        // The real thing: everything that loading checks, and nothing else.
+        // The real thing: everything that loading checks, and nothing else. Of a seed patch that is all checked before the first
+        // of its updates, whose computing may take minutes.
         let engine = open::engine(base, EngineOptions::default())?;
-        misfit = engine.load_adapter("inspected", path.as_path()).err();
+        let is_checked = kind == Some(Kind::SeedPatch);
+        let loaded = engine.load_adapter_with("inspected", path.as_path(), &|_, _| !is_checked);
+        misfit = loaded.err().filter(|error| !(is_checked && matches!(error, Error::Cancelled)));
         report.push(Item::new("base", json!(base)));
         let text = if misfit.is_some() { "no" } else { "yes" };
         report.push(Item { text: Text::Line(text.to_owned()), ..Item::new("fits", json!(misfit.is_none())) });
@@ -97,10 +103,10 @@ impl Item {
     }
 }
 
-/// Whether this is an adapter: a PEFT directory or file, bare virtual tokens, a compressed delta, or a GGUF file that says so.
+/// Whether this is an adapter: a PEFT directory or file, bare virtual tokens, a compressed delta, a seed patch, or a GGUF file that says so.
 fn is_adapter(path: &Path) -> Result<bool, Failure> {
     if path.is_dir() {
-        let names = delta::FILES.iter().chain(&["adapter_config.json"]);
+        let names = delta::FILES.iter().chain(&[seed::NAME, "adapter_config.json"]);
         return Ok(names.into_iter().any(|name| path.join(name).exists()));
     }
     if delta::is_one(&open_bytes(path, 0)?) {
@@ -111,7 +117,10 @@ fn is_adapter(path: &Path) -> Result<bool, Failure> {
         let has_config = path.with_file_name("adapter_config.json").exists();
         let is_bare = match is_torch(path) {
             true => prompt::is_bare(Torch::open(path)?.tensors().names()),
-            false => prompt::is_bare(Safetensors::open(path)?.tensors().names()),
+            false => {
+                let file = Safetensors::open(path)?;
+                file.metadata().get(seed::KEY).is_some() || prompt::is_bare(file.tensors().names())
+            }
         };
         return Ok(is_named || has_config || is_bare);
     }
@@ -246,7 +255,11 @@ fn adapter_report(adapter: &Adapter) -> Vec<Item> {
             Site::AfterFfn { .. } => "stream after feed-forward".to_owned(),
             site => site.to_string(),
         };
-        bytes += edit.change.bytes();
+        bytes += match edit.change {
+            // The same in every edit.
+            Change::Seeded { .. } if !edits.is_empty() => 0,
+            ref change => change.bytes(),
+        };
         let (line, mut value) = describe(&edit.change);
         let line = format!("{place}: {line}");
         value["site"] = json!(place);
@@ -259,7 +272,12 @@ fn adapter_report(adapter: &Adapter) -> Vec<Item> {
     let mut report = vec![Item::new("kind", json!(adapter.kind.name()))];
     report.extend(adapter.base_model.iter().map(|base| Item::new("trained_on", json!(base))));
     report.push(Item::new("row_order", json!(format!("{:?}", adapter.row_order))));
-    report.push(Item::new("layers", json!(layers.len())));
+    // Otherwise it has as many as the base.
+    if adapter.kind != Kind::SeedPatch {
+        report.push(Item::new("layers", json!(layers.len())));
+    }
+    let bases = adapter.bases.iter().map(|base| (base.to_string(), json!(base.to_string())));
+    report.extend((bases.len() > 0).then(|| Item::list("bases", bases)));
     report.push(Item::bytes("bytes", bytes));
     report.push(Item::list("edits", edits));
     report
@@ -363,6 +381,12 @@ fn describe(change: &Change) -> (String, Value) {
             let format = matrix.format();
             (format!("whole delta, {format}"), json!({"change": "whole", "format": format.name()}))
         }
+        Change::Seeded { patch } => {
+            let (count, used, scale) =
+                (patch.coefficients().len(), patch.directions(), patch.settings().scale);
+            let value = json!({"change": "seeded", "directions": count, "used": used, "scale": scale});
+            (format!("update of {count} random directions, {used} of them used, scale {scale}"), value)
+        }
         Change::Sparse { values, .. } => {
             let (entries, format) = (values.cols(), values.format());
             let value = json!({"change": "sparse", "entries": entries, "format": format.name()});
@@ -378,6 +402,11 @@ fn layer(site: Site) -> Option<usize> {
         | Site::FfnNorm { layer }
         | Site::AfterAttention { layer }
         | Site::AfterFfn { layer } => Some(layer),
-        Site::Embedding | Site::Norm | Site::Head | Site::Prompt | Site::Prefix => None,
+        Site::EveryLinear { .. }
+        | Site::Embedding
+        | Site::Norm
+        | Site::Head
+        | Site::Prompt
+        | Site::Prefix => None,
     }
 }

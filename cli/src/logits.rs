@@ -20,7 +20,7 @@ pub fn logits(arguments: &Logits) -> Result<(), Failure> {
     let mut stack = Vec::new();
     for (i, adapter) in arguments.adapters.iter().enumerate() {
         let name = i.to_string();
-        engine.load_adapter(&name, adapter.name.as_str())?;
+        open::adapter(&engine, &name, Path::new(&adapter.name))?;
         stack.push((name, adapter.weight));
     }
     let mut bytes = Vec::new();

@@ -25,16 +25,32 @@ pub fn model_path(model: &str) -> Result<PathBuf, Failure> {
 /// Opens a model with a progress bar on stderr. `GRAFTWORK_ISA` names the instruction set, for comparisons.
 pub fn engine(model: &str, options: EngineOptions) -> Result<Engine, Failure> {
     let path = model_path(model)?;
-    let bar = progress_bar("{msg} {wide_bar} {pos}/{len}");
-    bar.set_message(format!("loading {model}"));
     let options = EngineOptions { isa: std::env::var("GRAFTWORK_ISA").ok(), ..options };
-    let engine = Engine::open_with(path.as_path(), options, &|done, all| {
-        bar.set_length(all as u64);
-        bar.set_position(done as u64);
-        true
-    })?;
+    let bar = loading_bar(model);
+    let engine = Engine::open_with(path.as_path(), options, &|done, all| show(&bar, done, all))?;
     bar.finish_and_clear();
     Ok(engine)
+}
+
+/// Loads an adapter with a progress bar on stderr: a seed patch may take minutes.
+pub fn adapter(engine: &Engine, name: &str, path: &Path) -> Result<(), Failure> {
+    let bar = loading_bar(&path.display().to_string());
+    engine.load_adapter_with(name, path, &|done, all| show(&bar, done, all))?;
+    bar.finish_and_clear();
+    Ok(())
+}
+
+fn loading_bar(what: &str) -> ProgressBar {
+    let bar = progress_bar("{msg} {wide_bar} {pos}/{len}");
+    bar.set_message(format!("loading {what}"));
+    bar
+}
+
+/// Shows how much is done; goes on.
+pub fn show(bar: &ProgressBar, done: usize, all: usize) -> bool {
+    bar.set_length(all as u64);
+    bar.set_position(done as u64);
+    true
 }
 
 /// A progress bar on stderr, if that is a terminal.

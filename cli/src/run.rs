@@ -27,7 +27,7 @@ pub fn run(arguments: &Run) -> Result<(), Failure> {
     };
     let engine = open::engine(&arguments.model, options)?;
     for adapter in &arguments.adapters {
-        engine.load_adapter(&adapter.name, adapter.path.as_path())?;
+        open::adapter(&engine, &adapter.name, &adapter.path)?;
     }
     if arguments.file.is_some() {
         return batch(&engine, requests, arguments.json);
@@ -245,7 +245,7 @@ fn load(engine: &Engine, named: &str) -> Result<(), Failure> {
     if engine.adapters().iter().any(|known| known.name == name) {
         engine.replace_adapter(&name, path.as_path(), None)?;
     } else {
-        engine.load_adapter(&name, path.as_path())?;
+        open::adapter(engine, &name, &path)?;
     }
     Ok(())
 }

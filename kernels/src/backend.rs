@@ -16,6 +16,15 @@ use crate::tensor::{Error, Tensor};
 /// Positions in one page of the KV cache, and in one tile of attention.
 pub const PAGE: usize = 32;
 
+/// A matrix whose values are not kept: they are computed whenever they are needed, and are the same each time.
+pub trait Generate: Send + Sync {
+    /// Rows and columns.
+    fn shape(&self) -> (usize, usize);
+
+    /// Writes values of row `row` from column `first` on to `out`, as many as it holds.
+    fn generate(&self, row: usize, first: usize, out: &mut [f32]);
+}
+
 /// Puts weights where a backend wants them. Shared by all threads: adapters are prepared while steps run.
 pub trait Device: Send + Sync + 'static {
     /// A weight matrix prepared for [`Backend::linear`]. Cloning it copies no weights.
@@ -36,6 +45,8 @@ pub trait Device: Send + Sync + 'static {
     type Rotation: Send + Sync + 'static;
     /// A direction to be added to rows.
     type Direction: Send + Sync + 'static;
+    /// A matrix that is computed as it is multiplied.
+    type Generated: Send + Sync + 'static;
 
     /// Prepares a weight matrix `[outputs, inputs]`.
     fn matrix(&self, weight: &Tensor) -> Result<Self::Matrix, Error>;
@@ -79,6 +90,11 @@ pub trait Device: Send + Sync + 'static {
     /// # Errors
     /// [`Error::Unsupported`] where there are none.
     fn direction(&self, values: &[f32]) -> Result<Self::Direction, Error>;
+    /// Takes a matrix that is computed as it is multiplied; keeps nothing of it.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where matrices have to be there.
+    fn generated(&self, matrix: Arc<dyn Generate>) -> Result<Self::Generated, Error>;
     /// Bytes that a prepared matrix keeps in memory.
     fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize;
     /// What [`Device::matrix_bytes`] will say of a matrix `[rows, cols]` in this format, which is not there yet.
@@ -245,6 +261,8 @@ pub enum Change<'a, B: Backend> {
     Bias(&'a Vector<B>),
     /// `y[t,o] += scale * sum_i D[o,i] x[t,i]`, with `D [outputs, inputs]`.
     Delta(&'a Matrix<B>),
+    /// `y[t,o] += scale * sum_i D[o,i] x[t,i]`, with `D [outputs, inputs]` and `x` in f32, whatever the layer's weight is in.
+    Generated(&'a <B::Device as Device>::Generated),
     /// `y[t,o] += scale * sum_e values[e] x[t,columns[e]]` over the entries `starts[o] <= e < starts[o + 1]`, in order.
     Sparse {
         /// Where the entries of each output begin, and their number: `[outputs + 1]`.

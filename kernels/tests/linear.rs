@@ -1,9 +1,10 @@
 //! Linear layers of every format on every instruction set, against the definition written out on the raw blocks.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use graftwork_kernels::backend::{
-    Backend, Change, Device, Graft, InputChange, InputGraft, Output, StepShape,
+    Backend, Change, Device, Generate, Graft, InputChange, InputGraft, Output, StepShape,
 };
 use graftwork_kernels::cpu::isa::Isa;
 use graftwork_kernels::cpu::{Cpu, Rows};
@@ -457,6 +458,72 @@ fn low(x: &[f32], a: &[f32], rank: usize, rounded: bool) -> Vec<(f64, f64)> {
         (sum, if rounded { errors.sum() } else { 0.0 })
     };
     a.chunks(a.len() / rank).map(|row| value(&row[..x.len()])).collect()
+}
+
+/// A matrix that is there, as if it were computed.
+struct Given(Vec<f32>, (usize, usize));
+
+impl Generate for Given {
+    fn shape(&self) -> (usize, usize) {
+        self.1
+    }
+
+    fn generate(&self, row: usize, first: usize, out: &mut [f32]) {
+        out.copy_from_slice(&self.0[row * self.1.1 + first..][..out.len()]);
+    }
+}
+
+/// Generated matrices of odd sizes, of more columns than are computed at a time and fewer: the formula, the same bits on every instruction
+/// set and alone as in company, and nothing on the other rows.
+#[test]
+fn generated_matrices_equal_the_formula() {
+    let mut random = Random(17);
+    for (inputs, outputs, count) in [(1, 1, 3), (33, 40, 70), (512, 16, 2), (1061, 35, 35)] {
+        let mut values = |n: usize| (0..n).map(|_| random.normal()).collect::<Vec<f32>>();
+        let (weight, x, matrix) =
+            (values(outputs * inputs), values(count * inputs), values(outputs * inputs));
+        let generated: Arc<dyn Generate> = Arc::new(Given(matrix.clone(), (outputs, inputs)));
+        let own = 1..count;
+        let mut reference: Option<Vec<u32>> = None;
+        for isa in Isa::all() {
+            let mut cpu = Cpu::new(2, isa).unwrap();
+            cpu.reserve(&StepShape { rows: count, inputs, ..StepShape::default() }).unwrap();
+            let device = cpu.device().clone();
+            let weight = Tensor::encode(Format::F32, outputs, inputs, &weight).unwrap();
+            let (weight, generated) =
+                (device.matrix(&weight).unwrap(), device.generated(generated.clone()).unwrap());
+            let mut run = |range: Range<usize>, rows_of: Range<usize>| {
+                let input = rows(&mut cpu, &x[range.start * inputs..range.end * inputs], inputs);
+                let mut y = rows(&mut cpu, &vec![0.0; range.len() * outputs], outputs);
+                let grafts = [Graft { rows: rows_of, scale: -0.5, change: Change::Generated(&generated) }];
+                let output =
+                    Output { y: &mut y, weight: &weight, bias: None, accumulate: false, grafts: &grafts };
+                cpu.linear(&input, &mut [output]);
+                cpu.read(&y).to_vec()
+            };
+            let (base, found) = (run(0..count, 0..0), run(0..count, own.clone()));
+            let bits: Vec<u32> = found.iter().map(|x| x.to_bits()).collect();
+            assert!(reference.get_or_insert(bits.clone()) == &bits, "{} differs", isa.name());
+            assert_eq!(found[..outputs], base[..outputs], "a row without the change");
+            for t in own.clone() {
+                for o in 0..outputs {
+                    let (d, x) = (&matrix[o * inputs..][..inputs], &x[t * inputs..][..inputs]);
+                    let products = d.iter().zip(x).map(|(d, x)| -0.5 * f64::from(*d) * f64::from(*x));
+                    let start = f64::from(base[t * outputs + o]);
+                    let (sum, magnitude) = products.fold((start, start.abs()), |(sum, most), product| {
+                        (sum + product, most + product.abs())
+                    });
+                    let error = (f64::from(found[t * outputs + o]) - sum).abs();
+                    // Of sixteen sums of products, summed, times the scale, and the sum with the base.
+                    let bound = magnitude * (inputs / 16 + 20) as f64 * f64::from(f32::EPSILON);
+                    assert!(error <= bound, "{inputs} inputs, row {t} output {o}: off by {error}");
+                }
+            }
+            for t in [1, count / 2, count - 1] {
+                assert_eq!(run(t..t + 1, 0..1), found[t * outputs..(t + 1) * outputs], "row {t} alone");
+            }
+        }
+    }
 }
 
 /// A delta, sparse changes and Kronecker products of odd sizes, on some rows: the formula, the same bits on every

@@ -200,7 +200,22 @@ impl Engine {
     /// # Errors
     /// What is malformed, not understood or does not fit the model; or the name is taken.
     pub fn load_adapter(&self, name: &str, source: impl Into<Source>) -> Result<Generation, Error> {
-        self.put_adapter(name, source.into(), Expect::Free)
+        self.load_adapter_with(name, source, &|_, _| true)
+    }
+
+    /// [`Engine::load_adapter`], reporting its progress as `(parts done, parts in all)`; `false` ends it, and nothing is left of it.
+    /// Parts are sites that are prepared, or, of a seed patch, elements of its updates that are computed, on
+    /// [`EngineOptions::threads`] threads beside those of any step.
+    ///
+    /// # Errors
+    /// As [`Engine::load_adapter`]; or `progress` ended it.
+    pub fn load_adapter_with(
+        &self,
+        name: &str,
+        source: impl Into<Source>,
+        progress: &Progress<'_>,
+    ) -> Result<Generation, Error> {
+        self.put_adapter(name, source.into(), Expect::Free, progress)
     }
 
     /// Gives a name that is in use to another adapter: requests submitted from now on use it, those before
@@ -214,13 +229,34 @@ impl Engine {
         source: impl Into<Source>,
         expected: Option<Generation>,
     ) -> Result<Generation, Error> {
-        self.put_adapter(name, source.into(), expected.map_or(Expect::Any, Expect::Exactly))
+        self.replace_adapter_with(name, source, expected, &|_, _| true)
     }
 
-    fn put_adapter(&self, name: &str, source: Source, expect: Expect) -> Result<Generation, Error> {
+    /// [`Engine::replace_adapter`] with progress, as [`Engine::load_adapter_with`]: until it is done, the name means what it meant.
+    ///
+    /// # Errors
+    /// As [`Engine::replace_adapter`]; or `progress` ended it.
+    pub fn replace_adapter_with(
+        &self,
+        name: &str,
+        source: impl Into<Source>,
+        expected: Option<Generation>,
+        progress: &Progress<'_>,
+    ) -> Result<Generation, Error> {
+        let expect = expected.map_or(Expect::Any, Expect::Exactly);
+        self.put_adapter(name, source.into(), expect, progress)
+    }
+
+    fn put_adapter(
+        &self,
+        name: &str,
+        source: Source,
+        expect: Expect,
+        progress: &Progress<'_>,
+    ) -> Result<Generation, Error> {
         self.registry.check(name, expect)?;
         let adapter = Adapter::open(source)?;
-        let mut prepared = self.model.prepare(&adapter)?;
+        let mut prepared = self.model.prepare(&adapter, progress)?;
         if let Some(files) = &adapter.text {
             let rows = prepared.vocabulary.map_or(self.config().vocab, |vocabulary| vocabulary.embedding);
             prepared.text = Text::of_adapter(self.text.as_ref(), files, rows)?;

@@ -12,7 +12,7 @@ use graftwork_kernels::{Bytes, Format, Tensor};
 use crate::reference::{golden, tensors};
 
 /// Layers of the small base.
-const LAYERS: usize = 3;
+pub const LAYERS: usize = 3;
 
 /// The methods by name. Stages of singular vectors are fewer than is usual: the matrices are small.
 pub fn methods() -> Vec<(&'static str, Method)> {

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use sha2::{Digest, Sha256};
 
-use crate::TensorFile;
+use crate::{Error, TensorFile};
 
 /// Bytes of a sample.
 const SAMPLE: usize = 64;
@@ -53,6 +53,18 @@ impl Fingerprint {
             }
         }
         Self(hash.finalize().into())
+    }
+
+    /// Those in the field `bases` of a header.
+    pub(crate) fn read_all(bases: &[String]) -> Result<Vec<Self>, Error> {
+        let read = |(i, text): (usize, &String)| {
+            text.parse().map_err(|()| Error::Field {
+                field: format!("bases[{i}]"),
+                expected: "64 hexadecimal digits in lower case".to_owned(),
+                found: text.chars().take(120).collect(),
+            })
+        };
+        bases.iter().enumerate().map(read).collect()
     }
 }
 

@@ -7,21 +7,14 @@ use graftwork_kernels::{Bytes, Format, Strips, Tensor};
 use sha2::{Digest, Sha256};
 
 use super::header::{self, Header, Layout, wrong};
-use super::{ALIGN, Coded, DIGEST, Delta, KEY, Layer, Part, bytes_of, tensor_name};
+use super::{ALIGN, Coded, DIGEST, Delta, Fingerprint, KEY, Layer, Part, bytes_of, tensor_name};
 use crate::check::Shape;
-use crate::file::{Dtype, Safetensors, TensorInfo, matrix};
+use crate::file::{Dtype, Safetensors, TensorInfo, matrix, safetensors};
 use crate::{Change, Edit, Error, RowOrder, expand, file, finite, names};
-
-/// How far into a file whose header has no possible length its key is looked for.
-const PEEK: usize = 1 << 20;
 
 /// Whether the bytes are those of a delta, whole or not: a safetensors header that mentions [`KEY`].
 pub fn is_one(bytes: &[u8]) -> bool {
-    let Some(len) = bytes.first_chunk().map(|&len| u64::from_le_bytes(len)) else { return false };
-    let end = usize::try_from(len).ok().and_then(|len| len.checked_add(8)).filter(|&end| end <= bytes.len());
-    let header = &bytes[8..end.unwrap_or(bytes.len().min(PEEK))];
-    let key = format!("\"{KEY}\"");
-    header.starts_with(b"{") && header.windows(key.len()).any(|window| window == key.as_bytes())
+    safetensors::mentions(bytes, KEY)
 }
 
 impl Delta {
@@ -88,10 +81,6 @@ struct Reader {
 
 impl Reader {
     fn delta(mut self, header: Header) -> Result<Delta, Error> {
-        let bases = header.bases.iter().enumerate().map(|(i, text)| {
-            let expected = "64 hexadecimal digits in lower case";
-            text.parse().map_err(|()| wrong(format!("bases[{i}]"), expected, text))
-        });
         let row_order = match &header.row_order[..] {
             "hf" => RowOrder::HuggingFace,
             "gguf" => RowOrder::Gguf,
@@ -101,7 +90,7 @@ impl Reader {
             method: header.method,
             architecture: header.architecture,
             base_model: header.base_model,
-            bases: bases.collect::<Result<_, _>>()?,
+            bases: Fingerprint::read_all(&header.bases)?,
             row_order,
             layers: Vec::new(),
             carried: Vec::new(),

@@ -7,7 +7,10 @@ use graftwork_kernels::{Bytes, tensor};
 use serde::{Deserialize, Serialize};
 
 use super::{SeedPatch, Settings, no_memory, normal, wrong};
-use crate::file::{Dtype, Error as FileError, Safetensors, TensorView, open_bytes, write_safetensors};
+use crate::delta::Fingerprint;
+use crate::file::{
+    Dtype, Error as FileError, Safetensors, TensorView, open_bytes, safetensors, write_safetensors,
+};
 use crate::{Error, Module, Site, names};
 
 /// The key of the header among the texts of the file.
@@ -18,10 +21,17 @@ pub const CHECKSUM: &str = "graftwork.seed.fnv1a";
 pub const VERSION: u32 = 1;
 /// The name of the only generator there is.
 pub const GENERATOR: &str = "philox4x32-10/box-muller/1";
+/// What the file is called in a directory.
+pub const NAME: &str = "seed.safetensors";
 /// The tensor.
 pub(super) const COEFFICIENTS: &str = "coefficients";
 /// Bytes of a header at most.
 const MAX_HEADER: usize = 64 << 10;
+
+/// Whether the bytes are those of a seed patch, whole or not: a safetensors header that mentions [`KEY`].
+pub fn is_one(bytes: &[u8]) -> bool {
+    safetensors::mentions(bytes, KEY)
+}
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -86,6 +96,7 @@ impl SeedPatch {
         let mut coefficients = tensor::reserved(values.len()).map_err(no_memory)?;
         coefficients.extend(values.iter().map(|&bytes| f32::from_le_bytes(bytes)));
         let Header { bases, base_seed, scale, modules, .. } = header;
+        let bases = Fingerprint::read_all(&bases)?;
         let modules = modules.iter().map(|name| module(name)).collect::<Result<_, _>>()?;
         Self::new(Settings { bases, base_seed, scale, modules }, coefficients)
     }
@@ -99,7 +110,7 @@ impl SeedPatch {
         let header = Header {
             version: VERSION,
             generator: GENERATOR.to_owned(),
-            bases: bases.clone(),
+            bases: bases.iter().map(ToString::to_string).collect(),
             base_seed: *base_seed,
             scale: *scale,
             count: self.coefficients().len() as u64,

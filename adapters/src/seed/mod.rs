@@ -12,22 +12,25 @@ mod file;
 mod normal;
 mod update;
 
-pub use file::{CHECKSUM, GENERATOR, KEY, VERSION};
+pub use file::{CHECKSUM, GENERATOR, KEY, NAME, VERSION, is_one};
 pub use normal::{candidate_seed, normals, tensor_hash};
 pub use update::Update;
+
+use std::sync::Arc;
 
 use graftwork_kernels::cpu::isa::Isa;
 use graftwork_kernels::tensor;
 
 use crate::check::Shape;
-use crate::{Error, Module, Site, expand, names};
+use crate::delta::Fingerprint;
+use crate::{Adapter, Change, Edit, Error, Key, Kind, Module, Site, expand, names, parts};
 use normal::Direction;
 
 /// What a seed patch is beside its coefficients.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// Fingerprints of the bases that it is for; at least one.
-    pub bases: Vec<String>,
+    /// The bases that it is for; at least one.
+    pub bases: Vec<Fingerprint>,
     /// What the candidates' seeds come of.
     pub base_seed: u64,
     /// The factor of all coefficients, such as minus the learning rate.
@@ -42,7 +45,7 @@ pub struct SeedPatch {
     settings: Settings,
     coefficients: Vec<f32>,
     /// Those of the candidates whose coefficient is not zero.
-    directions: Vec<Direction>,
+    directions: Arc<Vec<Direction>>,
 }
 
 impl SeedPatch {
@@ -53,8 +56,8 @@ impl SeedPatch {
     /// not finite, or coefficients so large that their sum might not be. No memory.
     pub fn new(settings: Settings, coefficients: Vec<f32>) -> Result<Self, Error> {
         let Settings { bases, base_seed, scale, modules } = &settings;
-        if bases.is_empty() || bases.iter().any(String::is_empty) {
-            return Err(wrong("bases", "the fingerprint of a base at least", format!("{bases:?}")));
+        if bases.is_empty() {
+            return Err(wrong("bases", "the fingerprint of a base at least", "none"));
         }
         let names = || modules.iter().map(|module| module.name()).collect::<Vec<_>>().join(", ");
         if modules.is_empty() || (1..modules.len()).any(|i| modules[..i].contains(&modules[i])) {
@@ -80,7 +83,7 @@ impl SeedPatch {
             let seed = candidate_seed(*base_seed, k);
             Direction { seed, coefficient }
         }));
-        Ok(Self { settings, coefficients, directions })
+        Ok(Self { settings, coefficients, directions: Arc::new(directions) })
     }
 
     /// Everything but the coefficients.
@@ -98,25 +101,31 @@ impl SeedPatch {
         self.directions.len()
     }
 
-    /// Checks that the patch is for the base with this fingerprint.
+    /// The adapter that it is: an edit at each of its layers, of every block that a base may have.
     ///
     /// # Errors
-    /// [`Error::Field`]: it is for others.
-    pub fn check_base(&self, fingerprint: &str) -> Result<(), Error> {
-        if self.settings.bases.iter().any(|base| base == fingerprint) {
-            return Ok(());
-        }
-        let expected = format!("the fingerprint of this base, {fingerprint}");
-        Err(wrong("bases", expected, self.settings.bases.join(", ")))
+    /// No memory.
+    pub fn into_adapter(self) -> Result<Adapter, Error> {
+        let patch = Arc::new(self);
+        let Settings { bases, modules, .. } = &patch.settings;
+        let mut edits = parts::edits(modules.len())?;
+        edits.extend(modules.iter().map(|&module| {
+            let change = Change::Seeded { patch: patch.clone() };
+            Edit { site: Site::EveryLinear { module }, change }
+        }));
+        edits.sort_by_key(|edit| edit.site);
+        let shape = vec![patch.coefficients.len() as u64];
+        let keys = vec![Key { tensor: file::COEFFICIENTS.to_owned(), site: None, shape }];
+        Ok(Adapter { bases: bases.clone(), ..Adapter::new(Kind::SeedPatch, edits, keys) })
     }
 
     /// The update of a linear layer whose weight has this shape, rows in Hugging Face order; `None` if the patch
     /// leaves it alone.
-    pub fn update(&self, site: Site, shape: Shape) -> Option<Update<'_>> {
+    pub fn update(&self, site: Site, shape: Shape) -> Option<Update> {
         let Site::Linear { module, .. } = site else { return None };
         let name = format!("{}.weight", names::hf_name(site)?);
         self.settings.modules.contains(&module).then(|| Update {
-            directions: &self.directions,
+            directions: self.directions.clone(),
             scale: self.settings.scale,
             tensor: tensor_hash(&name),
             site,

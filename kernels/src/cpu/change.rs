@@ -9,7 +9,7 @@ use super::rows::Rescale;
 use super::scratch::Scratch;
 use super::team::{Grid, Tile};
 use super::{Cpu, Rows};
-use crate::backend::{Change, Graft, InputChange, InputGraft};
+use crate::backend::{Change, Generate, Graft, InputChange, InputGraft};
 
 /// Factors of outputs or inputs.
 pub struct Scale {
@@ -171,6 +171,57 @@ fn combine<S: Simd, const N: usize>(s: S, left: &[f32], (x, d): (&[f32], usize),
     }
 }
 
+/// Columns of a generated matrix that are computed at a time.
+const SOME: usize = 512;
+
+/// `y[t] = scale sum_i D[o,i] x[t,i]` for the outputs `o` of a strip of a generated matrix: each a sum of sixteen, of every sixteenth
+/// product in order, lane by lane.
+fn generated(
+    isa: Isa,
+    matrix: &dyn Generate,
+    (x, rows): (&Inputs<'_>, &Range<usize>),
+    (strip, scale): (usize, f32),
+    y: &mut [Lane],
+) {
+    let (outputs, inputs) = matrix.shape();
+    let (mut values, mut sums) = ([0.0; SOME], [[0.0; LANES]; ROWS]);
+    let sums = &mut sums[..rows.len()];
+    for (lane, output) in (strip * LANES..outputs.min((strip + 1) * LANES)).enumerate() {
+        sums.fill([0.0; LANES]);
+        for first in (0..inputs).step_by(SOME) {
+            let values = &mut values[..SOME.min(inputs - first)];
+            matrix.generate(output, first, values);
+            for (t, sum) in rows.clone().zip(&mut *sums) {
+                let x = &x.x[t * x.stride + first..][..values.len()];
+                isa.run(Dot { values, x, sum });
+            }
+        }
+        for (y, sum) in y.iter_mut().zip(&*sums) {
+            y[lane] = scale * sum.iter().sum::<f32>();
+        }
+    }
+}
+
+/// `sum[l] += sum_i values[16 i + l] x[16 i + l]`, fused and in order.
+struct Dot<'a> {
+    values: &'a [f32],
+    x: &'a [f32],
+    sum: &'a mut Lane,
+}
+
+impl Kernel for Dot<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut sum = s.load(self.sum);
+        for (values, x) in self.values.chunks(LANES).zip(self.x.chunks(LANES)) {
+            sum = s.fma(load_part(s, values), load_part(s, x), sum);
+        }
+        s.store(sum, self.sum);
+    }
+}
+
 /// A delta, sparse change or Kronecker product on some rows and strips of outputs.
 pub(super) struct Piece<'a> {
     pub isa: Isa,
@@ -202,6 +253,11 @@ impl Piece<'_> {
                 let out = Lanes { lanes: change, stride: count, join: Join::Set };
                 delta.multiply(self.isa, self.strips.clone(), self.x, self.rows.clone(), self.fresh, out);
                 change.iter_mut().flatten().for_each(|y| *y *= scale);
+            }
+            Change::Generated(matrix) => {
+                for (strip, lanes) in self.strips.clone().zip(change.chunks_exact_mut(count)) {
+                    generated(self.isa, &***matrix, (self.x, &self.rows), (strip, scale), lanes);
+                }
             }
             Change::Sparse { starts, columns, values } => {
                 for (strip, lanes) in self.strips.clone().zip(change.chunks_exact_mut(count)) {

@@ -203,6 +203,10 @@ fn first_steps<'a>(x: &Rows, outputs: &[Output<'a, Cpu>], places: &mut [Vec<usiz
                     all.push(First::Product(Product { left, right, shape, rows, scale: graft.scale }));
                     continue;
                 }
+                Change::Generated(matrix) => {
+                    assert_eq!(matrix.shape(), (output.weight.rows(), x.cols), "shape of a generated matrix");
+                    continue;
+                }
                 _ => continue,
             };
             *place = all.len();
@@ -454,7 +458,11 @@ fn add_graft(
             b.multiply(isa, part.strips.clone(), &x, own.clone(), fresh, out);
         }
         Change::Bias(_) | Change::Scale(_) | Change::Rows { .. } => {}
-        Change::Delta(_) | Change::Replace(_) | Change::Sparse { .. } | Change::Kronecker { .. } => {
+        Change::Delta(_)
+        | Change::Generated(_)
+        | Change::Replace(_)
+        | Change::Sparse { .. }
+        | Change::Kronecker { .. } => {
             Piece { isa, graft, x, low, strips: part.strips.clone(), rows, fresh }.compute(change);
         }
     }
@@ -478,7 +486,10 @@ fn add_graft(
                 Change::Scale(by) => by.apply(lane, strip, graft.scale),
                 Change::Rows { outputs, .. } => put(lane, strip, outputs, &low[t * outputs.len()..]),
                 Change::Replace(_) => *lane = *change,
-                Change::Delta(_) | Change::Sparse { .. } | Change::Kronecker { .. } => add(lane, change, 1.0),
+                Change::Delta(_)
+                | Change::Generated(_)
+                | Change::Sparse { .. }
+                | Change::Kronecker { .. } => add(lane, change, 1.0),
             }
         }
     }

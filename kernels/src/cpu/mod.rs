@@ -50,7 +50,7 @@ use team::{Grid, Team};
 
 use crate::backend::{
     Activation, Angles, Backend, BottleneckWeights, CacheShape, Device, EmbeddingChange, EmbeddingGraft,
-    InputGraft, Output, PAGE, Span, StepShape,
+    Generate, InputGraft, Output, PAGE, Span, StepShape,
 };
 use crate::format::Format;
 use crate::strips::Strips;
@@ -78,6 +78,7 @@ impl Device for CpuDevice {
     type Bottleneck = Bottleneck;
     type Rotation = Rotation;
     type Direction = Vec<f32>;
+    type Generated = Arc<dyn Generate>;
 
     fn matrix(&self, weight: &Tensor) -> Result<Matrix, Error> {
         Matrix::pack(weight, &self.arena)
@@ -122,6 +123,10 @@ impl Device for CpuDevice {
 
     fn direction(&self, values: &[f32]) -> Result<Vec<f32>, Error> {
         self.vector(values)
+    }
+
+    fn generated(&self, matrix: Arc<dyn Generate>) -> Result<Arc<dyn Generate>, Error> {
+        Ok(matrix)
     }
 
     fn matrix_bytes(&self, matrix: &Matrix) -> usize {

@@ -2,12 +2,13 @@
 
 use std::future::Future;
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use wgpu::{BufferUsages, ErrorFilter};
 
 use super::cache::Codes;
-use crate::backend::{BottleneckWeights, Device, EmbeddingChange};
+use crate::backend::{BottleneckWeights, Device, EmbeddingChange, Generate};
 use crate::format::Format;
 use crate::strips::Strips;
 use crate::tensor::{Error, Tensor, zeros};
@@ -135,6 +136,7 @@ impl Device for GpuDevice {
     type Rotation = std::convert::Infallible;
     /// Likewise.
     type Direction = std::convert::Infallible;
+    type Generated = std::convert::Infallible;
 
     fn matrix(&self, weight: &Tensor) -> Result<Matrix, Error> {
         let (rows, cols, codes) = (weight.rows(), weight.cols(), Codes::of(weight.format()));
@@ -186,6 +188,10 @@ impl Device for GpuDevice {
 
     fn direction(&self, _: &[f32]) -> Result<Self::Direction, Error> {
         Err(Error::Unsupported { what: "directions" })
+    }
+
+    fn generated(&self, _: Arc<dyn Generate>) -> Result<Self::Generated, Error> {
+        Err(Error::Unsupported { what: "matrices that are computed as they are multiplied" })
     }
 
     fn matrix_bytes(&self, matrix: &Matrix) -> usize {

@@ -102,6 +102,7 @@ impl Gpu {
             | Change::Rows { outputs: index, .. } => match *index {},
             Change::Scale(scale) => match *scale {},
             Change::Bottleneck(bottleneck) => match *bottleneck {},
+            Change::Generated(matrix) => match *matrix {},
         };
         let end = start + rows * rank;
         let low = self.low.clone().filter(|low| low.size() as usize >= end * size_of::<f32>());

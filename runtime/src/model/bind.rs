@@ -16,17 +16,20 @@ use super::graft::{Bound, BoundAdapter, BoundInput, Changes, Hooks, Part};
 use super::positions::Positions;
 use super::weights::{Linear, Model, shape_of};
 use crate::Error;
+use crate::parallel::Progress;
 use crate::registry::Prepared;
 
 /// Checks that `adapter` fits `model`, loaded from `base`, and prepares it for `device` on `threads` threads at most, rows of queries and keys in the model's order.
+/// Edits are parts of `progress`; of seed patches, elements of their updates.
 ///
 /// # Errors
-/// The adapter does not fit, changes what cannot be changed yet, or the device refuses a matrix.
+/// The adapter does not fit, changes what cannot be changed yet, or the device refuses a matrix; or `progress` ended it.
 pub fn prepare<D: Device>(
     model: &Model<D>,
     base: &Base,
     (device, threads): (&D, usize),
     adapter: &Adapter,
+    progress: &Progress<'_>,
 ) -> std::result::Result<Prepared, Error> {
     let config = &model.config;
     check::architecture(adapter, config.architecture)?;
@@ -44,8 +47,18 @@ pub fn prepare<D: Device>(
     };
     let (mut bytes, mut whole, mut shared) = (0, None, Shared::default());
     let vocabulary = check::vocabulary(adapter, config.vocab)?;
-    for edit in &adapter.edits {
-        let site = edit.site;
+    let parts = |change: &Edit, site| match change {
+        Edit::Seeded { .. } => shape_at(config, site).map_or(0, |shape| shape.outputs * shape.inputs),
+        _ => 1,
+    };
+    let all = in_blocks(adapter, config.layers).map(|(edit, site)| parts(&edit.change, site)).sum();
+    let mut done = 0;
+    for (edit, site) in in_blocks(adapter, config.layers) {
+        let before = done;
+        if !progress(before, all) {
+            return Err(Error::Cancelled);
+        }
+        done += parts(&edit.change, site);
         if let Edit::Replace { weight } = &edit.change
             && !site.is_norm()
             && base.weight(site).is_ok_and(|base| base.rows() == weight.rows() && are_equal(&base, weight))
@@ -83,6 +96,8 @@ pub fn prepare<D: Device>(
                 (place, &model.layers[layer][module], module.is_rotated())
             }
             Site::Head => (&mut bound.head, &model.head, false),
+            // One in each block by now.
+            Site::EveryLinear { .. } => return Err(Error::UnsupportedSite { site }),
             Site::Embedding => {
                 let (change, size) = embedding(&edit.change).ok_or(Error::UnsupportedSite { site })?;
                 bound.embedding.push(device.embedding(&change).map_err(refused)?);
@@ -129,6 +144,11 @@ pub fn prepare<D: Device>(
             let found = factors.map_or(0.0, |factors| factors[row]);
             return Err(graftwork_adapters::Error::Norm { site, row, found }.into());
         }
+        if let Edit::Seeded { patch } = change {
+            let go_on = |elements| progress(before + elements, all);
+            bytes += binder.seeded(patch, site, threads, &go_on, &mut place.outputs)?;
+            continue;
+        }
         bytes += match change {
             Edit::Shared { a, b, inner, outer } => {
                 binder.shared((a, b), (inner, outer), &mut shared, &mut place.outputs)
@@ -137,9 +157,12 @@ pub fn prepare<D: Device>(
         }
         .map_err(refused)?;
     }
+    if !progress(done, all) {
+        return Err(Error::Cancelled);
+    }
     bytes += shared.bytes;
     bound.widest = bound.most_values();
-    let (edits, invocation) = (adapter.edits.len(), adapter.invocation.clone());
+    let (edits, invocation) = (in_blocks(adapter, config.layers).count(), adapter.invocation.clone());
     let (virtual_tokens, given) = (bound.positions.virtual_tokens, bound.positions.given);
     Ok(Prepared {
         bound: Box::new(bound),
@@ -153,6 +176,11 @@ pub fn prepare<D: Device>(
         virtual_tokens,
         given,
     })
+}
+
+/// The edits of an adapter on a base of so many blocks, each with the place where it is made.
+fn in_blocks(adapter: &Adapter, blocks: usize) -> impl Iterator<Item = (&graftwork_adapters::Edit, Site)> {
+    adapter.edits.iter().flat_map(move |edit| edit.site.in_blocks(blocks).map(move |site| (edit, site)))
 }
 
 /// The first `rows` rows of a matrix that has more, and the others.
@@ -285,6 +313,7 @@ fn shape_at(config: &Config, site: Site) -> Option<Shape> {
     let (outputs, inputs) = match site {
         Site::Linear { layer, module } if layer < config.layers => shape_of(config, module),
         Site::Linear { .. } => return None,
+        Site::EveryLinear { module } => shape_of(config, module),
         Site::Embedding | Site::Head => (config.vocab, config.hidden),
         Site::AttentionNorm { layer } | Site::FfnNorm { layer } if layer < config.layers => {
             (1, config.hidden)
@@ -311,15 +340,15 @@ pub fn order_of(config: &Config) -> RowOrder {
 type Result<T> = std::result::Result<T, graftwork_kernels::Error>;
 
 /// Prepares the changes at one site.
-struct Binder<'a, D: Device> {
-    device: &'a D,
-    shape: Shape,
+pub(super) struct Binder<'a, D: Device> {
+    pub(super) device: &'a D,
+    pub(super) shape: Shape,
     /// The base's weight where a change depends on it, as its files have it.
     weight: Option<Tensor>,
-    linear: &'a Linear<D>,
+    pub(super) linear: &'a Linear<D>,
     /// The rows' order in the adapter and in the model, where outputs are rotated.
-    orders: Option<(RowOrder, RowOrder)>,
-    head_dim: usize,
+    pub(super) orders: Option<(RowOrder, RowOrder)>,
+    pub(super) head_dim: usize,
 }
 
 impl<D: Device> Binder<'_, D> {
@@ -443,8 +472,8 @@ impl<D: Device> Binder<'_, D> {
                 outputs.push(Bound::Delta { delta, scale: *scale });
                 Ok(bytes)
             }
-            // Bound by `shared`, or of no linear layer.
-            Edit::Shared { .. } | Edit::VirtualTokens { .. } | Edit::Prefix { .. } => {
+            // Bound by `shared` and `seeded`, or of no linear layer.
+            Edit::Shared { .. } | Edit::Seeded { .. } | Edit::VirtualTokens { .. } | Edit::Prefix { .. } => {
                 Err(graftwork_kernels::Error::Unsupported { what: "this change of a linear layer" })
             }
         }
@@ -528,7 +557,7 @@ impl<D: Device> Binder<'_, D> {
     }
 
     /// A matrix whose rows are outputs, in the model's order.
-    fn reordered(&self, tensor: &Tensor) -> Result<Tensor> {
+    pub(super) fn reordered(&self, tensor: &Tensor) -> Result<Tensor> {
         match self.orders {
             Some((from, to)) => from.reorder(to, tensor, self.head_dim),
             None => Ok(tensor.clone()),

@@ -28,6 +28,7 @@ pub(super) enum Bound<D: Device> {
         delta: D::Matrix,
         scale: f32,
     },
+    Generated(D::Generated),
     Sparse {
         starts: D::Index,
         columns: D::Index,
@@ -128,7 +129,12 @@ impl<D: Device> Bound<D> {
             Self::LowRank { rank, .. } => *rank,
             Self::Kronecker { low, .. } | Self::Rows { low, .. } => *low,
             Self::Bottleneck { size, .. } => *size,
-            Self::Bias(_) | Self::Delta { .. } | Self::Sparse { .. } | Self::Scale(_) | Self::Replace(_) => 0,
+            Self::Bias(_)
+            | Self::Delta { .. }
+            | Self::Generated(_)
+            | Self::Sparse { .. }
+            | Self::Scale(_)
+            | Self::Replace(_) => 0,
         }
     }
 }
@@ -350,6 +356,7 @@ fn graft<'a, B: Backend>(bound: &'a Bound<B::Device>, weight: f32, rows: &Range<
         Bound::Rows { outputs, weight, .. } => (1.0, Change::Rows { outputs, weight }),
         Bound::Bottleneck { bottleneck, scale, .. } => (*scale, Change::Bottleneck(bottleneck)),
         Bound::Delta { delta, scale } => (*scale, Change::Delta(delta)),
+        Bound::Generated(matrix) => (1.0, Change::Generated(matrix)),
         Bound::Sparse { starts, columns, values } => (1.0, Change::Sparse { starts, columns, values }),
         Bound::Kronecker { left, right, order, scale, .. } => {
             (*scale, Change::Kronecker { left, right, order })

@@ -12,6 +12,7 @@ pub(crate) mod plan;
 pub(crate) mod positions;
 pub mod rope;
 pub(crate) mod runner;
+mod seeded;
 pub(crate) mod weights;
 
 pub use config::Config;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use graftwork_kernels::backend::{BottleneckWeights, Device, EmbeddingChange};
+use graftwork_kernels::backend::{BottleneckWeights, Device, EmbeddingChange, Generate};
 use graftwork_kernels::tensor::Error;
 use graftwork_kernels::{Format, Strips, Tensor};
 
@@ -29,6 +29,7 @@ impl<D: Device> Device for Counting<D> {
     type Bottleneck = ();
     type Rotation = ();
     type Direction = ();
+    type Generated = ();
 
     fn matrix(&self, weight: &Tensor) -> Result<usize, Error> {
         Ok(self.device.packed_bytes(weight.format(), weight.rows(), weight.cols()))
@@ -67,6 +68,10 @@ impl<D: Device> Device for Counting<D> {
     }
 
     fn direction(&self, _: &[f32]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn generated(&self, _: Arc<dyn Generate>) -> Result<(), Error> {
         Ok(())
     }
 

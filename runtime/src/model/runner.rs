@@ -18,13 +18,14 @@ use super::weights::Model;
 use crate::Error;
 use crate::batch::{Batch, Outputs, Piece};
 use crate::kv;
+use crate::parallel::Progress;
 use crate::registry::{Prepared, Stacks};
 use crate::sequence::Entry;
 
 /// Prepares adapters for a model, on any thread, also while steps run.
 pub trait Prepare: Send + Sync {
     /// Checks that `adapter` fits and prepares it.
-    fn prepare(&self, adapter: &Adapter) -> Result<Prepared, Error>;
+    fn prepare(&self, adapter: &Adapter, progress: &Progress<'_>) -> Result<Prepared, Error>;
 
     /// What the model is.
     fn config(&self) -> &Config;
@@ -128,8 +129,8 @@ pub fn erase<B: Backend>(
 }
 
 impl<B: Backend> Prepare for Preparer<B> {
-    fn prepare(&self, adapter: &Adapter) -> Result<Prepared, Error> {
-        bind::prepare(&self.model, &self.base, (&*self.device, self.threads), adapter)
+    fn prepare(&self, adapter: &Adapter, progress: &Progress<'_>) -> Result<Prepared, Error> {
+        bind::prepare(&self.model, &self.base, (&*self.device, self.threads), adapter, progress)
     }
 
     fn config(&self) -> &Config {

@@ -3,6 +3,7 @@
 mod compressed;
 mod convert;
 mod deltas;
+mod seeds;
 mod wrong;
 
 use std::fs;

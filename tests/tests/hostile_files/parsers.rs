@@ -5,7 +5,7 @@ use graftwork_adapters::file::gguf::{Array, Value};
 use graftwork_adapters::file::{
     Dtype, Gguf, GgufWriter, HfModel, Safetensors, Source, TensorFile, TensorView, write_safetensors,
 };
-use graftwork_adapters::seed::{SeedPatch, Settings};
+use graftwork_adapters::seed::{self, SeedPatch, Settings};
 use graftwork_adapters::{Adapter, Change, Module, Site};
 use graftwork_kernels::{Bytes, Format, Tensor};
 
@@ -84,6 +84,14 @@ pub fn read_adapter(adapter: &Adapter) {
                 assert!(v.rows() == s.len() && u.cols() == s.len() && s.iter().all(|x| x.is_finite()));
             }
             Change::Whole { matrix, scale } => assert!(scale.is_finite() && matrix.rows() > 0),
+            Change::Seeded { patch } => {
+                for &module in &patch.settings().modules {
+                    let (site, shape) = (Site::Linear { layer: 1, module }, Shape { outputs: 2, inputs: 5 });
+                    let mut out = [0.0; 10];
+                    patch.update(site, shape).unwrap().rows(0, &mut out).unwrap();
+                    assert!(out.iter().all(|x| x.is_finite()));
+                }
+            }
             Change::Sparse { rows, columns, values } => {
                 assert!(rows.len() == values.cols() && columns.len() == values.cols());
             }
@@ -369,30 +377,48 @@ fn ablation() -> Parser {
     }
 }
 
-fn seed_patch() -> Parser {
+/// A seed patch, whose checksum ends most damage; with `fitting` it is made right again before the file is read.
+fn seed_patch(name: &'static str, fitting: bool) -> Parser {
     let settings = Settings {
-        bases: vec!["5b1d".to_owned()],
+        bases: vec!["5b1d".repeat(16).parse().unwrap()],
         base_seed: 9,
         scale: -3e-7,
         modules: vec![Module::Q, Module::Up],
     };
     let mut file = Vec::new();
     SeedPatch::new(settings, Random(3).values(600)).unwrap().write(&mut file).unwrap();
+    // With nothing beside it, what is no seed patch any more is refused for that.
+    let open: fn(Files) -> Result<(), String> = |files| {
+        let open = |mut files: Vec<(String, Bytes)>| Adapter::open(files.remove(0).1);
+        parsed(files, CONSTANT, open, |adapter| read_adapter(&adapter))
+    };
+    let open_fitting: fn(Files) -> Result<(), String> = |mut files| {
+        fit_checksum(&mut files[0].1);
+        let open = |mut files: Vec<(String, Bytes)>| Adapter::open(files.remove(0).1);
+        parsed(files, CONSTANT, open, |adapter| read_adapter(&adapter))
+    };
     Parser {
-        name: "seed patch",
+        name,
         headers: vec![safetensors_header(&file)],
-        files: vec![("patch.seed", file)],
-        parse: |files| {
-            let parse = |mut files: Vec<(String, Bytes)>| SeedPatch::parse(files.remove(0).1);
-            parsed(files, CONSTANT, parse, |patch| {
-                for &module in &patch.settings().modules {
-                    let (site, shape) = (Site::Linear { layer: 1, module }, Shape { outputs: 2, inputs: 5 });
-                    let mut out = [0.0; 10];
-                    patch.update(site, shape).unwrap().rows(0, &mut out).unwrap();
-                    assert!(out.iter().all(|x| x.is_finite()));
-                }
-            })
-        },
+        files: vec![("patch.safetensors", file)],
+        parse: if fitting { open_fitting } else { open },
+    }
+}
+
+/// Puts the checksum that belongs to header and data of a seed patch where the file has one.
+fn fit_checksum(file: &mut [u8]) {
+    let Ok(parsed) = Safetensors::parse(Bytes::new(file.to_vec())) else { return };
+    let (Some(json), Some(old)) = (parsed.metadata().get(seed::KEY), parsed.metadata().get(seed::CHECKSUM))
+    else {
+        return;
+    };
+    let data = &file[safetensors_header(file)..];
+    let fnv1a = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+    let checksum = json.as_bytes().iter().chain(data).fold(0xcbf2_9ce4_8422_2325, fnv1a);
+    let checksum = format!("{checksum:016x}");
+    let at = file.windows(old.len().max(1)).rposition(|window| window == old.as_bytes());
+    if let Some(at) = at.filter(|_| old.len() == checksum.len()) {
+        file[at..at + checksum.len()].copy_from_slice(checksum.as_bytes());
     }
 }
 
@@ -406,7 +432,8 @@ pub fn parsers() -> Vec<Parser> {
         gguf_lora(),
         control_vector(),
         ablation(),
-        seed_patch(),
+        seed_patch("seed patch", false),
+        seed_patch("seed patch, checksum made right", true),
         pickles::parser(),
     ];
     own.into_iter().chain(kinds::parsers()).chain(deltas::parsers()).collect()

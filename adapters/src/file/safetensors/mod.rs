@@ -23,6 +23,18 @@ use header::{Header, TensorHeader};
 /// The longest header, as the format limits it.
 const MAX_HEADER: u64 = 100_000_000;
 
+/// How far into a file whose header has no possible length a key is looked for.
+const PEEK: usize = 1 << 20;
+
+/// Whether the bytes are those of a safetensors file, whole or not, whose header mentions this key.
+pub(crate) fn mentions(bytes: &[u8], key: &str) -> bool {
+    let Some(len) = bytes.first_chunk().map(|&len| u64::from_le_bytes(len)) else { return false };
+    let end = usize::try_from(len).ok().and_then(|len| len.checked_add(8)).filter(|&end| end <= bytes.len());
+    let header = &bytes[8..end.unwrap_or(bytes.len().min(PEEK))];
+    let key = format!("\"{key}\"");
+    header.starts_with(b"{") && header.windows(key.len()).any(|window| window == key.as_bytes())
+}
+
 /// One tensor of a safetensors file, checked against the bytes there are.
 #[derive(Clone, Debug)]
 pub struct TensorInfo {

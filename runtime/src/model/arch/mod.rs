@@ -78,8 +78,12 @@ impl Names {
             Site::FfnNorm { layer } => self.in_layer(layer, self.ffn_norm),
             Site::Norm => self.norm.to_owned(),
             Site::Head => (if tied_head { self.embedding } else { self.head }).to_owned(),
-            // The residual stream and what comes before the prompt have none.
-            Site::AfterAttention { .. } | Site::AfterFfn { .. } | Site::Prompt | Site::Prefix => return None,
+            // Of no one layer; and the residual stream and what comes before the prompt have none.
+            Site::EveryLinear { .. }
+            | Site::AfterAttention { .. }
+            | Site::AfterFfn { .. }
+            | Site::Prompt
+            | Site::Prefix => return None,
         })
     }
 
