@@ -8,7 +8,7 @@ import sys
 from compression_methods import METHODS, slug
 
 COLORS = ["#1b6ca8", "#d1495b", "#3f7d20"]
-WIDTH, LEFT, RIGHT, ROW = 860, 250, 40, 24
+WIDTH, LEFT, RIGHT, ROW = 880, 290, 40, 24
 
 
 def main(out, series):
