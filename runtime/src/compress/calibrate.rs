@@ -52,9 +52,9 @@ impl Calibration<'_> {
         self.texts.iter().map(Vec::len).sum()
     }
 
-    /// The sums of these layers, ascending, over all texts: four of each layer, in the order of [`GROUPS`]. Their bits depend on
+    /// The sums of these layers, ascending, over all texts: four of each layer, in the order of `GROUPS`. Their bits depend on
     /// neither `threads` nor which layers are asked for together.
-    pub fn hessians(
+    pub(super) fn hessians(
         &self,
         layers: &[usize],
         threads: usize,
