@@ -51,6 +51,7 @@ id, adapters, max_tokens, temperature, top_k, top_p, min_p, seed and stop ([\"..
   graftwork bench -m smollm2
   graftwork bench -m smollm2 -a examples/adapters/tools-lora --threads 2 --repeat 5 --json
   graftwork bench -m smollm2 --batch 8 --random-adapters 8:16
+  graftwork bench -m smollm2 --batch 8 --random-deltas 8:1.5
   graftwork bench -m smollm2 --pp 4096 --tg 2048 --cache-type q8_0")]
     Bench(Bench),
     /// Make a compressed delta of a full fine-tune
@@ -207,6 +208,10 @@ pub struct Bench {
     /// Give each sequence one of COUNT synthetic LoRAs of rank RANK on every linear layer
     #[arg(long, value_name = "COUNT:RANK")]
     pub random_adapters: Option<CountRank>,
+    /// Give each sequence one of COUNT synthetic compressed deltas of every linear layer, Delta-CoMe's stages in BITS bits for each
+    /// weight, 1 where left out
+    #[arg(long, value_name = "COUNT[:BITS]", conflicts_with = "random_adapters")]
+    pub random_deltas: Option<CountBits>,
     /// Measure too what COUNT synthetic LoRAs of rank RANK cost that are loaded, but used by no sequence
     #[arg(long, value_name = "COUNT:RANK")]
     pub unused_adapters: Option<CountRank>,
@@ -435,6 +440,27 @@ impl FromStr for CountRank {
     }
 }
 
+/// `COUNT[:BITS]`; without bits, 1.
+#[derive(Clone, Copy)]
+pub struct CountBits {
+    /// Deltas.
+    pub count: usize,
+    /// Bits for each weight.
+    pub bits: f64,
+}
+
+impl FromStr for CountBits {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (count, bits) = text.split_once(':').unwrap_or((text, "1"));
+        match (count.parse(), bits.parse()) {
+            (Ok(count), Ok(bits)) if count > 0 && bits > 0.0 && bits <= 16.0 => Ok(Self { count, bits }),
+            _ => Err("expected COUNT or COUNT:BITS, at least 1 and above 0 to 16".to_owned()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -455,6 +481,15 @@ mod tests {
         assert_eq!(parse("C:/x"), Ok(("C:/x".to_owned(), 1.0)));
         assert!(parse("a:inf").is_err());
         assert!(parse(":1").is_err());
+    }
+
+    #[test]
+    fn deltas_have_one_bit_unless_told() {
+        let parse = |text: &str| text.parse::<CountBits>().map(|c| (c.count, c.bits));
+        assert_eq!((parse("8"), parse("2:0.5")), (Ok((8, 1.0)), Ok((2, 0.5))));
+        for wrong in ["", "0", ":1", "1:", "1:0", "1:-1", "1:17", "1:nan", "1.5"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
     }
 
     /// Words of a line as a shell takes them; quotes are the only special characters.

@@ -2,15 +2,13 @@
 
 use std::time::Instant;
 
-use graftwork::{Engine, EngineOptions, Request, Source};
-use graftwork_adapters::file::safetensors::{Dtype, TensorView, write_safetensors};
-use graftwork_kernels::Bytes;
+use graftwork::{Engine, EngineOptions, Request};
 use graftwork_kernels::cpu::isa::Isa;
 use graftwork_kernels::cpu::{Cpu, limits};
 use serde_json::json;
 
-use crate::arguments::{Bench, CountRank};
-use crate::{Failure, chart, open, output};
+use crate::arguments::Bench;
+use crate::{Failure, chart, open, output, random_adapter};
 
 /// Runs the command.
 pub fn bench(arguments: &Bench) -> Result<(), Failure> {
@@ -45,7 +43,7 @@ pub fn bench(arguments: &Bench) -> Result<(), Failure> {
     }
     let stacks = load_adapters(&engine, arguments)?;
     if let (Some(crowded), Some(unused)) = (&crowded, arguments.unused_adapters) {
-        load_random(crowded, unused)?;
+        random_adapter::load_loras(crowded, unused)?;
     }
     round(&engine, &stacks, arguments.pp.min(32), arguments.tg.min(4))?;
     let loaded_memory = peak_memory();
@@ -107,16 +105,32 @@ pub fn bench(arguments: &Bench) -> Result<(), Failure> {
         "peak_memory_bytes": memory,
     });
     let mut costs = String::new();
+    let percent = |x: f64| format!("{:+.1} %", 100.0 * x);
     for (name, key, cost) in
-        [("adapters", "adapters", &mut used), ("unused adapters", "unused_adapters", &mut unused)]
+        [("adapters", "adapters", &used), ("unused adapters", "unused_adapters", &unused)]
     {
-        if let Some((prefill, decode)) = cost.medians() {
-            result[format!("{key}_prefill_cost")] = prefill.into();
-            result[format!("{key}_decode_cost")] = decode.into();
-            let percent = |x: f64| format!("{:+.1} %", 100.0 * x);
-            costs +=
-                &format!("{name}: {} time in prefill, {} in decode\n", percent(prefill), percent(decode));
+        if let (Some(prefill), Some(decode)) = (ratio(&cost.prefill, 0.0), ratio(&cost.decode, 0.0)) {
+            result[format!("{key}_prefill_cost")] = (prefill - 1.0).into();
+            result[format!("{key}_decode_cost")] = (decode - 1.0).into();
+            costs += &format!(
+                "{name}: {} time in prefill, {} in decode\n",
+                percent(prefill - 1.0),
+                percent(decode - 1.0)
+            );
         }
+    }
+    let bytes = adapter_bytes(&engine, &stacks);
+    // At least, a step takes what it takes without adapters, and the time to read theirs.
+    let reading = arguments.tg as f64 * bytes as f64 / read;
+    if let (Some(prefill), Some(decode)) = (ratio(&used.prefill, 0.0), ratio(&used.decode, reading)) {
+        result["adapters_bytes"] = bytes.into();
+        result["adapters_prefill_speed"] = (1.0 / prefill).into();
+        result["adapters_decode_limit_ratio"] = decode.into();
+        costs += &format!(
+            "adapters: {}; prefill at {:.0} % of the base's speed, decode steps {decode:.2} times the base's and the time to read them\n",
+            chart::bytes(bytes),
+            100.0 / prefill
+        );
     }
     if arguments.json {
         return output::result(&format!("{result}\n"));
@@ -147,23 +161,25 @@ pub fn bench(arguments: &Bench) -> Result<(), Failure> {
     ))
 }
 
-/// What adapters add to the time of the same round without them, as a share of it.
+/// Seconds of rounds with adapters and of the same rounds without.
 #[derive(Default)]
 struct Cost {
-    prefill: Vec<f64>,
-    decode: Vec<f64>,
+    prefill: Vec<[f64; 2]>,
+    decode: Vec<[f64; 2]>,
 }
 
 impl Cost {
-    /// Adds one round's seconds of prefill and decode, and those of the same round without.
+    /// Adds the seconds of prefill and decode of one round, and those of the same round without.
     fn add(&mut self, with: (f64, f64), without: (f64, f64)) {
-        self.prefill.push(with.0 / without.0 - 1.0);
-        self.decode.push(with.1 / without.1 - 1.0);
+        self.prefill.push([with.0, without.0]);
+        self.decode.push([with.1, without.1]);
     }
+}
 
-    fn medians(&mut self) -> Option<(f64, f64)> {
-        (!self.decode.is_empty()).then(|| (median(&mut self.prefill), median(&mut self.decode)))
-    }
+/// The median of times with adapters by those without and `more` seconds.
+fn ratio(times: &[[f64; 2]], more: f64) -> Option<f64> {
+    let mut ratios: Vec<f64> = times.iter().map(|[with, without]| with / (without + more)).collect();
+    (!ratios.is_empty()).then(|| median(&mut ratios))
 }
 
 /// Work and traffic of one token.
@@ -232,74 +248,19 @@ fn load_adapters(engine: &Engine, arguments: &Bench) -> Result<Vec<Vec<(String, 
         engine.load_adapter(&name, path.as_path())?;
         common.push((name, 1.0));
     }
-    let count = arguments.random_adapters.map_or(0, |random| random.count);
-    if let Some(random) = arguments.random_adapters {
-        load_random(engine, random)?;
-    }
-    let stack = |sequence: usize| {
-        let random = (count > 0).then(|| (format!("random {}", sequence % count.max(1)), 1.0));
-        common.iter().cloned().chain(random).collect()
+    let random = match (arguments.random_adapters, arguments.random_deltas) {
+        (Some(loras), _) => random_adapter::load_loras(engine, loras)?,
+        (None, Some(deltas)) => random_adapter::load_deltas(engine, deltas)?,
+        (None, None) => Vec::new(),
     };
-    Ok((0..arguments.batch).map(stack).collect())
+    let own = |sequence: usize| random.get(sequence % random.len().max(1)).map(|name| (name.clone(), 1.0));
+    Ok((0..arguments.batch).map(|sequence| common.iter().cloned().chain(own(sequence)).collect()).collect())
 }
 
-/// Loads synthetic adapters.
-fn load_random(engine: &Engine, random: CountRank) -> Result<(), Failure> {
-    for i in 0..random.count {
-        engine.load_adapter(&format!("random {i}"), random_lora(engine, random, i)?)?;
-    }
-    Ok(())
-}
-
-/// A LoRA on every linear layer with small random values, as a PEFT directory in memory.
-fn random_lora(engine: &Engine, CountRank { rank, .. }: CountRank, seed: usize) -> Result<Source, Failure> {
-    let c = engine.config();
-    let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-    let modules = [
-        ("self_attn.q_proj", c.hidden, q),
-        ("self_attn.k_proj", c.hidden, kv),
-        ("self_attn.v_proj", c.hidden, kv),
-        ("self_attn.o_proj", q, c.hidden),
-        ("mlp.gate_proj", c.hidden, c.ffn),
-        ("mlp.up_proj", c.hidden, c.ffn),
-        ("mlp.down_proj", c.ffn, c.hidden),
-    ];
-    let mut state = seed as u32 + 1;
-    let mut values = |n: usize| -> Vec<u8> {
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            // A bfloat16 between -1/64 and 1/64.
-            let x = ((state >> 16) as f32 / 32768.0 - 1.0) / 64.0;
-            ((x.to_bits() >> 16) as u16).to_le_bytes()
-        };
-        (0..n).flat_map(|_| next()).collect()
-    };
-    let mut tensors = Vec::new();
-    for layer in 0..c.layers {
-        for (module, inputs, outputs) in modules {
-            let name = format!("base_model.model.model.layers.{layer}.{module}");
-            tensors.push((format!("{name}.lora_A.weight"), [rank, inputs], values(rank * inputs)));
-            tensors.push((format!("{name}.lora_B.weight"), [outputs, rank], values(outputs * rank)));
-        }
-    }
-    let shapes: Vec<[u64; 2]> = tensors.iter().map(|(_, shape, _)| shape.map(|n| n as u64)).collect();
-    let views: Vec<TensorView<'_>> = tensors
-        .iter()
-        .zip(&shapes)
-        .map(|((name, _, bytes), shape)| TensorView { name, dtype: Dtype::BF16, shape, bytes })
-        .collect();
-    let mut file = Vec::new();
-    write_safetensors(&mut file, &views, &[]).map_err(Failure::io("a synthetic adapter"))?;
-    let targets: Vec<&str> =
-        modules.iter().map(|(module, ..)| module.rsplit('.').next().unwrap_or(module)).collect();
-    let config = json!({
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank, "target_modules": targets,
-    });
-    let files = vec![
-        ("adapter_config.json".to_owned(), Bytes::new(config.to_string().into_bytes())),
-        ("adapter_model.safetensors".to_owned(), Bytes::new(file)),
-    ];
-    Ok(Source::files(files)?)
+/// Bytes of the adapters of these stacks, each once.
+fn adapter_bytes(engine: &Engine, stacks: &[Vec<(String, f32)>]) -> usize {
+    let used = |name: &str| stacks.iter().flatten().any(|(used, _)| used == name);
+    engine.adapters().iter().filter(|adapter| used(&adapter.name)).map(|adapter| adapter.bytes).sum()
 }
 
 fn median(values: &mut [f64]) -> f64 {

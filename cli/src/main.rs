@@ -12,6 +12,7 @@ mod inspect;
 mod logits;
 mod open;
 mod output;
+mod random_adapter;
 mod random_model;
 mod requests;
 mod run;

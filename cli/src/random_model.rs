@@ -116,20 +116,36 @@ fn describe(model: &mut GgufWriter, a: &RandomModel) {
 
 /// Normal values, of a size that keeps activations of about one.
 fn random_matrix(random: &mut Random, rows: usize, cols: usize, format: Format) -> Result<Tensor, Failure> {
-    let size = (1.0 / cols as f32).sqrt();
-    let len = format.block_len().max(32);
-    let values: Vec<f32> = (0..POOL * len).map(|_| random.normal() * size).collect();
-    let pool = Tensor::encode(format, POOL, len, &values).map_err(tensor)?;
-    let mut bytes = Vec::with_capacity(rows * (cols / len) * pool.row_bytes());
-    for _ in 0..rows * (cols / len) {
-        let block = random.bits() as usize % POOL;
-        bytes.extend_from_slice(&pool.bytes()[block * pool.row_bytes()..][..pool.row_bytes()]);
+    Pool::new(random, format, (1.0 / cols as f32).sqrt())?.matrix(random, rows, cols)
+}
+
+/// Random blocks of a format.
+pub struct Pool(Tensor);
+
+impl Pool {
+    /// Of normal values times `size`.
+    pub fn new(random: &mut Random, format: Format, size: f32) -> Result<Self, Failure> {
+        let len = format.block_len().max(32);
+        let values: Vec<f32> = (0..POOL * len).map(|_| random.normal() * size).collect();
+        Tensor::encode(format, POOL, len, &values).map(Self).map_err(tensor)
     }
-    Tensor::new(format, rows, cols, Bytes::new(bytes)).map_err(tensor)
+
+    /// A matrix put together from them.
+    pub fn matrix(&self, random: &mut Random, rows: usize, cols: usize) -> Result<Tensor, Failure> {
+        let Self(pool) = self;
+        let size = rows * (cols / pool.format().block_len()) * pool.format().block_bytes();
+        let mut bytes = Vec::with_capacity(size + pool.row_bytes());
+        while bytes.len() < size {
+            let block = random.bits() as usize % POOL;
+            bytes.extend_from_slice(&pool.bytes()[block * pool.row_bytes()..][..pool.row_bytes()]);
+        }
+        bytes.truncate(size);
+        Tensor::new(pool.format(), rows, cols, Bytes::new(bytes)).map_err(tensor)
+    }
 }
 
 /// SplitMix64.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
     fn bits(&mut self) -> u64 {

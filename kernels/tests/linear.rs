@@ -358,7 +358,8 @@ fn grafts_change_their_rows_alone_and_equal_the_formula() {
 #[test]
 fn low_rank_changes_take_factors_and_parts_of_matrices() {
     let mut random = Random(5);
-    let (inputs, outputs, count) = (64, 40, 9);
+    // Eleven rows are changed: more than eight, and odd.
+    let (inputs, outputs, count) = (64, 40, 12);
     let values = |random: &mut Random, n: usize| (0..n).map(|_| random.normal()).collect::<Vec<f32>>();
     let weight =
         Tensor::encode(Format::F32, outputs, inputs, &values(&mut random, outputs * inputs)).unwrap();
@@ -371,6 +372,8 @@ fn low_rank_changes_take_factors_and_parts_of_matrices() {
         (Format::Q4_1, 32, inputs + 32, Format::Q8_0, outputs + 2, true, true),
         (Format::F32, 70, inputs, Format::Q5_1, outputs, false, false),
         (Format::BF16, 256, inputs, Format::Q2K, outputs, true, false),
+        (Format::W3G64, 320, inputs, Format::W2G64, outputs, true, false),
+        (Format::F32, 384, inputs, Format::W3G128, outputs, true, true),
     ];
     for (i, (a_format, rank, a_cols, b_format, b_rows, inner, outer)) in specs.into_iter().enumerate() {
         let (a_values, b_cols) =

@@ -2,7 +2,10 @@
 
 use serde_json::json;
 
-use crate::{BASE, Folder, LORA, PREFIX, PROMPT, TOOLS, fetch_smollm2, graftwork, json_lines, results, text};
+use crate::{
+    BASE, Folder, LORA, PREFIX, PROMPT, TOOLS, assert_fails, fetch_smollm2, graftwork, json_lines, results,
+    text,
+};
 
 #[test]
 fn bench_has_the_keys_that_scripts_rely_on() {
@@ -30,7 +33,10 @@ fn bench_has_the_keys_that_scripts_rely_on() {
             "load_seconds",
             "peak_memory_bytes",
             "adapters_prefill_cost",
-            "adapters_decode_cost"
+            "adapters_decode_cost",
+            "adapters_bytes",
+            "adapters_prefill_speed",
+            "adapters_decode_limit_ratio"
         ]
     );
     let number = |key: &str| lines[0][key].as_f64().unwrap();
@@ -48,6 +54,31 @@ fn bench_has_the_keys_that_scripts_rely_on() {
     assert!(plain[0].get("adapters_prefill_cost").is_none(), "{}", plain[0]);
     assert!(
         results(&graftwork(&format!("bench -m {BASE} --pp 8 --tg 2 --repeat 1"))).contains("prefill 1 x 8")
+    );
+}
+
+/// Deltas of as many bits as asked for, and each counted once.
+#[test]
+fn bench_makes_deltas() {
+    let bench = |deltas: &str| {
+        let line =
+            format!("bench -m {BASE} --pp 8 --tg 2 --batch 3 --repeat 1 --random-deltas {deltas} --json");
+        json_lines(results(&graftwork(&line))).remove(0)
+    };
+    let bytes = |deltas: &str| bench(deltas)["adapters_bytes"].as_f64().unwrap();
+    let (one, two, more) = (bytes("1:4"), bytes("2:4"), bytes("1:8"));
+    assert!(two == 2.0 * one && more > one, "{one}, {two}, {more} bytes");
+    let result = bench("3:4");
+    let number = |key: &str| result[key].as_f64().unwrap();
+    assert!((number("adapters_prefill_speed") * (1.0 + number("adapters_prefill_cost")) - 1.0).abs() < 1e-9);
+    // Time to read them is counted beside the base's.
+    let limit = number("adapters_decode_limit_ratio");
+    assert!(0.0 < limit && limit < 1.0 + number("adapters_decode_cost"), "{result}");
+    let plain = graftwork(&format!("bench -m {BASE} --pp 8 --tg 2 --repeat 1 --random-deltas 1:4"));
+    assert!(results(&plain).contains("of the base's speed"), "{plain:?}");
+    assert_fails(
+        &graftwork(&format!("bench -m {BASE} --pp 8 --tg 2 --random-deltas 1:0.01")),
+        "expected at least 32 singular vectors",
     );
 }
 

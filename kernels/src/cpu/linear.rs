@@ -373,20 +373,22 @@ impl<P: Strip> Multiply<'_, P> {
         }
         let dots = P::dot(s, panels, x, self.fresh && t == 0);
         for (n, dots) in dots.into_iter().enumerate() {
-            let out = &mut self.out.lanes[(strip + n) * self.out.stride + t..][..T];
-            let by = match self.out.join {
-                Join::Scaled(by) => load_part(s, &by[(strip + n) * LANES..]),
-                _ => s.splat(1.0),
-            };
-            for (out, dot) in out.iter_mut().zip(dots) {
-                let y = match self.out.join {
-                    Join::Set => dot,
-                    Join::Add => s.add(s.load(out), dot),
-                    Join::Scaled(_) => s.fma(by, dot, s.load(out)),
-                };
-                s.store(y, out);
+            for (i, dot) in dots.into_iter().enumerate() {
+                self.join(s, strip + n, t + i, dot);
             }
         }
+    }
+
+    /// Joins the product of a strip and row `t` to its output.
+    #[inline(always)]
+    pub(super) fn join<S: Simd>(&mut self, s: S, strip: usize, t: usize, dot: S::F) {
+        let out = &mut self.out.lanes[strip * self.out.stride + t];
+        let y = match self.out.join {
+            Join::Set => dot,
+            Join::Add => s.add(s.load(out), dot),
+            Join::Scaled(by) => s.fma(load_part(s, &by[strip * LANES..]), dot, s.load(out)),
+        };
+        s.store(y, out);
     }
 }
 

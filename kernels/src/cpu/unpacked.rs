@@ -1,14 +1,14 @@
 //! Many rows of activations where registers are few: codes are unpacked once for all rows rather than for each tile of them.
 //!
 //! Of one strip after the other, 256 columns are unpacked into the first cache and meet all rows there. Meanwhile the sums
-//! wait in the outputs; each still adds its blocks in order.
+//! wait in the outputs, or apart where they are added to those; each still adds its blocks in order.
 
 use std::marker::PhantomData;
 
 use bytemuck::Zeroable;
 
 use super::isa::{BLOCK, LANES, Simd};
-use super::linear::{Join, Lane, Multiply};
+use super::linear::{Inputs, Join, Lane, Multiply};
 use super::strip::{CodeRange, Int, IntBlocks, IntPanel, LINE, add_products};
 use crate::format::Block;
 
@@ -17,6 +17,12 @@ const MANY: usize = 8;
 
 /// Rows of activations at a time: as many as registers hold sums of.
 const TOKENS: usize = 2;
+
+/// Rows whose sums wait apart, where they are to be added to outputs.
+const AT_ONCE: usize = 32;
+
+/// Over how many tiles of rows what comes next is asked for: those of the fewest rows.
+const ASK: usize = MANY / TOKENS;
 
 /// Blocks of 32 columns that are unpacked at a time.
 const BLOCKS: usize = 8;
@@ -57,6 +63,45 @@ impl<P: IntPanel> Unpacked<P> {
         }
         panels.len() * of_panel
     }
+
+    /// Adds the products of the first `blocks` blocks with rows of activations, from row `t` and block `first` on, to the sums in
+    /// `lanes`; where that is the first block, they take their place. Meanwhile asks for what the next strip has in the place of `panels`, strips
+    /// being so many panels.
+    #[inline(always)]
+    fn add<S: Simd>(
+        &self,
+        s: S,
+        blocks: usize,
+        (x, t, first): (&Inputs<'_>, usize, usize),
+        next: Option<(&[P], usize)>,
+        lanes: &mut [Lane],
+    ) {
+        for (i, lanes) in lanes.as_chunks_mut::<TOKENS>().0.iter_mut().enumerate() {
+            if let Some((panels, length)) = next
+                && i < ASK
+            {
+                // Not all at a time, for only so many are on their way.
+                let (from, to) = (size_of_val(panels) * i / ASK, size_of_val(panels) * (i + 1) / ASK);
+                for line in (from / LINE * LINE..to).step_by(LINE) {
+                    s.prefetch(&panels[0], length * size_of::<P>() + line);
+                }
+            }
+            let x = x.tile::<TOKENS>(t + i * TOKENS);
+            let x = x.map(|x| &x.x8[first..][..blocks]);
+            let mut sums = [[s.splat(0.0); TOKENS]];
+            if first > 0 {
+                for (sum, lane) in sums[0].iter_mut().zip(&*lanes) {
+                    *sum = s.load(lane);
+                }
+            }
+            for b in 0..blocks {
+                add_products(s, [self], b, x.map(|x| &x[b]), &mut sums);
+            }
+            for (sum, lane) in sums[0].into_iter().zip(lanes) {
+                s.store(sum, lane);
+            }
+        }
+    }
 }
 
 impl<P: IntBlocks> IntBlocks for Unpacked<P> {
@@ -85,38 +130,41 @@ impl<P: IntBlocks> IntBlocks for Unpacked<P> {
 #[inline(always)]
 pub(super) fn many<S: Simd, P: IntPanel>(s: S, m: &mut Multiply<'_, Int<P>>) -> usize {
     // Codes of 8 bits are as they are.
-    if S::WIDE || P::RANGE == CodeRange::Signed || !matches!(m.out.join, Join::Set) || m.rows.len() < MANY {
+    if S::WIDE || P::RANGE == CodeRange::Signed || m.rows.len() < MANY {
         return 0;
     }
     let rows = m.rows.len() / TOKENS * TOKENS;
     let at_once = BLOCKS * BLOCK / P::Block::LEN;
     let mut unpacked = Unpacked::<P> { blocks: [Columns::zeroed(); BLOCKS], format: PhantomData };
-    // All strips meet these columns of the rows before the next, for they stay in the first cache too.
-    for first in (0..m.used).step_by(at_once) {
-        for (strip, panels) in m.panels.chunks_exact(m.length).enumerate() {
-            let panels = &panels[first..m.used.min(first + at_once)];
-            if m.fresh {
-                for line in (0..size_of_val(panels)).step_by(LINE) {
-                    s.prefetch(&panels[0], m.length * size_of::<P>() + line);
-                }
+    let strips = m.panels.len() / m.length;
+    if matches!(m.out.join, Join::Set) {
+        // All strips meet these columns of the rows before the next, for they stay in the first cache too.
+        for first in (0..m.used).step_by(at_once) {
+            for strip in 0..strips {
+                let panels = &m.panels[strip * m.length..][first..m.used.min(first + at_once)];
+                let blocks = unpacked.fill(s, panels);
+                let x = (m.x, m.rows.start, first * P::Block::LEN / BLOCK);
+                let lanes = &mut m.out.lanes[strip * m.out.stride..][..rows];
+                let next = m.fresh.then_some((panels, m.length));
+                unpacked.add(s, blocks, x, next, lanes);
             }
-            let blocks = unpacked.fill(s, panels);
-            let lanes = &mut m.out.lanes[strip * m.out.stride..][..rows];
-            for (i, lanes) in lanes.as_chunks_mut::<TOKENS>().0.iter_mut().enumerate() {
-                let x = m.x.tile::<TOKENS>(m.rows.start + i * TOKENS);
-                let x = x.map(|x| &x.x8[first * P::Block::LEN / BLOCK..][..blocks]);
-                let mut sums = [[s.splat(0.0); TOKENS]];
-                if first > 0 {
-                    for (sum, lane) in sums[0].iter_mut().zip(&*lanes) {
-                        *sum = s.load(lane);
-                    }
-                }
-                for b in 0..blocks {
-                    add_products(s, [&unpacked], b, x.map(|x| &x[b]), &mut sums);
-                }
-                for (sum, lane) in sums[0].into_iter().zip(lanes) {
-                    s.store(sum, lane);
-                }
+        }
+        return rows;
+    }
+    // What is added to outputs is summed first.
+    let mut sums = [[0.0; LANES]; AT_ONCE];
+    for strip in 0..strips {
+        for top in (0..rows).step_by(AT_ONCE) {
+            let sums = &mut sums[..AT_ONCE.min(rows - top)];
+            for first in (0..m.used).step_by(at_once) {
+                let panels = &m.panels[strip * m.length..][first..m.used.min(first + at_once)];
+                let blocks = unpacked.fill(s, panels);
+                let x = (m.x, m.rows.start + top, first * P::Block::LEN / BLOCK);
+                let next = m.fresh.then_some((panels, m.length));
+                unpacked.add(s, blocks, x, next, sums);
+            }
+            for (i, sum) in sums.iter().enumerate() {
+                m.join(s, strip, top + i, s.load(sum));
             }
         }
     }

@@ -280,9 +280,10 @@ impl Simd for Avx2 {
                             let x = group(x[t], step);
                             for h in 0..2 {
                                 let pairs = _mm256_maddubs_epi16(w[h], x);
-                                narrow[t][h] = in_order(_mm256_add_epi16(narrow[t][h], pairs));
+                                narrow[t][h] = _mm256_add_epi16(narrow[t][h], pairs);
                             }
                         }
+                        together(&mut narrow);
                     }
                     for (sum, narrow) in sums.as_flattened_mut().iter_mut().zip(narrow.as_flattened()) {
                         *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(*narrow, ones));
@@ -359,6 +360,33 @@ unsafe fn group(x: &[i8; GROUP], step: usize) -> __m256i {
     let four: &[u8] = bytemuck::cast_slice(&x[4 * step..4 * step + 4]);
     // SAFETY: the caller's duty.
     unsafe { _mm256_set1_epi32(bytemuck::pod_read_unaligned(four)) }
+}
+
+/// Keeps the compiler from turning chains of additions into trees, and from adding up one row of activations after the other: it would
+/// run out of registers.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn together<const T: usize>(sums: &mut [[__m256i; 2]; T]) {
+    let [[a, b], [c, d]] = match &mut sums[..] {
+        [first, second] => [first, second],
+        others => {
+            for sum in others.as_flattened_mut() {
+                *sum = in_order(*sum);
+            }
+            return;
+        }
+    };
+    // SAFETY: no instruction at all; the operands only pass through their registers.
+    unsafe {
+        std::arch::asm!(
+            "/* {0} {1} {2} {3} */",
+            inout(ymm_reg) * a,
+            inout(ymm_reg) * b,
+            inout(ymm_reg) * c,
+            inout(ymm_reg) * d,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
 }
 
 /// Keeps the compiler from turning a chain of additions into a tree, for which it would run out of registers.
