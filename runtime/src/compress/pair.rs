@@ -74,7 +74,7 @@ impl Pair {
 
     /// What the tuned model adds to the weight of a linear layer.
     pub fn difference(&self, site: Site) -> Result<Difference, Error> {
-        let (base, tuned) = (self.base.require(site)?, self.tuned_in_order(site, self.tuned.require(site)?)?);
+        let (base, tuned) = (self.base.require(site)?, self.reordered(site, self.tuned.require(site)?)?);
         let source = |source| Error::Matrix { tensor: name_of(site, "weight"), source };
         let difference = Difference::between(&tuned, &base).map_err(source)?;
         // They are mapped, and not needed soon.
@@ -101,7 +101,7 @@ impl Pair {
             else {
                 continue;
             };
-            let tuned = self.tuned_in_order(site, tuned)?;
+            let tuned = self.reordered(site, tuned)?;
             if let Some(values) = changed(&base, tuned).map_err(failed(site, "bias"))? {
                 edits.push(Edit { site, change: Change::Bias { values } });
             }
@@ -119,7 +119,7 @@ impl Pair {
     }
 
     /// The tuned model's weight or bias at `site` with rows in the base's order.
-    fn tuned_in_order(&self, site: Site, tensor: Tensor) -> Result<Tensor, Error> {
+    fn reordered(&self, site: Site, tensor: Tensor) -> Result<Tensor, Error> {
         let [from, to] = [&self.tuned, &self.base].map(|side| order_of(&side.config));
         let head_dim = self.config().head_dim;
         match site {
