@@ -227,7 +227,8 @@ mod tests {
                 count * (row(v, inputs) + 4) + outputs * row(u, count)
             };
             let share = stages.iter().map(size).sum::<usize>() as f64 / (outputs * inputs / 8) as f64;
-            assert!((0.85..=1.0).contains(&share), "{shape:?}: {counts:?} take {share}");
+            // Another 32 vectors of a matrix of 256 outputs are a fifth of its bytes.
+            assert!((0.8..=1.0).contains(&share), "{shape:?}: {counts:?} take {share}");
         }
         assert!(stages(Shape { outputs: 64, inputs: 64 }, 100).is_empty());
     }
