@@ -109,7 +109,8 @@ fn is_adapter(path: &Path) -> Result<bool, Failure> {
         let names = delta::FILES.iter().chain(&[seed::NAME, "adapter_config.json"]);
         return Ok(names.into_iter().any(|name| path.join(name).exists()));
     }
-    if delta::is_one(&open_bytes(path, 0)?) {
+    let bytes = open_bytes(path, 0)?;
+    if delta::is_one(&bytes) || seed::is_one(&bytes) {
         return Ok(true);
     }
     if is_safetensors(path) || is_torch(path) {
@@ -117,10 +118,7 @@ fn is_adapter(path: &Path) -> Result<bool, Failure> {
         let has_config = path.with_file_name("adapter_config.json").exists();
         let is_bare = match is_torch(path) {
             true => prompt::is_bare(Torch::open(path)?.tensors().names()),
-            false => {
-                let file = Safetensors::open(path)?;
-                file.metadata().get(seed::KEY).is_some() || prompt::is_bare(file.tensors().names())
-            }
+            false => prompt::is_bare(Safetensors::open(path)?.tensors().names()),
         };
         return Ok(is_named || has_config || is_bare);
     }

@@ -48,25 +48,19 @@ impl Drop for Temporary {
     }
 }
 
-/// The linear layers of a block, with their names in PEFT's files.
-fn modules(engine: &Engine) -> [(Module, &'static str, Shape); 7] {
-    let c = engine.config();
-    let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-    let shape = |inputs, outputs| Shape { outputs, inputs };
-    [
-        (Module::Q, "self_attn.q_proj", shape(c.hidden, q)),
-        (Module::K, "self_attn.k_proj", shape(c.hidden, kv)),
-        (Module::V, "self_attn.v_proj", shape(c.hidden, kv)),
-        (Module::O, "self_attn.o_proj", shape(q, c.hidden)),
-        (Module::Gate, "mlp.gate_proj", shape(c.hidden, c.ffn)),
-        (Module::Up, "mlp.up_proj", shape(c.hidden, c.ffn)),
-        (Module::Down, "mlp.down_proj", shape(c.ffn, c.hidden)),
-    ]
+/// The linear layers with their shapes, block after block.
+fn linears(engine: &Engine) -> impl Iterator<Item = (Site, Shape)> {
+    let config = engine.config();
+    (0..config.layers).flat_map(move |layer| {
+        Module::ALL.iter().map(move |&module| {
+            let (outputs, inputs) = config.shape_of(module);
+            (Site::Linear { layer, module }, Shape { outputs, inputs })
+        })
+    })
 }
 
 /// Small random values, as a PEFT directory in memory.
 fn random_lora(engine: &Engine, rank: usize, seed: usize) -> Result<Source, Failure> {
-    let modules = modules(engine);
     let mut state = seed as u32 + 1;
     let mut values = |n: usize| -> Vec<u8> {
         let mut next = || {
@@ -78,12 +72,10 @@ fn random_lora(engine: &Engine, rank: usize, seed: usize) -> Result<Source, Fail
         (0..n).flat_map(|_| next()).collect()
     };
     let mut tensors = Vec::new();
-    for layer in 0..engine.config().layers {
-        for (_, module, Shape { outputs, inputs }) in modules {
-            let name = format!("base_model.model.model.layers.{layer}.{module}");
-            tensors.push((format!("{name}.lora_A.weight"), [rank, inputs], values(rank * inputs)));
-            tensors.push((format!("{name}.lora_B.weight"), [outputs, rank], values(outputs * rank)));
-        }
+    for (site, Shape { outputs, inputs }) in linears(engine) {
+        let name = format!("base_model.model.{}", site.hf_path().unwrap_or_default());
+        tensors.push((format!("{name}.lora_A.weight"), [rank, inputs], values(rank * inputs)));
+        tensors.push((format!("{name}.lora_B.weight"), [outputs, rank], values(outputs * rank)));
     }
     let shapes: Vec<[u64; 2]> = tensors.iter().map(|(_, shape, _)| shape.map(|n| n as u64)).collect();
     let views: Vec<TensorView<'_>> = tensors
@@ -93,8 +85,9 @@ fn random_lora(engine: &Engine, rank: usize, seed: usize) -> Result<Source, Fail
         .collect();
     let mut file = Vec::new();
     write_safetensors(&mut file, &views, &[]).map_err(Failure::io("a synthetic adapter"))?;
-    let targets: Vec<&str> =
-        modules.iter().map(|(_, module, _)| module.rsplit('.').next().unwrap_or(module)).collect();
+    let targets: Vec<String> =
+        linears(engine).take(Module::ALL.len()).filter_map(|(site, _)| site.hf_path()).collect();
+    let targets: Vec<&str> = targets.iter().filter_map(|path| path.rsplit('.').next()).collect();
     let config = json!({
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank, "target_modules": targets,
     });
@@ -120,20 +113,23 @@ fn formats(bits: u32, count: usize, inputs: usize) -> Option<(Format, Format)> {
     }
 }
 
-/// Stages whose vectors, scales included, take at most so many bytes.
-fn stages(Shape { outputs, inputs }: Shape, mut bytes: usize) -> Vec<(usize, Format, Format)> {
+/// Bytes of a stage, scales and singular values included.
+fn size(Shape { outputs, inputs }: Shape, (count, v, u): (usize, Format, Format)) -> usize {
+    let row = |format: Format, cols| cols / format.block_len() * format.block_bytes();
+    count * (row(v, inputs) + size_of::<f32>()) + outputs * row(u, count)
+}
+
+/// Stages whose vectors take at most so many bytes.
+fn stages(shape: Shape, mut bytes: usize) -> Vec<(usize, Format, Format)> {
+    let Shape { outputs, inputs } = shape;
     let mut stages = Vec::new();
     let mut rank = outputs.min(inputs).next_multiple_of(STEP);
     for (bits, most) in STAGES {
         let step = if bits == 8 { most } else { STEP };
         let counts = (step..=rank.min(most)).rev().filter(|count| count.is_multiple_of(step));
-        let size = |(count, v, u): (usize, Format, Format)| {
-            let row = |format: Format, cols| cols / format.block_len() * format.block_bytes();
-            count * (row(v, inputs) + size_of::<f32>()) + outputs * row(u, count)
-        };
         let coded = counts.filter_map(|count| formats(bits, count, inputs).map(|(v, u)| (count, v, u)));
-        if let Some(stage) = { coded }.find(|&stage| size(stage) <= bytes) {
-            bytes -= size(stage);
+        if let Some(stage) = { coded }.find(|&stage| size(shape, stage) <= bytes) {
+            bytes -= size(shape, stage);
             rank = (rank - stage.0) / STEP * STEP;
             stages.push(stage);
         }
@@ -173,30 +169,28 @@ impl Pools {
     fn delta(&self, engine: &Engine, bits: f64, seed: u64) -> Result<Delta, Failure> {
         let mut random = Random(seed);
         let mut layers = Vec::new();
-        for layer in 0..engine.config().layers {
-            for (module, _, shape) in modules(engine) {
-                let (site, Shape { outputs, inputs }) = (Site::Linear { layer, module }, shape);
-                let bytes = (bits / 8.0 * outputs as f64 * inputs as f64) as usize;
-                let stages = stages(shape, bytes);
-                if stages.is_empty() {
-                    let least = "32 singular vectors of 2 bits or two of 8";
-                    return Err(Failure::Other(format!(
-                        "--random-deltas: expected at least {least}, found {bytes} bytes for {site} [{outputs}, {inputs}]"
-                    )));
-                }
-                let rank: usize = stages.iter().map(|(count, ..)| count).sum();
-                let size = 0.05 / ((rank * inputs) as f32).sqrt();
-                let part = |(count, v, u): (usize, Format, Format)| {
-                    let s = size / (size_of_values(v) * size_of_values(u));
-                    Ok(Part::Factors {
-                        v: self.matrix(&mut random, count, inputs, v)?.into(),
-                        s: vec![s; count],
-                        u: self.matrix(&mut random, outputs, count, u)?.into(),
-                    })
-                };
-                let parts = stages.into_iter().map(part).collect::<Result<_, Failure>>()?;
-                layers.push(Layer { site, shape, parts });
+        for (site, shape) in linears(engine) {
+            let Shape { outputs, inputs } = shape;
+            let bytes = (bits / 8.0 * outputs as f64 * inputs as f64) as usize;
+            let stages = stages(shape, bytes);
+            if stages.is_empty() {
+                let least = "32 singular vectors of 2 bits or two of 8";
+                return Err(Failure::Other(format!(
+                    "--random-deltas: expected at least {least}, found {bytes} bytes for {site} [{outputs}, {inputs}]"
+                )));
             }
+            let rank: usize = stages.iter().map(|(count, ..)| count).sum();
+            let size = 0.05 / ((rank * inputs) as f32).sqrt();
+            let part = |(count, v, u): (usize, Format, Format)| {
+                let s = size / (size_of_values(v) * size_of_values(u));
+                Ok(Part::Factors {
+                    v: self.matrix(&mut random, count, inputs, v)?.into(),
+                    s: vec![s; count],
+                    u: self.matrix(&mut random, outputs, count, u)?.into(),
+                })
+            };
+            let parts = stages.into_iter().map(part).collect::<Result<_, Failure>>()?;
+            layers.push(Layer { site, shape, parts });
         }
         Ok(Delta {
             method: "random".to_owned(),
@@ -214,21 +208,22 @@ impl Pools {
 mod tests {
     use super::*;
 
-    /// Of the shapes of a 1.1B model: as many bytes as asked for or a little less, the published stages first.
+    /// Of the shapes of a 1.1B model: the published stages first, then as many vectors as there are bytes for.
     #[test]
     fn stages_take_the_bytes_that_there_are() {
         for (outputs, inputs) in [(2048, 2048), (256, 2048), (5632, 2048), (2048, 5632)] {
-            let shape = Shape { outputs, inputs };
-            let stages = stages(shape, outputs * inputs / 8);
+            let (shape, bytes) = (Shape { outputs, inputs }, outputs * inputs / 8);
+            let stages = stages(shape, bytes);
             let counts: Vec<usize> = stages.iter().map(|(count, ..)| *count).collect();
             assert_eq!(counts[..2], [2, 32], "{shape:?}");
-            let row = |format: Format, cols: usize| cols / format.block_len() * format.block_bytes();
-            let size = |&(count, v, u): &(usize, Format, Format)| {
-                count * (row(v, inputs) + 4) + outputs * row(u, count)
-            };
-            let share = stages.iter().map(size).sum::<usize>() as f64 / (outputs * inputs / 8) as f64;
-            // Another 32 vectors of a matrix of 256 outputs are a fifth of its bytes.
-            assert!((0.8..=1.0).contains(&share), "{shape:?}: {counts:?} take {share}");
+            let all: usize = stages.iter().map(|&stage| size(shape, stage)).sum();
+            assert!(all <= bytes, "{shape:?}: {counts:?} take {all} of {bytes} bytes");
+            let [.., last] = stages[..] else { panic!("{shape:?}") };
+            let rest = bytes - all + size(shape, last);
+            for count in (last.0 + STEP..=outputs.min(inputs)).step_by(STEP) {
+                let (v, u) = formats(2, count, inputs).unwrap();
+                assert!(size(shape, (count, v, u)) > rest, "{shape:?}: {count} instead of {} fit", last.0);
+            }
         }
         assert!(stages(Shape { outputs: 64, inputs: 64 }, 100).is_empty());
     }

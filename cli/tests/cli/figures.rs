@@ -1,5 +1,9 @@
 //! `bench` and `inspect`: what programs read.
 
+use graftwork_adapters::Module;
+use graftwork_adapters::delta::Fingerprint;
+use graftwork_adapters::file::Safetensors;
+use graftwork_adapters::seed::{SeedPatch, Settings};
 use serde_json::json;
 
 use crate::{
@@ -125,6 +129,25 @@ fn inspect_tells_models_from_adapters() {
         let object = object(&format!("inspect {path} --json"));
         assert_eq!((&object["edits"][0]["count"], &object["layers"]), (&json!(1), &json!(0)));
     }
+
+    // Whatever its file is called.
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../");
+    let weights = Safetensors::open(format!("{root}{BASE}/model.safetensors")).unwrap();
+    let settings = Settings {
+        bases: vec![Fingerprint::of("llama", &weights)],
+        base_seed: 1,
+        scale: 1.0,
+        modules: vec![Module::Q],
+    };
+    let patch = folder.path("federated.patch");
+    let mut file = Vec::new();
+    SeedPatch::new(settings, vec![0.01; 9]).unwrap().write(&mut file).unwrap();
+    std::fs::write(&patch, file).unwrap();
+    let plain = graftwork(&format!("inspect {patch} --base {BASE}"));
+    assert!(
+        results(&plain).contains("seed_patch") && results(&plain).ends_with("fits       yes\n"),
+        "{plain:?}"
+    );
 
     let misfit = graftwork(&format!("inspect {TOOLS}.gguf --base {BASE} --json"));
     assert_eq!(misfit.status.code(), Some(1));

@@ -36,7 +36,7 @@ struct Collected {
 
 /// The width of the input that a group shares.
 pub fn width_of(config: &Config, group: usize) -> usize {
-    crate::model::weights::shape_of(config, GROUPS[group][0]).1
+    config.shape_of(GROUPS[group][0]).1
 }
 
 /// Bytes of the sums of a layer, and of the rows that are not added up yet.

@@ -14,7 +14,7 @@ use super::config::Config;
 use super::factors::{self, Shared, in_floats};
 use super::graft::{Bound, BoundAdapter, BoundInput, Changes, Hooks, Part};
 use super::positions::Positions;
-use super::weights::{Linear, Model, shape_of};
+use super::weights::{Linear, Model};
 use crate::Error;
 use crate::parallel::Progress;
 use crate::registry::Prepared;
@@ -311,9 +311,9 @@ fn rows<D: Device>(device: &D, change: &Edit, place: &mut Changes<D>) -> Result<
 /// The shape of what an adapter may change at `site`; the embedding's as PEFT sees it.
 fn shape_at(config: &Config, site: Site) -> Option<Shape> {
     let (outputs, inputs) = match site {
-        Site::Linear { layer, module } if layer < config.layers => shape_of(config, module),
+        Site::Linear { layer, module } if layer < config.layers => config.shape_of(module),
         Site::Linear { .. } => return None,
-        Site::EveryLinear { module } => shape_of(config, module),
+        Site::EveryLinear { module } => config.shape_of(module),
         Site::Embedding | Site::Head => (config.vocab, config.hidden),
         Site::AttentionNorm { layer } | Site::FfnNorm { layer } if layer < config.layers => {
             (1, config.hidden)

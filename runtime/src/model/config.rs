@@ -1,5 +1,6 @@
 //! What differs between the models of one family, as data.
 
+use graftwork_adapters::Module;
 use graftwork_kernels::backend::Activation;
 
 use super::rope::{Rope, Scaling};
@@ -68,6 +69,18 @@ pub struct Config {
 }
 
 impl Config {
+    /// The shape `(outputs, inputs)` of a linear layer.
+    pub fn shape_of(&self, module: Module) -> (usize, usize) {
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        match module {
+            Module::Q => (q, self.hidden),
+            Module::K | Module::V => (kv, self.hidden),
+            Module::O => (self.hidden, q),
+            Module::Gate | Module::Up => (self.ffn, self.hidden),
+            Module::Down => (self.hidden, self.ffn),
+        }
+    }
+
     /// Checks that the numbers fit together, so that nothing after this divides by zero, overflows or
     /// meets a head that is not whole. `origin` names the file in the errors.
     pub fn check(self) -> Result<Self, Error> {

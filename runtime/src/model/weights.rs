@@ -121,18 +121,6 @@ impl<D: Device> Model<D> {
     }
 }
 
-/// The shape `[outputs, inputs]` of a linear layer.
-pub fn shape_of(config: &Config, module: Module) -> (usize, usize) {
-    let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-    match module {
-        Module::Q => (q, config.hidden),
-        Module::K | Module::V => (kv, config.hidden),
-        Module::O => (config.hidden, q),
-        Module::Gate | Module::Up => (config.ffn, config.hidden),
-        Module::Down => (config.hidden, config.ffn),
-    }
-}
-
 struct Loader<'a, D: Device> {
     config: &'a Config,
     names: &'static Names,
@@ -186,7 +174,7 @@ impl<D: Device> Loader<'_, D> {
                 Module::O => config.output_bias,
                 Module::Gate | Module::Up | Module::Down => config.mlp_bias,
             };
-            self.linear(&names.linear(layer, module), shape_of(config, module), bias)
+            self.linear(&names.linear(layer, module), config.shape_of(module), bias)
         };
         Ok(Layer {
             attention_norm: self.vector(&names.in_layer(layer, names.attention_norm), config.hidden)?,

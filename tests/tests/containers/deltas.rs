@@ -20,6 +20,20 @@ pub fn furthest(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
+/// An adapter gives the logits of `reference`, to a bound; the base alone is far from them.
+pub fn assert_merged(engine: &Engine, name: &str, reference: &Engine, expected: &Expected, bound: f32) {
+    let mut off = 0.0f32;
+    for tokens in &expected.tokens {
+        let found = engine.logits(tokens, &[(name.to_owned(), 1.0)]).unwrap();
+        let exact = reference.logits(tokens, &[]).unwrap();
+        off = off.max(furthest(&exact, &found));
+        let change = furthest(&exact, &engine.logits(tokens, &[]).unwrap());
+        assert!(change > 0.1, "{name} changes next to nothing: {change}");
+    }
+    println!("{name}: {off} of {bound}");
+    assert!(off <= bound, "{name}: {off} of {bound}");
+}
+
 /// A delta in a file gives the logits of the merged weights on a base in F32, to 1e-3; on one in Q8_0 or Q4_1 they are no further off
 /// than 1.5 times what rounding the base to it does. On another base than its own it is refused.
 #[test]
@@ -55,16 +69,7 @@ fn applied_deltas_equal_merged_ones() {
         let reference = open(with_weights(&merged));
         for (engine, bound) in engines.iter().zip(bounds) {
             engine.load_adapter(name, path.as_path()).unwrap_or_else(|error| panic!("{name}: {error}"));
-            let mut off = 0.0f32;
-            for tokens in &expected.tokens {
-                let found = engine.logits(tokens, &[(name.to_owned(), 1.0)]).unwrap();
-                let exact = reference.logits(tokens, &[]).unwrap();
-                off = off.max(furthest(&exact, &found));
-                let change = furthest(&exact, &engine.logits(tokens, &[]).unwrap());
-                assert!(change > 0.1, "{name} changes next to nothing: {change}");
-            }
-            println!("{name}: {off} of {bound}");
-            assert!(off <= bound, "{name}: {off} of {bound}");
+            assert_merged(engine, name, &reference, &expected, bound);
         }
         let elsewhere = Delta { bases: bases[1..2].to_vec(), ..delta };
         elsewhere.write(&path).unwrap();
@@ -75,10 +80,10 @@ fn applied_deltas_equal_merged_ones() {
 }
 
 /// Tokens that were drawn, and the bits of the logits that they were drawn from.
-type Answer = Vec<(u32, Vec<u32>)>;
+pub type Answer = Vec<(u32, Vec<u32>)>;
 
 /// Runs requests in one batch.
-fn answers(engine: &Engine, requests: &[Request]) -> Vec<Answer> {
+pub fn answers(engine: &Engine, requests: &[Request]) -> Vec<Answer> {
     let submit = |request: &Request| engine.submit(request.clone()).unwrap();
     let ids: Vec<_> = requests.iter().map(submit).collect();
     let mut answers: HashMap<_, Answer> = HashMap::new();
@@ -124,15 +129,6 @@ fn thirty_two_deltas_of_smollm2_in_one_batch_are_as_alone() {
 
 /// For every linear layer of a block three stages of random vectors, each in three variants.
 fn random_parts(engine: &Engine) -> Vec<Vec<Part>> {
-    let c = engine.config();
-    let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-    let shape = |module| match module {
-        Module::Q => (q, c.hidden),
-        Module::K | Module::V => (kv, c.hidden),
-        Module::O => (c.hidden, q),
-        Module::Gate | Module::Up => (c.ffn, c.hidden),
-        Module::Down => (c.hidden, c.ffn),
-    };
     let mut state = 7u64;
     let mut values = |n: usize, size: f32| -> Vec<f32> {
         let mut next = || {
@@ -142,7 +138,7 @@ fn random_parts(engine: &Engine) -> Vec<Vec<Part>> {
         (0..n).map(|_| next()).collect()
     };
     let mut parts = |module: &Module| {
-        let (outputs, inputs) = shape(*module);
+        let (outputs, inputs) = engine.config().shape_of(*module);
         let mut part = |(bits, rank): (u32, usize)| {
             let format = |cols| if bits == 8 { Format::I8 } else { Format::coded(bits, cols).unwrap() };
             let size = if bits == 8 { 127.0 } else { 1.0 };

@@ -1,6 +1,5 @@
 //! Seed patches on every base: the merged weights' logits, kept or computed on the fly.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 
@@ -15,7 +14,7 @@ use graftwork_tests::deltas::{LAYERS, with_weights};
 use graftwork_tests::reference::{Expected, golden, tensors};
 
 use super::convert::model_in;
-use super::deltas::furthest;
+use super::deltas::{Answer, answers, assert_merged, furthest};
 use super::open;
 
 /// The small base as a Hugging Face directory and as GGUF files in F32 and Q8_0, and their fingerprints.
@@ -96,16 +95,7 @@ fn applied_patches_equal_merged_ones() {
                     assert!(info.bytes > weights / 10 && info.bytes < 5 * weights / 4, "{} bytes", info.bytes)
                 }
             }
-            let mut off = 0.0f32;
-            for tokens in &expected.tokens {
-                let found = engine.logits(tokens, &[(name.clone(), 1.0)]).unwrap();
-                let exact = reference.logits(tokens, &[]).unwrap();
-                off = off.max(furthest(&exact, &found));
-                let change = furthest(&exact, &engine.logits(tokens, &[]).unwrap());
-                assert!(change > 0.1, "{name} changes next to nothing: {change}");
-            }
-            println!("{name}: {off} of {bound}");
-            assert!(off <= bound, "{name}: {off} of {bound}");
+            assert_merged(engine, &name, &reference, &expected, bound);
             let logits = engine.logits(&expected.tokens[0], &[(name.clone(), 1.0)]).unwrap();
             let apart = furthest(first.get_or_insert(logits.clone()), &logits);
             assert!(apart <= 1e-4 || bound > 1e-3, "{name}: containers differ by {apart}");
@@ -219,9 +209,6 @@ fn loading_blocks_no_request() {
     });
 }
 
-/// Tokens that were drawn, and the bits of the logits that they were drawn from.
-type Answer = Vec<(u32, Vec<u32>)>;
-
 /// Patches, kept and on the fly, a LoRA and the base in one batch, also stacked: each answers as alone, to the bit.
 #[test]
 fn patches_in_one_batch_are_as_alone() {
@@ -241,22 +228,9 @@ fn patches_in_one_batch_are_as_alone() {
             Request { adapters: stack.clone(), ..request }
         };
         let requests: Vec<Request> = stacks.iter().enumerate().map(request).collect();
-        let run = |requests: &[Request]| {
-            let ids: Vec<_> = requests.iter().map(|r| engine.submit(r.clone()).unwrap()).collect();
-            let mut answers: HashMap<_, Answer> = HashMap::new();
-            while !engine.is_idle() {
-                for event in engine.step().unwrap() {
-                    if let Event::Token { id, token, logits, .. } = event {
-                        let bits = logits.unwrap().iter().map(|logit| logit.to_bits()).collect();
-                        answers.entry(id).or_default().push((token, bits));
-                    }
-                }
-            }
-            ids.iter().map(|id| answers.remove(id).unwrap()).collect::<Vec<Answer>>()
-        };
         let alone: Vec<Answer> =
-            requests.iter().flat_map(|request| run(std::slice::from_ref(request))).collect();
-        let together = run(&requests);
+            requests.iter().flat_map(|request| answers(&engine, std::slice::from_ref(request))).collect();
+        let together = answers(&engine, &requests);
         for ((stack, alone), together) in stacks.iter().zip(&alone).zip(&together) {
             assert!(alone == together, "{stack:?}");
         }
