@@ -546,6 +546,8 @@ impl<D: Device> Binder<'_, D> {
             Coded::Strips(strips) if !moved && !exact => self.device.strips(strips)?,
             coded => {
                 let mut rows = coded.to_rows()?;
+                // The device has its own.
+                coded.bytes().unload();
                 if moved {
                     rows = self.reordered(&rows)?;
                 }
