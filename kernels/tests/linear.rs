@@ -43,9 +43,11 @@ fn define(format: Format, row: &[u8], x: &[f32]) -> f32 {
         return sum;
     }
     let blocks = row.chunks(format.block_bytes()).flat_map(|bytes| parse(format, bytes));
-    let mut sum = 0.0f32;
-    for (block, x) in blocks.zip(x.chunks(32)) {
-        let groups = [to_8_bits(&x[..16]), to_8_bits(&x[16..])];
+    let (mut sum, mut rest) = (0.0f32, x);
+    for block in blocks {
+        let (x, after) = rest.split_at(block.codes.len());
+        rest = after;
+        let groups: Vec<_> = x.chunks(16).map(to_8_bits).collect();
         let dot = |g: usize| {
             let products = block.codes[16 * g..16 * g + 16].iter().zip(&groups[g].1).map(|(w, x)| w * x);
             products.sum::<i32>() as f32
@@ -60,15 +62,21 @@ fn define(format: Format, row: &[u8], x: &[f32]) -> f32 {
             }
             continue;
         }
-        sum = block.d[0].mul_add(groups[1].0.mul_add(dot(1), groups[0].0 * dot(0)), sum);
+        let (mut products, mut ones) = (0.0f32, 0.0f32);
+        for g in (0..groups.len()).step_by(2) {
+            products = groups[g].0.mul_add(dot(g), products);
+            products = groups[g + 1].0.mul_add(dot(g + 1), products);
+            ones += dsum(g) + dsum(g + 1);
+        }
+        sum = block.d[0].mul_add(products, sum);
         if let Some(m) = block.m {
-            sum = m[0].mul_add(dsum(0) + dsum(1), sum);
+            sum = m[0].mul_add(ones, sum);
         }
     }
     sum
 }
 
-/// Thirty-two values `d code + m`, with one `d` and `m` or two.
+/// Thirty-two values `d code + m`, with one `d` and `m` or two, or more with one.
 struct Parsed {
     codes: Vec<i32>,
     d: [f32; 2],
@@ -164,8 +172,7 @@ fn parse(format: Format, bytes: &[u8]) -> Vec<Parsed> {
             let less = if bits == 8 { 128 } else { 0 };
             let code = |i: usize| (0..bits).map(|b| bit(bits * i + b) << b).sum::<i32>() - less;
             let (d, m) = (half(0), half(0) * (less as f32 - f32::from(bytes[2])));
-            let codes: Vec<i32> = (0..format.block_len()).map(code).collect();
-            codes.chunks(32).flat_map(|codes| one(d, Some(m), codes.to_vec())).collect()
+            one(d, Some(m), (0..format.block_len()).map(code).collect())
         }
         other => panic!("{other} has no definition here: add it"),
     }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::isa::{Isa, Kernel, LANES, Simd};
-use super::linear::{Inputs, Join, Lane, Lanes, Matrix};
+use super::linear::{Inputs, Lane, Lanes, Matrix};
 use super::math::{load_part, store_part};
 use super::rows::Rescale;
 use super::scratch::Scratch;
@@ -250,7 +250,7 @@ impl Piece<'_> {
                 unreachable!("computed in layer.rs")
             }
             Change::Delta(delta) | Change::Replace(delta) => {
-                let out = Lanes { lanes: change, stride: count, join: Join::Set };
+                let out = Lanes::set(change, count);
                 delta.multiply(self.isa, self.strips.clone(), self.x, self.rows.clone(), self.fresh, out);
                 change.iter_mut().flatten().for_each(|y| *y *= scale);
             }

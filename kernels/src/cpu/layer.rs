@@ -284,7 +284,7 @@ impl Inward<'_> {
             let first = at / unit * strips;
             let strips = first..end.min(first + strips);
             let lanes = scratch.lanes.slice::<Lane>(strips.len() * height);
-            let out = Lanes { lanes: &mut *lanes, stride: height, join: Join::Set };
+            let out = Lanes::set(lanes, height);
             self.matrix.multiply(isa, strips.clone(), x, rows.clone(), true, out);
             for (i, t) in tile.rows.clone().enumerate() {
                 let y = &mut tile.row(t)[at - start..];
@@ -366,7 +366,7 @@ impl Layer<'_> {
                 let (lanes, fresh) = (&mut lanes[..strips.len() * part.rows.len()], top == rows.start);
                 // Rows with another weight have no use for this one.
                 if !self.grafts.iter().any(|graft| replaces(graft, &part.rows)) {
-                    let out = Lanes { lanes: &mut *lanes, stride: part.rows.len(), join: Join::Set };
+                    let out = Lanes::set(lanes, part.rows.len());
                     self.weight.multiply(isa, strips.clone(), x, part.rows.clone(), fresh, out);
                 }
                 self.finish(isa, (x, early), (&part, fresh), (lanes, change));
@@ -445,16 +445,16 @@ fn add_graft(
     };
     match &graft.change {
         &Change::LowRank { b, .. } | Change::Bottleneck(Bottleneck { up: b, .. }) => {
-            let join = match graft.change {
+            let (join, by) = match graft.change {
                 Change::LowRank { outer: Some(outer), .. } => {
-                    Join::Scaled(&outer.by[part.strips.start * LANES..])
+                    (Join::Scaled, &outer.by[part.strips.start * LANES..])
                 }
-                _ => Join::Add,
+                _ => (Join::Add, [].as_slice()),
             };
             let (x, x8): (&[f32], &[Activations]) =
                 if b.integer() { (&[], bytemuck::cast_slice(low)) } else { (low, &[]) };
             let x = Inputs { x, stride: if b.integer() { 0 } else { b.cols() }, cols: b.cols(), x8 };
-            let out = Lanes { lanes: &mut lanes[top..], stride: height, join };
+            let out = Lanes { lanes: &mut lanes[top..], stride: height, join, by };
             b.multiply(isa, part.strips.clone(), &x, own.clone(), fresh, out);
         }
         Change::Bias(_) | Change::Scale(_) | Change::Rows { .. } => {}

@@ -179,24 +179,33 @@ pub struct Lanes<'a> {
     /// From one strip's outputs to the next.
     pub stride: usize,
     /// What becomes of them there.
-    pub join: Join<'a>,
+    pub join: Join,
+    /// The factors of [`Join::Scaled`], of the first strip's first row and all after; else empty. Apart, so that no branch on them that a
+    /// compiler moves up reads what was never written.
+    pub by: &'a [f32],
 }
 
 /// What products are to the outputs that they go to.
 #[derive(Clone, Copy)]
-pub enum Join<'a> {
+pub enum Join {
     /// They take their place.
     Set,
     /// They are added.
     Add,
-    /// They are added, times the factor of their weight row, of the first strip's first row and all after.
-    Scaled(&'a [f32]),
+    /// They are added, times the factor of their weight row.
+    Scaled,
 }
 
 impl<'a> Lanes<'a> {
-    /// All of `lanes`, the outputs of one strip.
+    /// Products take the place of `lanes`, which are so many for each strip.
+    pub fn set(lanes: &'a mut [Lane], stride: usize) -> Self {
+        Self { lanes, stride, join: Join::Set, by: &[] }
+    }
+
+    /// They take the place of all of `lanes`, the outputs of one strip.
     pub fn strip(lanes: &'a mut [Lane]) -> Self {
-        Self { stride: lanes.len(), lanes, join: Join::Set }
+        let stride = lanes.len();
+        Self::set(lanes, stride)
     }
 }
 
@@ -386,7 +395,7 @@ impl<P: Strip> Multiply<'_, P> {
         let y = match self.out.join {
             Join::Set => dot,
             Join::Add => s.add(s.load(out), dot),
-            Join::Scaled(by) => s.fma(load_part(s, &by[strip * LANES..]), dot, s.load(out)),
+            Join::Scaled => s.fma(load_part(s, &self.out.by[strip * LANES..]), dot, s.load(out)),
         };
         s.store(y, out);
     }

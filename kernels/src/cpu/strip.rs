@@ -6,7 +6,9 @@
 //! * integer codes ([`Int`]): over blocks of 32 columns in order, each in two groups of 16 whose products
 //!   `n = sum_k q[o,k] x8[t,k]` are exact: `y = fma(d_w[o], fma(d_x[t,1], n_1, d_x[t,0] n_0), y)`, then
 //!   `y = fma(m_w[o], sum_k d_x x8, y)` if the format has minima; where each group has a scale (and minimum) of its own,
-//!   group after group `y = fma(d_w[o,g], d_x[t,g] n_g, y)` and `y = fma(m_w[o,g], d_x[t,g] sum_k x8, y)`;
+//!   group after group `y = fma(d_w[o,g], d_x[t,g] n_g, y)` and `y = fma(m_w[o,g], d_x[t,g] sum_k x8, y)`; where several blocks share
+//!   both, all their groups first, `s = fma(d_x[t,g], n_g, s)` and `r = r + sum_k d_x x8` from zero, then
+//!   `y = fma(m_w[o], r, fma(d_w[o], s, y))`;
 //! * floats ([`Float`]): over segments of 64 columns in order, `y += s` with `s = fma(w[o,i], x[t,i], s)` from zero over the segment's columns in order.
 
 use std::marker::PhantomData;
@@ -111,6 +113,8 @@ pub trait IntBlocks {
     const MIN: bool;
     /// Whether each group of 16 columns has a scale and minimum of its own, rather than each block.
     const GROUPED: bool = false;
+    /// Whether all blocks have one scale and minimum, that of block 0.
+    const SHARED: bool = false;
     /// The codes of columns `4 step..4 step + 4` of block `b`.
     fn codes<S: Simd>(&self, s: S, b: usize, step: usize) -> S::Codes;
     /// The scales `d` of block `b`, or of its group `g`.
@@ -168,7 +172,12 @@ impl<P: IntPanel> Strip for Int<P> {
 
     #[inline(always)]
     fn many<S: Simd>(s: S, m: &mut Multiply<'_, Self>) -> usize {
-        unpacked::many(s, m)
+        match P::Block::LEN {
+            32 => unpacked::many::<S, P, 1>(s, m),
+            64 => unpacked::many::<S, P, 2>(s, m),
+            128 => unpacked::many::<S, P, 4>(s, m),
+            _ => unpacked::many::<S, P, 8>(s, m),
+        }
     }
 }
 
@@ -186,24 +195,86 @@ fn dot_int<S: Simd, P: IntPanel, const T: usize, const N: usize, const B: usize>
     let mut sums = [[s.splat(0.0); T]; N];
     for i in 0..length {
         let panels = strips.map(|strip| &strip[i]);
-        for b in 0..B {
-            if fresh {
-                let share = size_of::<P>() / B;
-                for panel in panels {
-                    for line in (0..share).step_by(LINE) {
-                        s.prefetch(panel, AHEAD + b * share + line);
+        let x = x.map(|x| &x[i]);
+        add_panel(
+            s,
+            (panels, 0),
+            x,
+            #[inline(always)]
+            |b| {
+                if fresh {
+                    // Of a panel's lines, the block's share.
+                    let lines = size_of::<P>().div_ceil(LINE);
+                    for panel in panels {
+                        for line in lines * b / B..lines * (b + 1) / B {
+                            s.prefetch(panel, AHEAD + line * LINE);
+                        }
                     }
                 }
-            }
-            add_products(s, panels, b, x.map(|x| &x[i][b]), &mut sums);
-        }
+            },
+            &mut sums,
+        );
     }
     sums
 }
 
-/// Adds the products of block `b` with a block of each of `T` rows of activations.
+/// Adds the products of the `B` blocks of a panel, which begin with the given one, with as many of each of `T` rows of activations. Calls
+/// `before` before each.
 #[inline(always)]
-pub(super) fn add_products<S: Simd, P: IntBlocks, const T: usize, const N: usize>(
+pub(super) fn add_panel<S: Simd, P: IntBlocks, const T: usize, const N: usize, const B: usize>(
+    s: S,
+    (mut panels, first): ([&P; N], usize),
+    x: [&[Activations; B]; T],
+    before: impl Fn(usize),
+    sums: &mut [[S::F; T]; N],
+) {
+    if !P::SHARED {
+        for b in 0..B {
+            before(b);
+            add_products(s, panels, first + b, x.map(|x| &x[b]), sums);
+        }
+        return;
+    }
+    let (mut parts, mut rest) = ([[s.splat(0.0); T]; N], [0.0; T]);
+    for b in 0..B {
+        before(b);
+        let x = x.map(|x| &x[b]);
+        panels = add_part(s, panels, (first + b, 0), x, &mut parts);
+        panels = add_part(s, panels, (first + b, 1), x, &mut parts);
+        for t in 0..T {
+            rest[t] += x[t].dsum;
+        }
+    }
+    for n in 0..N {
+        let (d, m) = (panels[n].scale(s, first, 0), panels[n].min(s, first, 0));
+        for t in 0..T {
+            sums[n][t] = s.fma(m, s.splat(rest[t]), s.fma(d, parts[n][t], sums[n][t]));
+        }
+    }
+}
+
+/// Adds a group, before it is scaled.
+#[inline(always)]
+fn add_part<'a, S: Simd, P: IntBlocks, const T: usize, const N: usize>(
+    s: S,
+    mut panels: [&'a P; N],
+    (b, g): (usize, usize),
+    x: [&Activations; T],
+    parts: &mut [[S::F; T]; N],
+) -> [&'a P; N] {
+    let dots = dot_group(s, panels, (b, g), x);
+    for n in 0..N {
+        for t in 0..T {
+            parts[n][t] = s.fma(s.splat(x[t].d[g]), dots[n][t], parts[n][t]);
+        }
+        panels[n] = s.after(panels[n], parts[n][T - 1]);
+    }
+    panels
+}
+
+/// Adds the products of a block.
+#[inline(always)]
+fn add_products<S: Simd, P: IntBlocks, const T: usize, const N: usize>(
     s: S,
     mut panels: [&P; N],
     b: usize,

@@ -9,7 +9,7 @@ use bytemuck::Zeroable;
 
 use super::isa::{BLOCK, LANES, Simd};
 use super::linear::{Inputs, Join, Lane, Multiply};
-use super::strip::{CodeRange, Int, IntBlocks, IntPanel, LINE, add_products};
+use super::strip::{CodeRange, Int, IntBlocks, IntPanel, LINE, add_panel};
 use crate::format::Block;
 
 /// Rows of activations from which on this is faster.
@@ -64,11 +64,11 @@ impl<P: IntPanel> Unpacked<P> {
         panels.len() * of_panel
     }
 
-    /// Adds the products of the first `blocks` blocks with rows of activations, from row `t` and block `first` on, to the sums in
+    /// Adds the products of the first `blocks` blocks, those of whole panels of `B`, with rows of activations, from row `t` and block `first` on, to the sums in
     /// `lanes`; where that is the first block, they take their place. Meanwhile asks for what the next strip has in the place of `panels`, strips
     /// being so many panels.
     #[inline(always)]
-    fn add<S: Simd>(
+    fn add<S: Simd, const B: usize>(
         &self,
         s: S,
         blocks: usize,
@@ -87,15 +87,15 @@ impl<P: IntPanel> Unpacked<P> {
                 }
             }
             let x = x.tile::<TOKENS>(t + i * TOKENS);
-            let x = x.map(|x| &x.x8[first..][..blocks]);
+            let x = x.map(|x| x.x8[first..][..blocks].as_chunks::<B>().0);
             let mut sums = [[s.splat(0.0); TOKENS]];
             if first > 0 {
                 for (sum, lane) in sums[0].iter_mut().zip(&*lanes) {
                     *sum = s.load(lane);
                 }
             }
-            for b in 0..blocks {
-                add_products(s, [self], b, x.map(|x| &x[b]), &mut sums);
+            for i in 0..blocks / B {
+                add_panel(s, ([self], i * B), x.map(|x| &x[i]), |_| {}, &mut sums);
             }
             for (sum, lane) in sums[0].into_iter().zip(lanes) {
                 s.store(sum, lane);
@@ -109,6 +109,7 @@ impl<P: IntBlocks> IntBlocks for Unpacked<P> {
     const ZERO: i32 = P::ZERO;
     const MIN: bool = P::MIN;
     const GROUPED: bool = P::GROUPED;
+    const SHARED: bool = P::SHARED;
 
     #[inline(always)]
     fn codes<S: Simd>(&self, s: S, b: usize, step: usize) -> S::Codes {
@@ -126,9 +127,9 @@ impl<P: IntBlocks> IntBlocks for Unpacked<P> {
     }
 }
 
-/// [`Strip::many`](super::strip::Strip::many) of integer codes.
+/// [`Strip::many`](super::strip::Strip::many) of integer codes in panels of `B` blocks.
 #[inline(always)]
-pub(super) fn many<S: Simd, P: IntPanel>(s: S, m: &mut Multiply<'_, Int<P>>) -> usize {
+pub(super) fn many<S: Simd, P: IntPanel, const B: usize>(s: S, m: &mut Multiply<'_, Int<P>>) -> usize {
     // Codes of 8 bits are as they are.
     if S::WIDE || P::RANGE == CodeRange::Signed || m.rows.len() < MANY {
         return 0;
@@ -146,7 +147,7 @@ pub(super) fn many<S: Simd, P: IntPanel>(s: S, m: &mut Multiply<'_, Int<P>>) -> 
                 let x = (m.x, m.rows.start, first * P::Block::LEN / BLOCK);
                 let lanes = &mut m.out.lanes[strip * m.out.stride..][..rows];
                 let next = m.fresh.then_some((panels, m.length));
-                unpacked.add(s, blocks, x, next, lanes);
+                unpacked.add::<S, B>(s, blocks, x, next, lanes);
             }
         }
         return rows;
@@ -161,7 +162,7 @@ pub(super) fn many<S: Simd, P: IntPanel>(s: S, m: &mut Multiply<'_, Int<P>>) -> 
                 let blocks = unpacked.fill(s, panels);
                 let x = (m.x, m.rows.start + top, first * P::Block::LEN / BLOCK);
                 let next = m.fresh.then_some((panels, m.length));
-                unpacked.add(s, blocks, x, next, sums);
+                unpacked.add::<S, B>(s, blocks, x, next, sums);
             }
             for (i, sum) in sums.iter().enumerate() {
                 m.join(s, strip, top + i, s.load(sum));
