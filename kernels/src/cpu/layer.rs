@@ -241,7 +241,7 @@ const ROUNDED: usize = size_of::<Activations>() / size_of::<f32>();
 const _: () = assert!(ROUNDED * size_of::<f32>() == size_of::<Activations>());
 
 /// Bytes of weights from which on another tile is worth its hand-over.
-const SHARE: usize = 16 << 10;
+const SHARE: usize = 48 << 10;
 
 impl Inward<'_> {
     /// Columns of the second matrix: as many as there are values, rounded up to whole blocks if those are rounded.

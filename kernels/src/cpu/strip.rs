@@ -205,9 +205,12 @@ fn dot_int<S: Simd, P: IntPanel, const T: usize, const N: usize, const B: usize>
                 if fresh {
                     // Of a panel's lines, the block's share.
                     let lines = size_of::<P>().div_ceil(LINE);
+                    let share = lines.div_ceil(B);
                     for panel in panels {
-                        for line in lines * b / B..lines * (b + 1) / B {
-                            s.prefetch(panel, AHEAD + line * LINE);
+                        for line in b * share..(b + 1) * share {
+                            if line < lines {
+                                s.prefetch(panel, AHEAD + line * LINE);
+                            }
                         }
                     }
                 }
