@@ -72,7 +72,8 @@ program latency
 llama=${LLAMA:-}
 if [ -z "$llama" ] && [ "${GRAFTWORK_TEST_LLAMA:-}" = 1 ]; then
     [ -d "$target/llama" ] || python3 -m venv "$target/llama"
-    "$target/llama/bin/pip" install --quiet llama-cpp-python
+    # Not for this CPU alone: on some, what it has for their matrix units fails by itself. Nor one that was built so before.
+    CMAKE_ARGS=-DGGML_NATIVE=OFF "$target/llama/bin/pip" install --quiet --no-cache-dir llama-cpp-python
     llama=$(echo "$target"/llama/lib/python3*/site-packages)
 fi
 if [ -f "$llama/lib/libllama.so" ]; then
