@@ -203,14 +203,10 @@ fn dot_int<S: Simd, P: IntPanel, const T: usize, const N: usize, const B: usize>
             #[inline(always)]
             |b| {
                 if fresh {
-                    // Of a panel's lines, the block's share.
-                    let lines = size_of::<P>().div_ceil(LINE);
-                    let share = lines.div_ceil(B);
+                    let share = size_of::<P>() / B;
                     for panel in panels {
-                        for line in b * share..(b + 1) * share {
-                            if line < lines {
-                                s.prefetch(panel, AHEAD + line * LINE);
-                            }
+                        for line in (0..share).step_by(LINE) {
+                            s.prefetch(panel, AHEAD + b * share + line);
                         }
                     }
                 }

@@ -32,7 +32,7 @@ const BLOCKS: usize = 8;
 #[repr(C, align(64))]
 struct Columns {
     codes: [[u8; 4 * LANES]; BLOCK / 4],
-    /// Of each group, or the first for both.
+    /// Of each group, or the first for both; where blocks share them, in the first of those.
     scales: [Lane; 2],
     mins: [Lane; 2],
 }
@@ -53,6 +53,9 @@ impl<P: IntPanel> Unpacked<P> {
                 for (step, codes) in block.codes.iter_mut().enumerate() {
                     s.store_codes(panel.codes(s, b, step), codes);
                 }
+                if P::SHARED && b > 0 {
+                    continue;
+                }
                 for g in 0..if P::GROUPED { 2 } else { 1 } {
                     s.store(panel.scale(s, b, g), &mut block.scales[g]);
                     if P::MIN {
@@ -64,8 +67,8 @@ impl<P: IntPanel> Unpacked<P> {
         panels.len() * of_panel
     }
 
-    /// Adds the products of the first `blocks` blocks, those of whole panels of `B`, with rows of activations, from row `t` and block `first` on, to the sums in
-    /// `lanes`; where that is the first block, they take their place. Meanwhile asks for what the next strip has in the place of `panels`, strips
+    /// Adds the products of the first `blocks` blocks, those of whole panels of `B`, with rows of activations, from row `t` and block `first`
+    /// on, to the sums in `lanes`; where that is the first block, they take their place. Meanwhile asks for what the next strip has in the place of `panels`, strips
     /// being so many panels.
     #[inline(always)]
     fn add<S: Simd, const B: usize>(

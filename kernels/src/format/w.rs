@@ -186,7 +186,7 @@ impl<const BITS: usize, const B: usize> IntBlocks for PanelW<BITS, B> {
         if BITS == 8 { CodeRange::Signed } else { CodeRange::Unsigned(BlockW::<BITS, B>::MOST) };
     const ZERO: i32 = 0;
     const MIN: bool = true;
-    const SHARED: bool = true;
+    const SHARED: bool = B > 1;
 
     #[inline(always)]
     fn codes<S: Simd>(&self, s: S, b: usize, step: usize) -> S::Codes {

@@ -10,8 +10,8 @@ use super::isa::{GROUP, LANES, Simd, steps_in_16_bits};
 /// Proof that this CPU has AVX-512 with its F, BW, DQ and VL parts (every one but Xeon Phi), and VNNI if `VNNI`.
 #[derive(Clone, Copy, Debug)]
 pub struct Wide<const VNNI: bool> {
-    /// Whether memory is asked into the second cache: on Intel's CPUs, whose first one waits for sixteen lines at most. One row of
-    /// activations is multiplied 1.15 times as fast with it there.
+    /// Whether memory is asked into the second cache: on Intel's CPUs, where one sequence was decoded 1.15 times as fast
+    /// so.
     second: bool,
 }
 
