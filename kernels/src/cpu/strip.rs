@@ -172,12 +172,7 @@ impl<P: IntPanel> Strip for Int<P> {
 
     #[inline(always)]
     fn many<S: Simd>(s: S, m: &mut Multiply<'_, Self>) -> usize {
-        match P::Block::LEN {
-            32 => unpacked::many::<S, P, 1>(s, m),
-            64 => unpacked::many::<S, P, 2>(s, m),
-            128 => unpacked::many::<S, P, 4>(s, m),
-            _ => unpacked::many::<S, P, 8>(s, m),
-        }
+        unpacked::many(s, m)
     }
 }
 
@@ -195,7 +190,7 @@ fn dot_int<S: Simd, P: IntPanel, const T: usize, const N: usize, const B: usize>
     let mut sums = [[s.splat(0.0); T]; N];
     for i in 0..length {
         let panels = strips.map(|strip| &strip[i]);
-        let x = x.map(|x| &x[i]);
+        let x = x.map(|x| x[i].as_slice());
         add_panel(
             s,
             (panels, 0),
@@ -217,25 +212,26 @@ fn dot_int<S: Simd, P: IntPanel, const T: usize, const N: usize, const B: usize>
     sums
 }
 
-/// Adds the products of the `B` blocks of a panel, which begin with the given one, with as many of each of `T` rows of activations. Calls
-/// `before` before each.
+/// Adds the products of the blocks of a panel, from the given one on, with as many of each of `T` rows of activations. Calls `before` before
+/// each.
 #[inline(always)]
-pub(super) fn add_panel<S: Simd, P: IntBlocks, const T: usize, const N: usize, const B: usize>(
+pub(super) fn add_panel<S: Simd, P: IntBlocks, const T: usize, const N: usize>(
     s: S,
     (mut panels, first): ([&P; N], usize),
-    x: [&[Activations; B]; T],
+    x: [&[Activations]; T],
     before: impl Fn(usize),
     sums: &mut [[S::F; T]; N],
 ) {
+    let blocks = x[0].len();
     if !P::SHARED {
-        for b in 0..B {
+        for b in 0..blocks {
             before(b);
             add_products(s, panels, first + b, x.map(|x| &x[b]), sums);
         }
         return;
     }
     let (mut parts, mut rest) = ([[s.splat(0.0); T]; N], [0.0; T]);
-    for b in 0..B {
+    for b in 0..blocks {
         before(b);
         let x = x.map(|x| &x[b]);
         panels = add_part(s, panels, (first + b, 0), x, &mut parts);

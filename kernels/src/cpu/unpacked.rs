@@ -67,11 +67,11 @@ impl<P: IntPanel> Unpacked<P> {
         panels.len() * of_panel
     }
 
-    /// Adds the products of the first `blocks` blocks, those of whole panels of `B`, with rows of activations, from row `t` and block `first`
+    /// Adds the products of the first `blocks` blocks, those of whole panels, with rows of activations, from row `t` and block `first`
     /// on, to the sums in `lanes`; where that is the first block, they take their place. Meanwhile asks for what the next strip has in the place of `panels`, strips
     /// being so many panels.
     #[inline(always)]
-    fn add<S: Simd, const B: usize>(
+    fn add<S: Simd>(
         &self,
         s: S,
         blocks: usize,
@@ -90,15 +90,16 @@ impl<P: IntPanel> Unpacked<P> {
                 }
             }
             let x = x.tile::<TOKENS>(t + i * TOKENS);
-            let x = x.map(|x| x.x8[first..][..blocks].as_chunks::<B>().0);
+            let x = x.map(|x| &x.x8[first..][..blocks]);
             let mut sums = [[s.splat(0.0); TOKENS]];
             if first > 0 {
                 for (sum, lane) in sums[0].iter_mut().zip(&*lanes) {
                     *sum = s.load(lane);
                 }
             }
-            for i in 0..blocks / B {
-                add_panel(s, ([self], i * B), x.map(|x| &x[i]), |_| {}, &mut sums);
+            let of_panel = P::Block::LEN / BLOCK;
+            for b in (0..blocks).step_by(of_panel) {
+                add_panel(s, ([self], b), x.map(|x| &x[b..b + of_panel]), |_| {}, &mut sums);
             }
             for (sum, lane) in sums[0].into_iter().zip(lanes) {
                 s.store(sum, lane);
@@ -130,9 +131,9 @@ impl<P: IntBlocks> IntBlocks for Unpacked<P> {
     }
 }
 
-/// [`Strip::many`](super::strip::Strip::many) of integer codes in panels of `B` blocks.
+/// [`Strip::many`](super::strip::Strip::many) of integer codes.
 #[inline(always)]
-pub(super) fn many<S: Simd, P: IntPanel, const B: usize>(s: S, m: &mut Multiply<'_, Int<P>>) -> usize {
+pub(super) fn many<S: Simd, P: IntPanel>(s: S, m: &mut Multiply<'_, Int<P>>) -> usize {
     // Codes of 8 bits are as they are.
     if S::WIDE || P::RANGE == CodeRange::Signed || m.rows.len() < MANY {
         return 0;
@@ -150,7 +151,7 @@ pub(super) fn many<S: Simd, P: IntPanel, const B: usize>(s: S, m: &mut Multiply<
                 let x = (m.x, m.rows.start, first * P::Block::LEN / BLOCK);
                 let lanes = &mut m.out.lanes[strip * m.out.stride..][..rows];
                 let next = m.fresh.then_some((panels, m.length));
-                unpacked.add::<S, B>(s, blocks, x, next, lanes);
+                unpacked.add(s, blocks, x, next, lanes);
             }
         }
         return rows;
@@ -165,7 +166,7 @@ pub(super) fn many<S: Simd, P: IntPanel, const B: usize>(s: S, m: &mut Multiply<
                 let blocks = unpacked.fill(s, panels);
                 let x = (m.x, m.rows.start + top, first * P::Block::LEN / BLOCK);
                 let next = m.fresh.then_some((panels, m.length));
-                unpacked.add::<S, B>(s, blocks, x, next, sums);
+                unpacked.add(s, blocks, x, next, sums);
             }
             for (i, sum) in sums.iter().enumerate() {
                 m.join(s, strip, top + i, s.load(sum));
