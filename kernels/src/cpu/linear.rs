@@ -307,6 +307,10 @@ impl<P: Strip> Product for Packed<P> {
     }
 }
 
+/// Rows of activations that codes meet at a time as they come from memory, where registers hold as many sums: the more of them, the more time
+/// memory has to bring the next, and all rows of a small batch unpack them once.
+pub(super) const FRESH: usize = 8;
+
 /// Columns of a strip of floats up to which several strips are multiplied side by side with one row.
 const SHORT: usize = 128;
 
@@ -335,6 +339,12 @@ impl<P: Strip> Kernel for Multiply<'_, P> {
         // As many rows of activations at a time as registers hold sums of, then those left. All strips meet one tile of
         // rows before the next, for a tile stays in the first cache.
         if P::tokens::<S>() >= 4 {
+            if S::MANY_SUMS && P::INTEGER && self.fresh && t + FRESH <= self.rows.len() {
+                for strip in 0..self.panels.len() / self.length {
+                    self.tile::<S, FRESH, 1>(s, t, strip);
+                }
+                t += FRESH;
+            }
             while t + 4 <= self.rows.len() {
                 let mut strip = 0;
                 // Codes that come from memory are best asked for and unpacked one strip at a time.

@@ -59,6 +59,8 @@ impl<const VNNI: bool> Simd for Wide<VNNI> {
     type I = __m512i;
     type Codes = __m512i;
     const WIDE: bool = true;
+    // Without, the sums of 16 bits take as many registers again.
+    const MANY_SUMS: bool = VNNI;
 
     #[inline(always)]
     fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
