@@ -33,7 +33,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Whether registers hold the sums of four rows of activations times two strips, rather than of two times one.
     const WIDE: bool;
 
-    /// Whether registers hold the sums of as many rows of activations as [`FRESH`](super::linear::FRESH), too, times a strip of codes.
+    /// Whether registers hold the sums of eight rows of activations, too, times a strip of codes.
     const MANY_SUMS: bool = false;
 
     /// Runs `f` compiled for this instruction set. `f` must be inlined into it: `#[inline(always)]`.
