@@ -309,7 +309,7 @@ impl<P: Strip> Product for Packed<P> {
 
 /// Rows of activations that codes meet at a time as they come from memory, where registers hold as many sums: the more of them, the more time
 /// memory has to bring the next, and all rows of a small batch unpack them once.
-pub(super) const FRESH: usize = 8;
+const FRESH: usize = 8;
 
 /// Columns of a strip of floats up to which several strips are multiplied side by side with one row.
 const SHORT: usize = 128;
