@@ -30,6 +30,7 @@ pub mod nvfp4;
 mod plane;
 mod points;
 pub mod q1_0;
+pub mod q2_0;
 pub mod q2_k;
 pub mod q3_k;
 pub mod q4_0;
@@ -151,6 +152,8 @@ formats! {
     NVFP4 = 40, "NVFP4", nvfp4::BlockNVFP4;
     /// Signs of 128 values with one scale.
     Q1_0 = 41, "Q1_0", q1_0::BlockQ1_0;
+    /// 2-bit codes of 64 values with one scale.
+    Q2_0 = 42, "Q2_0", q2_0::BlockQ2_0;
     /// Signed bytes without a scale.
     I8 = 0x1000, "I8", i8::BlockI8;
     /// Signs: 1 or -1, without a scale.

@@ -38,6 +38,7 @@ FORMATS = [
     ("MXFP4", 32, 17, [], "quantize_row_mxfp4_ref", "dequantize_row_mxfp4"),
     ("NVFP4", 64, 36, [], "quantize_row_nvfp4_ref", "dequantize_row_nvfp4"),
     ("Q1_0", 128, 18, [0], "quantize_row_q1_0_ref", "dequantize_row_q1_0"),
+    ("Q2_0", 64, 18, [0], "quantize_row_q2_0_ref", "dequantize_row_q2_0"),
 ]
 
 # ggml's ids of the formats whose encoder has tables to make first.
