@@ -2,7 +2,7 @@
 //! number of threads, in turns.
 //!
 //! `RUSTFLAGS="-C target-cpu=native" cargo bench -p graftwork-benches --features ggml --bench ggml -- [--threads N] [--quick]
-//! [--format NAME] [--json FILE]`; `GRAFTWORK_ISA=avx2` forces our instruction set (ggml's is that of its build: `haswell`).
+//! [--format NAME[,NAME]...] [--json FILE]`; `GRAFTWORK_ISA=avx2` forces our instruction set (ggml's is that of its build: `haswell`).
 
 #[path = "ggml/ours.rs"]
 mod ours;
@@ -56,7 +56,7 @@ const DISTURBED: f64 = 1.25;
 #[derive(Default)]
 struct Arguments {
     threads: Option<usize>,
-    format: Option<Format>,
+    formats: Vec<Format>,
     json: Option<String>,
     quick: bool,
 }
@@ -73,9 +73,10 @@ impl Arguments {
                     parsed.threads = Some(n.ok_or("--threads needs a number")?);
                 }
                 "--format" => {
-                    let name = value()?;
-                    let format = Format::from_name(&name).filter(|format| format.ggml_id().is_some());
-                    parsed.format = Some(format.ok_or(format!("ggml has no format {name}"))?);
+                    for name in value()?.split(',') {
+                        let format = Format::from_name(name).filter(|format| format.ggml_id().is_some());
+                        parsed.formats.push(format.ok_or(format!("ggml has no format {name}"))?);
+                    }
                 }
                 "--json" => parsed.json = Some(value()?),
                 "--quick" => parsed.quick = true,
@@ -111,8 +112,9 @@ fn main() {
     let memory = Memory::new();
     let shapes = if arguments.quick { &QUICK[..] } else { &SHAPES[..] };
     let mut measured = Vec::new();
-    let formats = Format::ALL.iter().filter(|format| format.ggml_id().is_some());
-    for &format in formats.filter(|&&f| arguments.format.is_none_or(|only| only == f)) {
+    let only = &arguments.formats;
+    let formats = Format::ALL.iter().filter(|f| f.ggml_id().is_some());
+    for &format in formats.filter(|f| only.is_empty() || only.contains(f)) {
         for (i, &(outputs, inputs)) in
             shapes.iter().filter(|(_, inputs)| inputs.is_multiple_of(format.block_len())).enumerate()
         {

@@ -9,7 +9,7 @@ use graftwork_kernels::{Format, Tensor};
 
 mod activations;
 mod random;
-use activations::{bits, emulated, normals, rows};
+use activations::{bits, emulated, normals, rows, weights};
 use random::Random;
 
 /// Most rows of a product.
@@ -37,7 +37,7 @@ struct Layer {
 
 impl Layer {
     fn random(random: &mut Random, format: Format, outputs: usize, inputs: usize) -> Self {
-        let mut tensor = |format, r, c| Tensor::encode(format, r, c, &normals(random, r * c)).unwrap();
+        let mut tensor = |format, r, c| weights(random, format, r, c);
         let (weight, a, b) = (
             tensor(format, outputs, inputs),
             tensor(Format::F16, RANK, inputs),

@@ -9,7 +9,7 @@ use graftwork_kernels::{Error, Format, Tensor};
 
 mod activations;
 mod random;
-use activations::{emulated, normals, rows};
+use activations::{emulated, normals, rows, weights};
 use random::Random;
 
 /// A small one and one of a real model's prompt.
@@ -133,10 +133,7 @@ fn packed_bytes_are_those_of_packed_matrices() {
         let block = format.block_len();
         for rows in [1, 2, 15, 16, 17, 31, 32, 33, 100] {
             for cols in [block, 2 * block, 3 * block, 8 * block] {
-                let values = normals(&mut random, rows * cols);
-                let matrix = CpuDevice::default()
-                    .matrix(&Tensor::encode(format, rows, cols, &values).unwrap())
-                    .unwrap();
+                let matrix = CpuDevice::default().matrix(&weights(&mut random, format, rows, cols)).unwrap();
                 let packed = CpuDevice::default().packed_bytes(format, rows, cols);
                 assert_eq!(packed, CpuDevice::default().matrix_bytes(&matrix), "{format} [{rows}, {cols}]");
                 assert!(packed > 0);
