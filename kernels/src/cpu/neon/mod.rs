@@ -299,7 +299,8 @@ impl<const COLUMNS: usize> Simd for Neon<COLUMNS> {
         x: [&[i8; GROUP]; T],
         start: [Self::I; T],
     ) -> [[Self::I; T]; N] {
-        dot::<COLUMNS, T, N>(codes, most, x, start)
+        // SAFETY: `self` is the proof.
+        unsafe { dot::<COLUMNS, T, N>(codes, most, x, start) }
     }
 
     #[inline(always)]
@@ -309,8 +310,8 @@ impl<const COLUMNS: usize> Simd for Neon<COLUMNS> {
         x: [&[i8; GROUP]; T],
         _: [i32; T],
     ) -> [[Self::I; T]; N] {
-        // What is at most 127 reads the same with a sign as without.
-        dot::<COLUMNS, T, N>(codes, 128, x, [self.splat_int(0); T])
+        // SAFETY: `self` is the proof.
+        unsafe { dot::<COLUMNS, T, N>(codes, 128, x, [self.splat_int(0); T]) }
     }
 
     #[inline(always)]
@@ -381,9 +382,13 @@ unsafe fn field(bytes: uint8x16_t, shift: u32, width: u32) -> uint8x16_t {
     }
 }
 
-/// `start[t] + sum_k codes[n,row,k] x[t][k]` for codes with sign whose magnitude is at most `most`.
+/// `start[t] + sum_k codes[n,row,k] x[t][k]` for codes with sign whose magnitude is at most `most`; those without are the same with
+/// one, being at most 127.
+///
+/// # Safety
+/// The CPU must have what a `Neon<COLUMNS>` proves.
 #[inline(always)]
-fn dot<const COLUMNS: usize, const T: usize, const N: usize>(
+unsafe fn dot<const COLUMNS: usize, const T: usize, const N: usize>(
     codes: impl Fn(usize, usize) -> [uint8x16_t; 4],
     most: u8,
     x: [&[i8; GROUP]; T],
@@ -392,32 +397,47 @@ fn dot<const COLUMNS: usize, const T: usize, const N: usize>(
     let mut dots = [start; N];
     for n in 0..N {
         let w = [codes(n, 0), codes(n, 1), codes(n, 2), codes(n, 3)];
-        for r in 0..4 {
-            // SAFETY: only a `Neon<COLUMNS>` calls this.
-            unsafe {
-                let w = w.map(
-                    #[inline(always)]
-                    |w| vreinterpretq_s8_u8(w[r]),
-                );
-                let mut t = 0;
-                if COLUMNS == 8 {
-                    while t + 2 <= T {
-                        (dots[n][t][r], dots[n][t + 1][r]) =
-                            add_two(dots[n][t][r], dots[n][t + 1][r], w, [x[t], x[t + 1]]);
-                        t += 2;
-                    }
-                }
-                while t < T {
-                    dots[n][t][r] = match COLUMNS {
-                        1 => add_products(dots[n][t][r], w, most, x[t]),
-                        _ => add_dots(dots[n][t][r], w, x[t]),
-                    };
-                    t += 1;
-                }
-            }
+        // SAFETY: the caller's duty.
+        unsafe {
+            add_group::<COLUMNS, 0, T>(&mut dots[n], w, most, x);
+            add_group::<COLUMNS, 1, T>(&mut dots[n], w, most, x);
+            add_group::<COLUMNS, 2, T>(&mut dots[n], w, most, x);
+            add_group::<COLUMNS, 3, T>(&mut dots[n], w, most, x);
         }
     }
     dots
+}
+
+/// Adds the products of a group to the sums in register `R`.
+///
+/// # Safety
+/// The CPU must have what a `Neon<COLUMNS>` proves.
+#[inline(always)]
+unsafe fn add_group<const COLUMNS: usize, const R: usize, const T: usize>(
+    sums: &mut [[int32x4_t; 4]; T],
+    w: [[uint8x16_t; 4]; 4],
+    most: u8,
+    x: [&[i8; GROUP]; T],
+) {
+    // SAFETY: the caller's duty.
+    unsafe {
+        let w = w.map(
+            #[inline(always)]
+            |w| vreinterpretq_s8_u8(w[R]),
+        );
+        let mut t = 0;
+        while COLUMNS == 8 && t + 2 <= T {
+            (sums[t][R], sums[t + 1][R]) = add_two(sums[t][R], sums[t + 1][R], w, [x[t], x[t + 1]]);
+            t += 2;
+        }
+        while t < T {
+            sums[t][R] = match COLUMNS {
+                1 => add_products(sums[t][R], w, most, x[t]),
+                _ => add_dots(sums[t][R], w, x[t]),
+            };
+            t += 1;
+        }
+    }
 }
 
 /// `sum`, of four rows, with the products of a group added. Steps are summed in 16 bits as far as they fit: all four of them, and
