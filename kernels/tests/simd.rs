@@ -237,7 +237,11 @@ impl<const T: usize> Kernel for Dots<'_, T> {
         for (width, shift) in FIELDS {
             let codes = |n: usize, step: usize| s.bits(&self.codes[step ^ n ^ 1], shift, width);
             let start = [s.splat_int(-9); T];
-            all.push(floats(s.dot_unsigned(codes, u8::MAX >> (8 - width), self.x, start), -9.0));
+            let most = u8::MAX >> (8 - width);
+            all.push(floats(s.dot_unsigned(codes, most, self.x, start), -9.0));
+            let paired = |n: usize, step: usize| s.pair([codes(n, step & 2), codes(n, step | 1)])[step % 2];
+            let dots: [_; 2] = s.dot_paired(paired, most, self.x, start);
+            assert_eq!(floats(dots, -9.0), all[all.len() - 1], "of paired codes");
         }
         for bit in TWOS {
             let codes = |n: usize, step: usize| s.twos(&self.codes[step ^ n ^ 1], bit);

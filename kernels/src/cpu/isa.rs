@@ -113,6 +113,23 @@ pub trait Simd: Copy + Send + Sync + 'static {
         x: [&[i8; GROUP]; T],
         start: [Self::I; T],
     ) -> [[Self::I; T]; N];
+    /// The codes of two steps, in the order in which [`Simd::dot_paired`] takes them.
+    #[inline(always)]
+    fn pair(self, codes: [Self::Codes; 2]) -> [Self::Codes; 2] {
+        codes
+    }
+    /// As [`Simd::dot_unsigned`], where `codes(n, 2 i)` and `codes(n, 2 i + 1)` are what [`Simd::pair`] gave: for codes that meet
+    /// many rows of activations.
+    #[inline(always)]
+    fn dot_paired<const T: usize, const N: usize>(
+        self,
+        codes: impl Fn(usize, usize) -> Self::Codes,
+        most: u8,
+        x: [&[i8; GROUP]; T],
+        start: [Self::I; T],
+    ) -> [[Self::I; T]; N] {
+        self.dot_unsigned(codes, most, x, start)
+    }
     /// `sum_k codes[n,row,k] x[t][k]` likewise for signed 8-bit codes; `minus[t]` is minus the sum of `x[t]`.
     fn dot_bytes<const T: usize, const N: usize>(
         self,

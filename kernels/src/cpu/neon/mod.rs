@@ -304,6 +304,33 @@ impl<const COLUMNS: usize> Simd for Neon<COLUMNS> {
     }
 
     #[inline(always)]
+    fn pair(self, [a, b]: [Self::Codes; 2]) -> [Self::Codes; 2] {
+        if COLUMNS < 8 {
+            return [a, b];
+        }
+        let [a, b] = [each!(a in a => vreinterpretq_u32_u8(a)), each!(b in b => vreinterpretq_u32_u8(b))];
+        [
+            each!(a in a, b in b => vreinterpretq_u8_u32(vzip1q_u32(a, b))),
+            each!(a in a, b in b => vreinterpretq_u8_u32(vzip2q_u32(a, b))),
+        ]
+    }
+
+    #[inline(always)]
+    fn dot_paired<const T: usize, const N: usize>(
+        self,
+        codes: impl Fn(usize, usize) -> Self::Codes,
+        most: u8,
+        x: [&[i8; GROUP]; T],
+        start: [Self::I; T],
+    ) -> [[Self::I; T]; N] {
+        if COLUMNS < 8 {
+            return self.dot_unsigned(codes, most, x, start);
+        }
+        // SAFETY: `self` is the proof.
+        unsafe { dot_paired(codes, x, start) }
+    }
+
+    #[inline(always)]
     fn dot_bytes<const T: usize, const N: usize>(
         self,
         codes: impl Fn(usize, usize) -> Self::Codes,
@@ -425,17 +452,11 @@ unsafe fn add_group<const COLUMNS: usize, const R: usize, const T: usize>(
             #[inline(always)]
             |w| vreinterpretq_s8_u8(w[R]),
         );
-        let mut t = 0;
-        while COLUMNS == 8 && t + 2 <= T {
-            (sums[t][R], sums[t + 1][R]) = add_two(sums[t][R], sums[t + 1][R], w, [x[t], x[t + 1]]);
-            t += 2;
-        }
-        while t < T {
+        for t in 0..T {
             sums[t][R] = match COLUMNS {
                 1 => add_products(sums[t][R], w, most, x[t]),
                 _ => add_dots(sums[t][R], w, x[t]),
             };
-            t += 1;
         }
     }
 }
@@ -519,41 +540,56 @@ fn sdot<const STEP: usize>(mut sum: int32x4_t, w: int8x16_t, x: int8x16_t) -> in
     sum
 }
 
-/// The sums of four rows with two rows of activations, with the products of a group added. Two steps of two rows lie side by side, for
-/// the matrix product takes eight columns of two rows of each.
+/// `start[t] + sum_k codes[n,row,k] x[t][k]`, for two rows of activations at a time, of codes of which two steps of two rows lie
+/// side by side.
 ///
 /// # Safety
 /// The CPU must have NEON and the matrix product.
 #[inline(always)]
-unsafe fn add_two(
-    first: int32x4_t,
-    second: int32x4_t,
-    w: [int8x16_t; 4],
-    x: [&[i8; GROUP]; 2],
-) -> (int32x4_t, int32x4_t) {
+unsafe fn dot_paired<const T: usize, const N: usize>(
+    codes: impl Fn(usize, usize) -> [uint8x16_t; 4],
+    x: [&[i8; GROUP]; T],
+    start: [[int32x4_t; 4]; T],
+) -> [[[int32x4_t; 4]; T]; N] {
+    let mut dots = [start; N];
+    for n in 0..N {
+        let w = [codes(n, 0), codes(n, 1), codes(n, 2), codes(n, 3)];
+        for first in (0..T).step_by(2) {
+            // An odd last row meets itself.
+            let second = if first + 1 < T { first + 1 } else { first };
+            for r in 0..4 {
+                let w = [w[0][r], w[1][r], w[2][r], w[3][r]];
+                // SAFETY: the caller's duty.
+                [dots[n][first][r], dots[n][second][r]] =
+                    unsafe { add_two([start[first][r], start[second][r]], w, [x[first], x[second]]) };
+            }
+        }
+    }
+    dots
+}
+
+/// The sums of four rows with each of two rows of activations, with the products of a group added.
+///
+/// # Safety
+/// The CPU must have NEON and the matrix product.
+#[inline(always)]
+unsafe fn add_two(sums: [int32x4_t; 2], w: [uint8x16_t; 4], x: [&[i8; GROUP]; 2]) -> [int32x4_t; 2] {
     // SAFETY: the caller's duty; each of `x` is one register, read unaligned.
     unsafe {
-        let w = w.map(
-            #[inline(always)]
-            |w| vreinterpretq_s32_s8(w),
-        );
-        let x = x.map(
-            #[inline(always)]
-            |x| vreinterpretq_s64_s8(vld1q_s8(x.as_ptr())),
-        );
+        let x =
+            [vreinterpretq_s64_s8(vld1q_s8(x[0].as_ptr())), vreinterpretq_s64_s8(vld1q_s8(x[1].as_ptr()))];
         let x = [vzip1q_s64(x[0], x[1]), vzip2q_s64(x[0], x[1])];
-        let low = smmla(vzip1q_s32(first, second), vzip1q_s32(w[0], w[1]), x[0]);
-        let low = smmla(low, vzip1q_s32(w[2], w[3]), x[1]);
-        let high = smmla(vzip2q_s32(first, second), vzip2q_s32(w[0], w[1]), x[0]);
-        let high = smmla(high, vzip2q_s32(w[2], w[3]), x[1]);
-        (vuzp1q_s32(low, high), vuzp2q_s32(low, high))
+        // Two rows of codes by two of activations.
+        let low = smmla(smmla(vzip1q_s32(sums[0], sums[1]), w[0], x[0]), w[2], x[1]);
+        let high = smmla(smmla(vzip2q_s32(sums[0], sums[1]), w[1], x[0]), w[3], x[1]);
+        [vuzp1q_s32(low, high), vuzp2q_s32(low, high)]
     }
 }
 
 /// `sum[row,t] + sum_k w[row,k] x[t,k]`, over eight columns of two rows of each.
 #[inline]
 #[target_feature(enable = "neon,i8mm")]
-fn smmla(mut sum: int32x4_t, w: int32x4_t, x: int64x2_t) -> int32x4_t {
+fn smmla(mut sum: int32x4_t, w: uint8x16_t, x: int64x2_t) -> int32x4_t {
     // SAFETY: works on registers alone; the CPU has the instruction.
     unsafe {
         asm!(
