@@ -35,6 +35,35 @@ fn the_expected_instruction_set_is_there() {
     println!("tested: {:?}", Isa::all());
 }
 
+/// Every one that the CPU's features allow and no other, and on standard output for whoever runs this for some CPU.
+#[test]
+fn instruction_sets_are_those_of_the_cpu() {
+    let mut expected = vec!["portable"];
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::is_x86_feature_detected as has;
+        if has!("avx2") && has!("fma") && has!("f16c") {
+            expected.push("avx2");
+        }
+        if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") {
+            expected.push("avx512");
+            expected.extend(has!("avx512vnni").then_some("avx512vnni"));
+        }
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        use std::arch::is_aarch64_feature_detected as has;
+        expected.push("neon");
+        if has!("dotprod") {
+            expected.push("neondot");
+            expected.extend(has!("i8mm").then_some("neoni8mm"));
+        }
+    }
+    let found: Vec<_> = Isa::all().into_iter().map(Isa::name).collect();
+    println!("instruction sets: {}", found.join(" "));
+    assert_eq!(found, expected);
+}
+
 struct Arithmetic<'a>([&'a [f32; LANES]; 3]);
 
 impl Kernel for Arithmetic<'_> {
@@ -208,7 +237,11 @@ impl<const T: usize> Kernel for Dots<'_, T> {
         for (width, shift) in FIELDS {
             let codes = |n: usize, step: usize| s.bits(&self.codes[step ^ n ^ 1], shift, width);
             let start = [s.splat_int(-9); T];
-            all.push(floats(s.dot_unsigned(codes, u8::MAX >> (8 - width), self.x, start), -9.0));
+            let most = u8::MAX >> (8 - width);
+            all.push(floats(s.dot_unsigned(codes, most, self.x, start), -9.0));
+            let paired = |n: usize, step: usize| s.pair([codes(n, step & 2), codes(n, step | 1)])[step % 2];
+            let dots: [_; 2] = s.dot_paired(paired, most, self.x, start);
+            assert_eq!(floats(dots, -9.0), all[all.len() - 1], "of paired codes");
         }
         for bit in TWOS {
             let codes = |n: usize, step: usize| s.twos(&self.codes[step ^ n ^ 1], bit);

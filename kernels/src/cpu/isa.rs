@@ -16,6 +16,7 @@ pub const BLOCK: usize = 32;
 pub const GROUP: usize = 16;
 
 /// How many `dot_unsigned` steps of four products each a signed 16-bit lane, which takes two of them, can add up.
+#[cfg(target_arch = "x86_64")]
 pub(super) const fn steps_in_16_bits(most: u8) -> usize {
     let steps = i16::MAX as usize / (2 * 127 * most as usize);
     if steps < GROUP / 4 { steps } else { GROUP / 4 }
@@ -112,6 +113,23 @@ pub trait Simd: Copy + Send + Sync + 'static {
         x: [&[i8; GROUP]; T],
         start: [Self::I; T],
     ) -> [[Self::I; T]; N];
+    /// The codes of two steps, in the order in which [`Simd::dot_paired`] takes them.
+    #[inline(always)]
+    fn pair(self, codes: [Self::Codes; 2]) -> [Self::Codes; 2] {
+        codes
+    }
+    /// As [`Simd::dot_unsigned`], where `codes(n, 2 i)` and `codes(n, 2 i + 1)` are what [`Simd::pair`] gave: for codes that meet
+    /// many rows of activations.
+    #[inline(always)]
+    fn dot_paired<const T: usize, const N: usize>(
+        self,
+        codes: impl Fn(usize, usize) -> Self::Codes,
+        most: u8,
+        x: [&[i8; GROUP]; T],
+        start: [Self::I; T],
+    ) -> [[Self::I; T]; N] {
+        self.dot_unsigned(codes, most, x, start)
+    }
     /// `sum_k codes[n,row,k] x[t][k]` likewise for signed 8-bit codes; `minus[t]` is minus the sum of `x[t]`.
     fn dot_bytes<const T: usize, const N: usize>(
         self,
@@ -178,6 +196,15 @@ isas! {
     /// AVX-512 with VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni(super::avx512::Avx512Vnni) = "avx512vnni";
+    /// NEON, which every aarch64 has.
+    #[cfg(target_arch = "aarch64")]
+    Neon(super::neon::Neon1) = "neon";
+    /// NEON with the dot product.
+    #[cfg(target_arch = "aarch64")]
+    NeonDot(super::neon::Neon4) = "neondot";
+    /// NEON with the matrix product of 8-bit integers.
+    #[cfg(target_arch = "aarch64")]
+    NeonI8mm(super::neon::Neon8) = "neoni8mm";
 }
 
 impl Isa {

@@ -20,6 +20,8 @@ mod layer;
 pub mod limits;
 pub mod linear;
 pub mod math;
+#[cfg(target_arch = "aarch64")]
+pub mod neon;
 pub mod pages;
 pub mod portable;
 pub mod rows;

@@ -115,6 +115,8 @@ pub trait IntBlocks {
     const GROUPED: bool = false;
     /// Whether all blocks have one scale and minimum, that of block 0.
     const SHARED: bool = false;
+    /// Whether the codes of two steps are paired ([`Simd::pair`]).
+    const PAIRED: bool = false;
     /// The codes of columns `4 step..4 step + 4` of block `b`.
     fn codes<S: Simd>(&self, s: S, b: usize, step: usize) -> S::Codes;
     /// The scales `d` of block `b`, or of its group `g`.
@@ -349,16 +351,24 @@ fn dot_group<S: Simd, P: IntBlocks, const T: usize, const N: usize>(
     x: [&Activations; T],
 ) -> [[S::F; T]; N] {
     let (q, minus) = (x.map(|x| &x.q[g]), x.map(|x| x.minus[g]));
+    let start = minus.map(
+        #[inline(always)]
+        |minus| s.splat_int(P::ZERO * minus),
+    );
     let dots: [[S::I; T]; N] = match P::RANGE {
+        CodeRange::Unsigned(most) if P::PAIRED => s.dot_paired(
+            #[inline(always)]
+            |n, step| panels[n].codes(s, b, 4 * g + step),
+            most,
+            q,
+            start,
+        ),
         CodeRange::Unsigned(most) => s.dot_unsigned(
             #[inline(always)]
             |n, step| panels[n].codes(s, b, 4 * g + step),
             most,
             q,
-            minus.map(
-                #[inline(always)]
-                |minus| s.splat_int(P::ZERO * minus),
-            ),
+            start,
         ),
         CodeRange::Signed => s.dot_bytes(
             #[inline(always)]

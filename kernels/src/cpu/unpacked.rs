@@ -50,8 +50,10 @@ impl<P: IntPanel> Unpacked<P> {
         let of_panel = P::Block::LEN / BLOCK;
         for (panel, blocks) in panels.iter().zip(self.blocks.chunks_exact_mut(of_panel)) {
             for (b, block) in blocks.iter_mut().enumerate() {
-                for (step, codes) in block.codes.iter_mut().enumerate() {
-                    s.store_codes(panel.codes(s, b, step), codes);
+                for (i, [first, second]) in block.codes.as_chunks_mut().0.iter_mut().enumerate() {
+                    let codes = s.pair([panel.codes(s, b, 2 * i), panel.codes(s, b, 2 * i + 1)]);
+                    s.store_codes(codes[0], first);
+                    s.store_codes(codes[1], second);
                 }
                 if P::SHARED && b > 0 {
                     continue;
@@ -114,6 +116,7 @@ impl<P: IntBlocks> IntBlocks for Unpacked<P> {
     const MIN: bool = P::MIN;
     const GROUPED: bool = P::GROUPED;
     const SHARED: bool = P::SHARED;
+    const PAIRED: bool = true;
 
     #[inline(always)]
     fn codes<S: Simd>(&self, s: S, b: usize, step: usize) -> S::Codes {
