@@ -3,6 +3,7 @@
 //! Tensors are read where they lie, mapped as a rule, encoded some rows at a time on all threads, and written in order: in memory are
 //! one part of one tensor, in both forms, and what is calibrated. The file is written beside its place and renamed when it is whole.
 
+mod describe;
 mod encode;
 mod error;
 mod mix;

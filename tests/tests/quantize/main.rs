@@ -1,5 +1,7 @@
 //! `quantize` against llama.cpp: the same file types, to the byte.
 
+mod directories;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
