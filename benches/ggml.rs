@@ -13,12 +13,12 @@ mod report;
 
 use std::time::Instant;
 
-use graftwork_benches::median;
+use graftwork_benches::{gaussian, median};
 use graftwork_kernels::cpu::Cpu;
 use graftwork_kernels::cpu::isa::Isa;
 use graftwork_kernels::cpu::limits::{self, Memory};
 use graftwork_kernels::{Format, Tensor};
-use ours::{Layers, error, gaussian, weights};
+use ours::{Layers, error, weights};
 use reference::{BufferType, Ggml, Graph};
 use report::{Row, document};
 

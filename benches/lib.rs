@@ -31,6 +31,17 @@ pub fn random_values(n: usize, seed: u64) -> Vec<f32> {
     (0..n).map(|_| next()).collect()
 }
 
+/// Reproducible values of a standard normal distribution.
+pub fn gaussian(n: usize, seed: u64) -> Vec<f32> {
+    let uniform = random_values(2 * n, seed);
+    let (pairs, _) = uniform.as_chunks::<2>();
+    // Box and Muller, of values in 0..1 and -1..1.
+    pairs
+        .iter()
+        .map(|[u, v]| (-2.0 * (0.5 - 0.5 * u).ln()).sqrt() * (std::f32::consts::PI * v).cos())
+        .collect()
+}
+
 /// Seconds of the median of `rounds` runs.
 pub fn median_seconds(rounds: usize, mut f: impl FnMut()) -> f64 {
     let mut times: Vec<f64> = (0..rounds)

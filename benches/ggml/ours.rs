@@ -1,6 +1,6 @@
 //! Graftwork's linear layers, and the answer that both sides are held against.
 
-use graftwork_benches::random_values;
+use graftwork_benches::gaussian;
 use graftwork_kernels::backend::{Backend, Device, Output, StepShape};
 use graftwork_kernels::cpu::Cpu;
 use graftwork_kernels::{Bytes, Format, Tensor};
@@ -15,17 +15,6 @@ pub fn weights(format: Format, outputs: usize, inputs: usize) -> Tensor {
     let row = part.bytes().len() / DISTINCT;
     let bytes: Vec<u8> = part.bytes().iter().copied().cycle().take(row * outputs).collect();
     Tensor::new(format, outputs, inputs, Bytes::new(bytes)).expect("whole rows")
-}
-
-/// Reproducible values of a standard normal distribution.
-pub fn gaussian(n: usize, seed: u64) -> Vec<f32> {
-    let uniform = random_values(2 * n, seed);
-    let (pairs, _) = uniform.as_chunks::<2>();
-    // Box and Muller, of values in 0..1 and -1..1.
-    pairs
-        .iter()
-        .map(|[u, v]| (-2.0 * (0.5 - 0.5 * u).ln()).sqrt() * (std::f32::consts::PI * v).cos())
-        .collect()
 }
 
 /// RMS of `y - W x` over the RMS of `W x`, in f64, with the decoded weights and the activations as they are.

@@ -101,6 +101,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn twos(self, bytes: &[u8; 4 * LANES], bit: u32) -> Self::Codes;
     /// `low + high 2^shift` of each byte, where they have no bit in common.
     fn join(self, low: Self::Codes, high: Self::Codes, shift: u32) -> Self::Codes;
+    /// `table[c]` of each byte `c`, which must be below 16.
+    fn lookup(self, table: &[u8; 16], codes: Self::Codes) -> Self::Codes;
     /// `start[t] + sum_k codes[n,row,k] x[t][k]` over one group, exactly, for each of `N` strips; codes are unsigned, at most
     /// `most <= 127`; `codes(n, j)` gives columns `4 j..4 j + 4` of strip `n`. `x` must not hold -128.
     fn dot_unsigned<const T: usize, const N: usize>(

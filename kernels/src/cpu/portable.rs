@@ -145,6 +145,10 @@ impl Simd for Portable {
         std::array::from_fn(|i| low[i] | high[i] << shift)
     }
 
+    fn lookup(self, table: &[u8; 16], codes: Self::Codes) -> Self::Codes {
+        codes.map(|c| table[usize::from(c % 16)])
+    }
+
     fn dot_unsigned<const T: usize, const N: usize>(
         self,
         codes: impl Fn(usize, usize) -> Self::Codes,

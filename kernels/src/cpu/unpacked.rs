@@ -134,8 +134,8 @@ impl<P: IntBlocks> IntBlocks for Unpacked<P> {
 /// [`Strip::many`](super::strip::Strip::many) of integer codes.
 #[inline(always)]
 pub(super) fn many<S: Simd, P: IntPanel>(s: S, m: &mut Multiply<'_, Int<P>>) -> usize {
-    // Codes of 8 bits are as they are.
-    if S::WIDE || P::RANGE == CodeRange::Signed || m.rows.len() < MANY {
+    // Codes that fill their bytes are as they are.
+    if S::WIDE || size_of::<P>() >= LANES * P::Block::LEN || m.rows.len() < MANY {
         return 0;
     }
     let rows = m.rows.len() / TOKENS * TOKENS;

@@ -13,8 +13,24 @@ use crate::cpu::strip::Strip;
 pub mod bf16;
 pub mod f16;
 pub mod f32;
+mod grid;
 pub mod i8;
+pub mod iq1_m;
+pub mod iq1_s;
+pub mod iq2_s;
+pub mod iq2_xs;
+pub mod iq2_xxs;
+pub mod iq3_s;
+pub mod iq3_xxs;
+pub mod iq4_nl;
+pub mod iq4_xs;
+mod levels;
+pub mod mxfp4;
+pub mod nvfp4;
 mod plane;
+mod points;
+pub mod q1_0;
+pub mod q2_0;
 pub mod q2_k;
 pub mod q3_k;
 pub mod q4_0;
@@ -27,6 +43,8 @@ pub mod q6_k;
 pub mod q8_0;
 mod search;
 pub mod sign;
+pub mod tq1_0;
+pub mod tq2_0;
 pub mod w;
 
 /// One block of a format: plain bytes without alignment, little-endian.
@@ -39,7 +57,8 @@ pub trait Block: Pod + Send + Sync {
     /// Writes the block's `LEN` values to `out`.
     fn decode(&self, out: &mut [f32]);
 
-    /// The block nearest to the `LEN` values of `x`, of ggml's formats chosen exactly as ggml's reference quantizer does.
+    /// The block nearest to the `LEN` values of `x`, of ggml's formats chosen exactly as ggml's reference quantizer does, but for those
+    /// whose codes are points of a grid: of these none is further off.
     fn encode(x: &[f32]) -> Self;
 }
 
@@ -103,8 +122,38 @@ formats! {
     Q5K = 13, "Q5_K", q5_k::BlockQ5K;
     /// 6-bit codes of 256 values, a scale for each 16.
     Q6K = 14, "Q6_K", q6_k::BlockQ6K;
+    /// Eight of 256 values are one of 256 points with signs, a scale for each 32.
+    IQ2XXS = 16, "IQ2_XXS", iq2_xxs::BlockIQ2XXS;
+    /// Eight of 256 values are one of 512 points with signs, a scale for each 16.
+    IQ2XS = 17, "IQ2_XS", iq2_xs::BlockIQ2XS;
+    /// Four of 256 values are one of 256 points with signs, a scale for each 32.
+    IQ3XXS = 18, "IQ3_XXS", iq3_xxs::BlockIQ3XXS;
+    /// Eight of 256 values are one of 2048 points, a scale and a shift for each 32.
+    IQ1S = 19, "IQ1_S", iq1_s::BlockIQ1S;
+    /// 4-bit codes of uneven levels of 32 values with one scale.
+    IQ4NL = 20, "IQ4_NL", iq4_nl::BlockIQ4NL;
+    /// Four of 256 values are one of 512 points with signs, a scale for each 32.
+    IQ3S = 21, "IQ3_S", iq3_s::BlockIQ3S;
+    /// Eight of 256 values are one of 1024 points with signs, a scale for each 16.
+    IQ2S = 22, "IQ2_S", iq2_s::BlockIQ2S;
+    /// 4-bit codes of uneven levels of 256 values, a scale for each 32.
+    IQ4XS = 23, "IQ4_XS", iq4_xs::BlockIQ4XS;
+    /// Eight of 256 values are one of 2048 points with a shift, a scale for each 16.
+    IQ1M = 29, "IQ1_M", iq1_m::BlockIQ1M;
     /// bfloat16: the upper half of a single.
     BF16 = 30, "BF16", bf16::BlockBF16;
+    /// 256 values of -1, 0 and 1 with one scale, five in a byte.
+    TQ1_0 = 34, "TQ1_0", tq1_0::BlockTQ1_0;
+    /// 256 values of -1, 0 and 1 with one scale, four in a byte.
+    TQ2_0 = 35, "TQ2_0", tq2_0::BlockTQ2_0;
+    /// 4-bit floats of 32 values with a power of two.
+    MXFP4 = 39, "MXFP4", mxfp4::BlockMXFP4;
+    /// 4-bit floats of 64 values, a float of 8 bits as scale for each 16.
+    NVFP4 = 40, "NVFP4", nvfp4::BlockNVFP4;
+    /// Signs of 128 values with one scale.
+    Q1_0 = 41, "Q1_0", q1_0::BlockQ1_0;
+    /// 2-bit codes of 64 values with one scale.
+    Q2_0 = 42, "Q2_0", q2_0::BlockQ2_0;
     /// Signed bytes without a scale.
     I8 = 0x1000, "I8", i8::BlockI8;
     /// Signs: 1 or -1, without a scale.

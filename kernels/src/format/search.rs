@@ -184,3 +184,43 @@ pub(super) fn by_turns(x: &[f32], most: i32, codes: &mut [u8]) -> f32 {
     }
     sum_lx / sum_l2
 }
+
+/// The level that `x` is nearest to, the upper of two; levels grow.
+pub(super) fn nearest_level(x: f32, levels: &[i8]) -> u8 {
+    let above = levels.iter().filter(|&&level| f32::from(level) <= x).count();
+    let upper = above.clamp(1, levels.len() - 1);
+    let [low, high] = [upper - 1, upper].map(|i| f32::from(levels[i]));
+    // Beyond either end this gives the end.
+    (if x - low < high - x { upper - 1 } else { upper }) as u8
+}
+
+/// The scale `s` for codes of uneven levels that makes `sum_i x[i]^2 (s v[q[i]] - x[i])^2` small: those for which the extreme is at
+/// the first level or up to seven beside it, each refined by least squares.
+pub(super) fn levels(x: &[f32], levels: &[i8]) -> f32 {
+    let extreme = extreme(x);
+    if extreme.abs() < TINY {
+        return 0.0;
+    }
+    let first = f32::from(levels[0]);
+    let fit = |inverse: f32| {
+        let (mut sum_lx, mut sum_l2) = (0.0f32, 0.0f32);
+        for &x in x {
+            let l = f32::from(levels[usize::from(nearest_level(inverse * x, levels))]);
+            let w = x * x;
+            sum_lx += w * l * x;
+            sum_l2 += w * l * l;
+        }
+        (sum_lx, sum_l2)
+    };
+    let (sum_lx, sum_l2) = fit(1.0 / (-extreme / first));
+    let mut scale = if sum_l2 > 0.0 { sum_lx / sum_l2 } else { 0.0 };
+    let mut best = scale * sum_lx;
+    for i in -7..=7 {
+        let (sum_lx, sum_l2) = fit((i as f32 + first) / extreme);
+        if sum_l2 > 0.0 && sum_lx * sum_lx > best * sum_l2 {
+            scale = sum_lx / sum_l2;
+            best = scale * sum_lx;
+        }
+    }
+    scale
+}

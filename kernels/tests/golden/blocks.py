@@ -24,7 +24,28 @@ FORMATS = [
     ("Q4_K", 256, 144, [0, 2], "quantize_row_q4_K_ref", "dequantize_row_q4_K"),
     ("Q5_K", 256, 176, [0, 2], "quantize_row_q5_K_ref", "dequantize_row_q5_K"),
     ("Q6_K", 256, 210, [208], "quantize_row_q6_K_ref", "dequantize_row_q6_K"),
+    ("IQ4_NL", 32, 18, [0], "quantize_iq4_nl", "dequantize_row_iq4_nl"),
+    ("IQ4_XS", 256, 136, [0], "quantize_iq4_xs", "dequantize_row_iq4_xs"),
+    ("IQ3_XXS", 256, 98, [0], "quantize_iq3_xxs", "dequantize_row_iq3_xxs"),
+    ("IQ3_S", 256, 110, [0], "quantize_iq3_s", "dequantize_row_iq3_s"),
+    ("IQ2_XXS", 256, 66, [0], "quantize_iq2_xxs", "dequantize_row_iq2_xxs"),
+    ("IQ2_XS", 256, 74, [0], "quantize_iq2_xs", "dequantize_row_iq2_xs"),
+    ("IQ2_S", 256, 82, [0], "quantize_iq2_s", "dequantize_row_iq2_s"),
+    ("IQ1_S", 256, 50, [0], "quantize_iq1_s", "dequantize_row_iq1_s"),
+    ("IQ1_M", 256, 56, [], "quantize_iq1_m", "dequantize_row_iq1_m"),
+    ("TQ1_0", 256, 54, [52], "quantize_row_tq1_0_ref", "dequantize_row_tq1_0"),
+    ("TQ2_0", 256, 66, [64], "quantize_row_tq2_0_ref", "dequantize_row_tq2_0"),
+    ("MXFP4", 32, 17, [], "quantize_row_mxfp4_ref", "dequantize_row_mxfp4"),
+    ("NVFP4", 64, 36, [], "quantize_row_nvfp4_ref", "dequantize_row_nvfp4"),
+    ("Q1_0", 128, 18, [0], "quantize_row_q1_0_ref", "dequantize_row_q1_0"),
+    ("Q2_0", 64, 18, [0], "quantize_row_q2_0_ref", "dequantize_row_q2_0"),
 ]
+
+# ggml's ids of the formats whose encoder has tables to make first.
+TABLES = {"IQ2_XXS": 16, "IQ2_XS": 17, "IQ3_XXS": 18, "IQ1_S": 19, "IQ3_S": 21, "IQ2_S": 22, "IQ1_M": 29}
+
+# Those that ggml only encodes with an importance of each value: all the same.
+WEIGHTED = ["IQ2_XXS", "IQ2_XS", "IQ1_S", "IQ1_M"]
 
 FIRST = ["F16", "BF16", "Q4_0", "Q4_1", "Q8_0"]
 
@@ -103,6 +124,28 @@ def large_inputs(random):
     return np.concatenate(blocks).astype(np.float32)
 
 
+def some_inputs(length):
+    """Blocks of more values than 32: those of `inputs` side by side."""
+
+    def blocks(random):
+        small = inputs(random)
+        return small[random.integers(0, len(small), size=60 * length // 32)].reshape(60, length)
+
+    return blocks
+
+
+def encode_rows(ggml, name, encode, values, blocks):
+    """Encodes with either kind of function: of a row, or of rows with importances."""
+    source, to = values.ctypes.data_as(FLOATS), blocks.ctypes.data_as(ctypes.c_void_p)
+    if encode.endswith("_ref") or encode.endswith("_row"):
+        getattr(ggml, encode)(source, to, ctypes.c_int64(values.size))
+        return
+    if name in TABLES:
+        ggml.ggml_quantize_init(TABLES[name])
+    weights = np.ones(values.size, np.float32).ctypes.data_as(FLOATS) if name in WEIGHTED else None
+    getattr(ggml, encode)(source, to, ctypes.c_int64(1), ctypes.c_int64(values.size), weights)
+
+
 def singles(random):
     """Singles that the float formats round: ties, denormals, overflow, every exponent, NaN."""
     bits = random.integers(0, 1 << 32, size=600, dtype=np.uint64).astype(np.uint32)
@@ -122,10 +165,10 @@ def main(library):
     for name, length, size, halves, encode, decode in FORMATS:
         # The first formats share a stream, so that each one later leaves the files of the others as they are.
         random = first if name in FIRST else np.random.default_rng(list(name.encode()))
-        values = {1: singles, 32: inputs, 256: large_inputs}[length](random).ravel()
+        values = {1: singles, 32: inputs, 256: large_inputs}.get(length, some_inputs(length))(random).ravel()
         count = values.size // length
         blocks = np.zeros(count * size, np.uint8)
-        getattr(ggml, encode)(values.ctypes.data_as(FLOATS), blocks.ctypes.data_as(ctypes.c_void_p), ctypes.c_int64(values.size))
+        encode_rows(ggml, name, encode, values, blocks)
 
         raw = random.integers(0, 256, size=(2000 if length == 1 else 40) * size, dtype=np.uint8)
         for place in halves:

@@ -256,6 +256,13 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn lookup(self, table: &[u8; 16], codes: Self::Codes) -> Self::Codes {
+        // SAFETY: `self` proves AVX2; `table` is one 128-bit register, read unaligned.
+        let table = unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())) };
+        halves!(c in codes => _mm256_shuffle_epi8(table, c))
+    }
+
+    #[inline(always)]
     fn dot_unsigned<const T: usize, const N: usize>(
         self,
         codes: impl Fn(usize, usize) -> Self::Codes,

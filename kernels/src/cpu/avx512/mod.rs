@@ -267,6 +267,15 @@ impl<const VNNI: bool> Simd for Wide<VNNI> {
     }
 
     #[inline(always)]
+    fn lookup(self, table: &[u8; 16], codes: Self::Codes) -> Self::Codes {
+        // SAFETY: `self` proves AVX-512 F and BW; `table` is one 128-bit register, read unaligned.
+        unsafe {
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm512_shuffle_epi8(table, codes)
+        }
+    }
+
+    #[inline(always)]
     fn dot_unsigned<const T: usize, const N: usize>(
         self,
         codes: impl Fn(usize, usize) -> Self::Codes,
