@@ -17,6 +17,7 @@ mod random_adapter;
 mod random_model;
 mod requests;
 mod run;
+mod texts;
 
 use std::process::ExitCode;
 

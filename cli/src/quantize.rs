@@ -2,24 +2,37 @@
 
 use std::collections::BTreeMap;
 
-use graftwork::Source;
-use graftwork::quantize::{Options, Quantized, Report, quantize as run};
+use graftwork::quantize::{Calibration, Options, Quantized, Report, Stage, quantize as run};
+use graftwork::{EngineOptions, Source, compress};
 use serde_json::{Value, json};
 
 use crate::arguments::Quantize;
-use crate::{Failure, chart, open, output};
+use crate::{Failure, chart, open, output, texts};
 
 /// Runs the command.
 pub fn quantize(arguments: &Quantize) -> Result<(), Failure> {
     let model = open::model_path(&arguments.model)?;
-    let threads = match arguments.threads {
-        0 => std::thread::available_parallelism().map_or(1, |threads| threads.get()),
-        threads => threads,
+    let defaults = compress::Options::default();
+    let threads = if arguments.threads == 0 { defaults.threads } else { arguments.threads };
+    let engine = match &arguments.calib {
+        Some(_) => {
+            let options = EngineOptions { threads, ..EngineOptions::default() };
+            Some(open::engine(&arguments.model, options)?)
+        }
+        None => None,
     };
-    let options = Options { file_type: arguments.to, threads };
+    let texts = match (&arguments.calib, &engine) {
+        (Some(path), Some(engine)) => texts::read(path, engine)?,
+        _ => Vec::new(),
+    };
+    let calibration = engine.as_ref().map(|engine| Calibration { engine, texts: &texts });
+    let options = Options { file_type: arguments.to, calibration, threads };
     let bar = open::progress_bar("{msg} {wide_bar} {percent} % {eta}");
-    let progress = |done, all| {
-        bar.set_message("quantizing");
+    let progress = |stage, done: usize, all: usize| {
+        bar.set_message(match stage {
+            Stage::Calibrating => "reading texts",
+            Stage::Quantizing => "quantizing",
+        });
         open::show(&bar, done, all)
     };
     let report = run(&Source::from(model.as_path()), &arguments.out, &options, &progress)?;

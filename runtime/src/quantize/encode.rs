@@ -6,9 +6,10 @@ use std::ops::Range;
 use graftwork_adapters::RowOrder;
 use graftwork_kernels::Format;
 
+use super::importance::Importance;
 use super::source::Weight;
-use super::{Error, Failure, Progress};
-use crate::parallel::in_parallel;
+use super::{Error, Failure};
+use crate::parallel::{Progress, in_parallel};
 
 /// Values that a thread encodes at once, and in whole rows a few more: 256 KiB in singles.
 const PART: usize = 1 << 16;
@@ -18,6 +19,7 @@ const PARTS: usize = 64;
 /// Encodes tensors and says how far it is.
 pub struct Encoder<'a> {
     pub threads: usize,
+    pub importance: Option<Importance>,
     /// Values that are done.
     pub done: usize,
     /// Values of the whole model.
@@ -39,6 +41,8 @@ impl Encoder<'_> {
         let Weight { tensor, reordered, .. } = weight;
         let (rows, cols) = (tensor.rows(), tensor.cols());
         let (mut lost, mut whole) = (0.0, 0.0);
+        let input = weight.input.filter(|_| rows > 1);
+        let importance = self.importance.as_ref().zip(input).map(|(all, input)| all.of_input(input));
         if to == tensor.format() && reordered.is_none() {
             // As it is, but not at once: it may be large, and the disk slow.
             for piece in tensor.bytes().chunks(PARTS * PART) {
@@ -50,7 +54,8 @@ impl Encoder<'_> {
             let step = (PART / cols).max(1);
             let starts: Vec<usize> = (0..rows).step_by(step).collect();
             for starts in starts.chunks(PARTS) {
-                let work = |at: usize| part(weight, starts[at]..(starts[at] + step).min(rows), to);
+                let work =
+                    |at: usize| part(weight, starts[at]..(starts[at] + step).min(rows), to, importance);
                 let (done, all, progress) = (self.done, self.all, self.progress);
                 let show = |parts: usize, _: usize| progress((done + parts * step * cols).min(all), all);
                 for part in in_parallel(self.threads, starts.len(), &show, work)? {
@@ -75,8 +80,8 @@ impl Encoder<'_> {
     }
 }
 
-/// These rows of a tensor in the format `to`.
-fn part(weight: &Weight, rows: Range<usize>, to: Format) -> Result<Part, Error> {
+/// These rows of a tensor in the format `to`, by the importance of their values.
+fn part(weight: &Weight, rows: Range<usize>, to: Format, importance: Option<&[f32]>) -> Result<Part, Error> {
     let tensor = &weight.tensor;
     let (cols, size) = (tensor.cols(), tensor.cols() / to.block_len() * to.block_bytes());
     let (mut row, mut again) = (vec![0.0; cols], vec![0.0; cols]);
@@ -100,7 +105,10 @@ fn part(weight: &Weight, rows: Range<usize>, to: Format) -> Result<Part, Error> 
         if let Some(&found) = row.iter().find(|value| !value.is_finite()) {
             return Err(bad(found));
         }
-        to.encode(&row, bytes);
+        match importance {
+            Some(importance) => to.encode_weighted(&row, importance, bytes),
+            None => to.encode(&row, bytes),
+        }
         to.decode(bytes, &mut again);
         for (&x, &y) in row.iter().zip(&again) {
             if !y.is_finite() {

@@ -6,9 +6,11 @@
 mod describe;
 mod encode;
 mod error;
+mod importance;
 mod mix;
 mod source;
 
+pub use crate::compress::Calibration;
 pub use error::Error;
 pub use mix::FileType;
 
@@ -22,6 +24,7 @@ use graftwork_adapters::file::gguf::Value;
 use graftwork_kernels::Format;
 
 use encode::Encoder;
+use importance::Importance;
 use mix::Traits;
 use source::Model;
 
@@ -30,15 +33,26 @@ const QUANTIZATION_VERSION: u32 = 2;
 
 /// How a model is quantized.
 #[derive(Clone, Copy)]
-pub struct Options {
+pub struct Options<'a> {
     /// The formats of its matrices.
     pub file_type: FileType,
+    /// Texts that say which inputs of the layers matter; none for all alike. The model that reads them is the one that is quantized.
+    pub calibration: Option<Calibration<'a>>,
     /// Threads.
     pub threads: usize,
 }
 
-/// Called with the values that are done and all there are, from any thread; `false` ends it.
-pub use crate::parallel::Progress;
+/// What is going on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// The model reads the texts; parts are tokens.
+    Calibrating,
+    /// Parts are values.
+    Quantizing,
+}
+
+/// Called with the parts that are done and all there are, from any thread; `false` ends it.
+pub type Progress<'a> = dyn Fn(Stage, usize, usize) -> bool + Sync + 'a;
 
 /// What became of a tensor.
 #[derive(Clone, Debug, PartialEq)]
@@ -100,16 +114,22 @@ impl Report {
 pub fn quantize(
     model: &Source,
     out: &Path,
-    options: &Options,
+    options: &Options<'_>,
     progress: &Progress<'_>,
 ) -> Result<Report, Error> {
     check_out(model, out)?;
-    let Options { file_type, threads } = *options;
-    if file_type.needs_calibration() {
+    let Options { file_type, calibration, threads } = *options;
+    if file_type.needs_calibration() && calibration.is_none() {
         return Err(Error::NoCalibration { file_type: file_type.name() });
     }
     let model = Model::open(model)?;
-    let traits = Traits::of(&model.config, false);
+    let traits = Traits::of(&model.config, calibration.is_some());
+    let importance = match calibration {
+        Some(calibration) if file_type.is_quantized() => {
+            Some(Importance::of(&calibration, &model.config, progress)?)
+        }
+        _ => None,
+    };
     let mut file = GgufWriter::new();
     for (key, value) in model.keys {
         file.key(key, value);
@@ -134,7 +154,8 @@ pub fn quantize(
         });
     }
     let all = tensors.iter().map(Quantized::weights).sum();
-    let mut encoder = Encoder { threads, done: 0, all, progress };
+    let show = |done: usize, all: usize| progress(Stage::Quantizing, done, all);
+    let mut encoder = Encoder { threads, importance, done: 0, all, progress: &show };
     let bytes = write(out, |file_out| {
         file.write_with(file_out, |at, out| {
             let (weight, tensor) = (&model.weights[at], &mut tensors[at]);

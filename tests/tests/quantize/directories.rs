@@ -20,8 +20,8 @@ fn root(path: &str) -> PathBuf {
 fn to_gguf(source: &Source, name: &str, file_type: &str) -> Result<PathBuf, String> {
     let out = folder("directories").join(format!("{name}.gguf"));
     let _ = fs::remove_file(&out);
-    let options = Options { file_type: file_type.parse().unwrap(), threads: 2 };
-    match quantize(source, &out, &options, &|_, _| true) {
+    let options = Options { file_type: file_type.parse().unwrap(), calibration: None, threads: 2 };
+    match quantize(source, &out, &options, &|_, _, _| true) {
         Ok(_) => Ok(out),
         Err(error) => {
             assert!(!out.exists(), "{name}: {error}");
