@@ -66,6 +66,31 @@ fn rows_that_are_no_blocks_fall_back() {
 }
 
 #[test]
+fn texts_say_what_matters() {
+    let folder = Folder::new("calibrated");
+    let (base, out) = (model(&folder, "F16", WHOLE), folder.path("out.gguf"));
+    let tokens = |t: u32| (0..40).map(|i| (i * 31 + t * 97) % 300).collect::<Vec<u32>>();
+    let lines = [1, 2].map(|t| format!("{{\"tokens\": {:?}}}\n", tokens(t))).concat();
+    let calibration = folder.file("calib.jsonl", &lines);
+    let run = |rest: &str| {
+        json_lines(results(&graftwork(&format!("quantize {base} {out} --json --to {rest}")))).remove(0)
+    };
+    // A type that asks for texts, and one that keeps some matrices in another format with them.
+    let report = run(&format!("Q2_K_S --calib {calibration}"));
+    assert_eq!(report["formats"], serde_json::json!({"F32": 17, "Q2_K": 56, "Q4_K": 1, "Q6_K": 1}));
+    let (plain, calibrated) = (run("Q4_0"), run(&format!("Q4_0 --calib {calibration}")));
+    assert!(plain["formats"].get("Q4_1").is_none());
+    assert_eq!(calibrated["formats"]["Q4_1"], 1);
+    // What they are read in does not matter.
+    let once = fs::read(&out).unwrap();
+    run(&format!("Q4_0 --calib {calibration} --threads 1"));
+    assert!(fs::read(&out).unwrap() == once);
+    let wrong = folder.file("wrong.jsonl", "{\"tokens\": [300]}\n");
+    assert_fails(&graftwork(&format!("quantize {base} {out} --to Q4_0 --calib {wrong}")), "300");
+    assert!(fs::read(&out).unwrap() == once);
+}
+
+#[test]
 fn what_cannot_be_quantized_is_named() {
     let folder = Folder::new("not-quantized");
     let (base, out) = (model(&folder, "F16", RAGGED), folder.path("out.gguf"));
