@@ -322,7 +322,7 @@ fn the_table_of_formats_is_one_to_one() {
 /// How much each value matters: mostly little, some a hundred times as much.
 fn importance(random: &mut Random, len: usize) -> Vec<f32> {
     (0..len)
-        .map(|_| random.normal().powi(2) * if random.bits() % 16 == 0 { 100.0 } else { 1.0 } + 0.01)
+        .map(|_| random.normal().powi(2) * if random.bits().is_multiple_of(16) { 100.0 } else { 1.0 } + 0.01)
         .collect()
 }
 
@@ -334,7 +334,7 @@ fn importance_makes_the_weighted_error_smaller() {
         let (mut plain, mut weighted, mut equal) = (0.0, 0.0, 0.0);
         for _ in 0..blocks {
             let size = 10f32.powi((random.bits() % 5) as i32 - 2);
-            let shift = if random.bits() % 4 == 0 { size } else { 0.0 };
+            let shift = if random.bits().is_multiple_of(4) { size } else { 0.0 };
             let x: Vec<f32> = (0..len).map(|_| random.normal() * size + shift).collect();
             let w = importance(&mut random, len);
             let error = |weights: Option<&[f32]>| {
