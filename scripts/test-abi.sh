@@ -84,3 +84,17 @@ if [ -f "$llama/lib/libllama.so" ]; then
 else
     note "LEFT OUT: no LLAMA/lib/libllama.so"
 fi
+
+# Beside the libraries of a virtual environment is its Python.
+python=$(dirname "$(dirname "$(dirname "${llama:-/none/none/none}")")")/bin/python3
+if [ -x "$python" ]; then
+    note "quantized files in llama.cpp"
+    tokens=1,9690,198,2683,359,253,5356,5646,11173,3365,3511,308,34519,28,7018,411,407,19712,8182,2,198,1,4093,198
+    for format in Q8_0 Q4_K_M Q2_K; do
+        cargo run --release --quiet -- quantize "$model" "$abi/quantized.gguf" --to "$format" >/dev/null
+        cargo run --release --quiet -- logits -m "$abi/quantized.gguf" --tokens "$tokens" --out "$abi/logits"
+        "$python" scripts/compare-llama.py "$abi/quantized.gguf" "$abi/logits" "$tokens" 0.05
+    done
+else
+    note "LEFT OUT: no Python with llama.cpp, quantized files were not opened by it"
+fi

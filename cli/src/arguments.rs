@@ -6,6 +6,7 @@ use std::str::FromStr;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand};
 use graftwork::compress::Method;
+use graftwork::quantize::FileType;
 use graftwork_kernels::Format;
 
 /// One base model, many adapters.
@@ -64,6 +65,15 @@ TEXTS is a text, or with the ending .jsonl one JSON object a line: {\"text\": \"
 it may be a rendered chat), {\"messages\": [{\"role\": \"user\", \"content\": \"...\"}]} or {\"tokens\": [1, 2, 3]}.
 A run that was interrupted goes on where it ended.")]
     Compress(Compress),
+    /// Write a model as a GGUF file of a smaller format
+    #[command(after_help = "Examples:
+  graftwork quantize base-directory base.gguf --to Q4_K_M
+  graftwork quantize base-f16.gguf base.gguf --to Q3_K_M --calib texts.jsonl
+  graftwork quantize smollm2 small.gguf --to Q2_K --json
+
+Formats: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q2_K_S, Q3_K_S, Q3_K_M, Q3_K_L, Q4_K_S, Q4_K_M, Q5_K_S,
+Q5_K_M and Q6_K, mixed as llama.cpp does. TEXTS is as in `graftwork compress --help`.")]
+    Quantize(Quantize),
     /// Show what is in a model or adapter file
     #[command(after_help = "Examples:
   graftwork inspect smollm2
@@ -254,6 +264,28 @@ pub struct Compress {
     #[arg(long, default_value_t = 0, value_parser = threads)]
     pub threads: usize,
     /// One JSON object, with every matrix
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `quantize`.
+#[derive(Args)]
+pub struct Quantize {
+    /// GGUF file, Hugging Face directory, or a known model's name
+    #[arg(value_name = "IN")]
+    pub model: String,
+    /// The GGUF file to write
+    pub out: PathBuf,
+    /// The formats of the matrices
+    #[arg(long, value_name = "FORMAT")]
+    pub to: FileType,
+    /// Make the error small where these texts, which the model reads, have large inputs
+    #[arg(long, value_name = "TEXTS")]
+    pub calib: Option<PathBuf>,
+    /// Threads; 0 for one per core
+    #[arg(long, default_value_t = 0, value_parser = threads)]
+    pub threads: usize,
+    /// One JSON object, with every tensor
     #[arg(long)]
     pub json: bool,
 }

@@ -1,21 +1,17 @@
 //! `compress`: a full fine-tune becomes a delta, with a report of what that lost.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
-use std::time::SystemTime;
 
-use graftwork::chat::{ChatInput, Message};
 use graftwork::compress::{
     Calibration, Divergence, Matrix, Options, Report, Stage, compress as run, divergence,
 };
-use graftwork::{Engine, EngineOptions, Prompt, Source};
+use graftwork::{EngineOptions, Source};
 use graftwork_adapters::delta::Fingerprint;
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::arguments::Compress;
-use crate::{Failure, chart, open, output};
+use crate::{Failure, chart, open, output, texts};
 
 /// Runs the command.
 pub fn compress(arguments: &Compress) -> Result<(), Failure> {
@@ -27,7 +23,7 @@ pub fn compress(arguments: &Compress) -> Result<(), Failure> {
         _ => Some(open::engine(&arguments.base, engine_options.clone())?),
     };
     let read = |path: Option<&Path>| match (path, &base) {
-        (Some(path), Some(engine)) => read_texts(path, engine).map(Some),
+        (Some(path), Some(engine)) => texts::read(path, engine).map(Some),
         _ => Ok(None),
     };
     let [calibration, held_out] = texts.map(read);
@@ -79,55 +75,6 @@ fn fingerprint(model: &str) -> Result<Fingerprint, Failure> {
     let container = graftwork::model::container::Container::open(&open::model_path(model)?.as_path().into())?;
     let (config, _) = container.config()?;
     Ok(Fingerprint::of(config.architecture, container.weights()))
-}
-
-/// A line of texts.jsonl.
-#[derive(Deserialize)]
-#[serde(
-    untagged,
-    deny_unknown_fields,
-    expecting = "expected an object with `text`, `messages` (and perhaps `tools`) or `tokens`"
-)]
-enum Line {
-    Text { text: String },
-    Messages { messages: Vec<Message>, tools: Option<Vec<Value>> },
-    Tokens { tokens: Vec<u32> },
-}
-
-/// The texts in a file, in tokens of the model.
-fn read_texts(path: &Path, engine: &Engine) -> Result<Vec<Vec<u32>>, Failure> {
-    let name = path.display();
-    let content = fs::read_to_string(path).map_err(Failure::io(name.to_string()))?;
-    let encoded = |prompt, place: &dyn Fn(String) -> String| {
-        engine.prompt_tokens(prompt).map_err(|error| Failure::Other(place(error.to_string())))
-    };
-    let mut texts = Vec::new();
-    if path.extension().is_some_and(|extension| extension == "jsonl") {
-        for (number, line) in content.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let place = |why: String| format!("{name}: line {}: {why}", number + 1);
-            let line =
-                serde_json::from_str(line).map_err(|error| Failure::Other(place(error.to_string())))?;
-            let prompt = match line {
-                Line::Text { text } => Prompt::Text(text),
-                Line::Tokens { tokens } => Prompt::Tokens(tokens),
-                // The same tokens on every day: what is half done goes on with the same texts only.
-                Line::Messages { messages, tools } => Prompt::Chat(Box::new(ChatInput {
-                    tools,
-                    add_generation_prompt: false,
-                    now: SystemTime::UNIX_EPOCH,
-                    ..ChatInput::new(messages)
-                })),
-            };
-            texts.push(encoded(prompt, &place)?);
-        }
-    } else {
-        texts.push(encoded(Prompt::Text(content), &|why| format!("{name}: {why}"))?);
-    }
-    texts.retain(|text| !text.is_empty());
-    match texts.is_empty() {
-        true => Err(Failure::Other(format!("{name}: expected a text, found none"))),
-        false => Ok(texts),
-    }
 }
 
 /// The errors of all matrices, a row for each layer; below them what those of a kind come to in all layers.

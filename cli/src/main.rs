@@ -12,10 +12,12 @@ mod inspect;
 mod logits;
 mod open;
 mod output;
+mod quantize;
 mod random_adapter;
 mod random_model;
 mod requests;
 mod run;
+mod texts;
 
 use std::process::ExitCode;
 
@@ -34,6 +36,8 @@ enum Failure {
     File(#[from] graftwork_adapters::file::Error),
     #[error(transparent)]
     Compress(#[from] graftwork::compress::Error),
+    #[error(transparent)]
+    Quantize(#[from] graftwork::quantize::Error),
     #[error(transparent)]
     Pull(#[from] graftwork_cli::pull::Error),
     #[error("{what}: {source}")]
@@ -62,6 +66,7 @@ fn main() -> ExitCode {
         Command::Logits(arguments) => logits::logits(&arguments),
         Command::Bench(arguments) => bench::bench(&arguments),
         Command::Compress(arguments) => compress::compress(&arguments),
+        Command::Quantize(arguments) => quantize::quantize(&arguments),
         Command::Inspect(arguments) => inspect::inspect(&arguments),
         Command::RandomModel(arguments) => random_model::random_model(&arguments),
     };

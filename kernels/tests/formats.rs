@@ -318,3 +318,65 @@ fn the_table_of_formats_is_one_to_one() {
     assert_eq!(Format::from_ggml_id(4), None, "ggml removed Q4_2");
     assert_eq!(Format::from_name("Q4_2"), None);
 }
+
+/// How much each value matters: mostly little, some a hundred times as much.
+fn importance(random: &mut Random, len: usize) -> Vec<f32> {
+    (0..len)
+        .map(|_| random.normal().powi(2) * if random.bits().is_multiple_of(16) { 100.0 } else { 1.0 } + 0.01)
+        .collect()
+}
+
+#[test]
+fn importance_makes_the_weighted_error_smaller() {
+    let mut random = Random(8);
+    let (blocks, len) = (40, 256);
+    for &format in Format::ALL {
+        let (mut plain, mut weighted, mut equal) = (0.0, 0.0, 0.0);
+        for _ in 0..blocks {
+            let size = 10f32.powi((random.bits() % 5) as i32 - 2);
+            let shift = if random.bits().is_multiple_of(4) { size } else { 0.0 };
+            let x: Vec<f32> = (0..len).map(|_| random.normal() * size + shift).collect();
+            let w = importance(&mut random, len);
+            let error = |weights: Option<&[f32]>| {
+                let mut bytes = vec![0; len / format.block_len() * format.block_bytes()];
+                match weights {
+                    Some(weights) => format.encode_weighted(&x, weights, &mut bytes),
+                    None => format.encode(&x, &mut bytes),
+                }
+                let mut y = vec![0.0; len];
+                format.decode(&bytes, &mut y);
+                let term =
+                    |((x, y), w): ((&f32, &f32), &f32)| f64::from(*w) * f64::from((y - x) / size).powi(2);
+                x.iter().zip(&y).zip(&w).map(term).sum::<f64>()
+            };
+            let (before, after) = (error(None), error(Some(&w)));
+            assert!(after <= before * 1.000_001, "{format}: {after} after {before}");
+            (plain, weighted) = (plain + before, weighted + after);
+            equal += error(Some(&vec![1.0; len]));
+        }
+        let searches = matches!(
+            format.name(),
+            "Q4_0" | "Q4_1" | "Q5_0" | "Q5_1" | "Q2_K" | "Q3_K" | "Q4_K" | "Q5_K" | "Q6_K"
+        );
+        let most = if searches { 0.6 } else { 1.0 };
+        assert!(weighted <= most * plain, "{format}: {weighted:.4} with weights, {plain:.4} without");
+        // Weights that say nothing help less than those that the error counts by.
+        assert!(weighted <= equal * 1.000_001, "{format}: {weighted:.4}, {equal:.4} with equal weights");
+    }
+}
+
+#[test]
+fn values_that_are_all_equal_are_encoded_with_weights_too() {
+    let mut random = Random(9);
+    for &format in Format::ALL {
+        for value in [0.0, 1.0, -3.0, 1e-20] {
+            let x = vec![value; 256];
+            let w = importance(&mut random, 256);
+            let mut bytes = vec![0; 256 / format.block_len() * format.block_bytes()];
+            format.encode_weighted(&x, &w, &mut bytes);
+            let mut y = vec![0.0; 256];
+            format.decode(&bytes, &mut y);
+            assert!(y.iter().all(|y| y.is_finite()), "{format}: {value} became {y:?}");
+        }
+    }
+}

@@ -69,6 +69,7 @@ pub mod model;
 mod options;
 mod parallel;
 mod prefix;
+pub mod quantize;
 mod registry;
 mod request;
 pub mod sample;

@@ -20,6 +20,9 @@ pub struct Text {
     template: Option<Result<ChatTemplate, chat::Error>>,
 }
 
+/// The `tokenizer.ggml.model` of a file without a tokenizer.
+pub(crate) const NO_TOKENIZER: &str = "none";
+
 /// A prompt in tokens.
 pub(crate) struct Tokens {
     /// The tokens, without virtual ones.
@@ -34,10 +37,13 @@ impl Text {
     /// What the model's files hold; `None` if they have no tokenizer.
     pub(crate) fn of(container: &Container) -> Result<Option<Self>, Error> {
         let (tokenizer, template) = match container {
-            Container::Gguf(file) if file.metadata().value("tokenizer.ggml.model").is_none() => {
-                return Ok(None);
+            Container::Gguf(file) => {
+                let none = [None, Some(NO_TOKENIZER)];
+                if none.contains(&file.metadata().get("tokenizer.ggml.model")?) {
+                    return Ok(None);
+                }
+                (Tokenizer::from_gguf(file.metadata())?, None)
             }
-            Container::Gguf(file) => (Tokenizer::from_gguf(file.metadata())?, None),
             Container::HuggingFace(model) => {
                 let Some(json) = &model.tokenizer else { return Ok(None) };
                 let config = model.tokenizer_config.as_ref().map(|config| config.to_string());

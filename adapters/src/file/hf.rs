@@ -25,6 +25,8 @@ pub struct HfModel {
     pub generation_config: Option<Value>,
     /// `tokenizer.json`, if there is one, as it is in the file.
     pub tokenizer: Option<Bytes>,
+    /// `tokenizer.model`, the vocabulary of SentencePiece, if there is one.
+    pub sentence_piece: Option<Bytes>,
     /// `tokenizer_config.json`, if there is one.
     pub tokenizer_config: Option<Value>,
     /// `chat_template.jinja`, if there is one. Older directories keep the template in `tokenizer_config.json`.
@@ -53,6 +55,7 @@ impl HfModel {
             config,
             generation_config: source.json("generation_config.json", MAX_CONFIG)?,
             tokenizer: source.small_file("tokenizer.json")?,
+            sentence_piece: source.small_file("tokenizer.model")?,
             tokenizer_config: source.json("tokenizer_config.json", MAX_TOKENIZER_CONFIG)?,
             chat_template: chat_template(source)?,
             weights: Shards::load(source)?,

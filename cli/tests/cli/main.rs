@@ -4,6 +4,7 @@ mod chats;
 mod compress;
 mod figures;
 mod logits;
+mod quantize;
 mod requests;
 mod usage;
 

@@ -46,6 +46,7 @@ pub mod sign;
 pub mod tq1_0;
 pub mod tq2_0;
 pub mod w;
+mod weighted;
 
 /// One block of a format: plain bytes without alignment, little-endian.
 pub trait Block: Pod + Send + Sync {
@@ -60,6 +61,12 @@ pub trait Block: Pod + Send + Sync {
     /// The block nearest to the `LEN` values of `x`, of ggml's formats chosen exactly as ggml's reference quantizer does, but for those
     /// whose codes are points of a grid: of these none is further off.
     fn encode(x: &[f32]) -> Self;
+
+    /// The block for which `sum_i w[i] (y[i] - x[i])^2` is small, `y` its values: never larger than that of [`Self::encode`]. `w` are
+    /// `LEN` finite numbers above 0, how much each value matters. Formats without a search of their own leave it out of account.
+    fn encode_weighted(x: &[f32], _w: &[f32]) -> Self {
+        Self::encode(x)
+    }
 }
 
 /// Code that is generic over the block type of a [`Format`] known only at run time: see [`Format::visit`].
@@ -272,6 +279,24 @@ impl Format {
             }
         }
         self.visit(Encode(x, bytes))
+    }
+
+    /// The same, by how much each value matters: see [`Block::encode_weighted`].
+    pub fn encode_weighted(self, x: &[f32], weights: &[f32], bytes: &mut [u8]) {
+        struct Encode<'a>(&'a [f32], &'a [f32], &'a mut [u8]);
+        impl Visitor for Encode<'_> {
+            type Out = ();
+            fn visit<B: Block>(self) {
+                let blocks: &mut [B] = bytemuck::cast_slice_mut(self.2);
+                assert_eq!(blocks.len() * B::LEN, self.0.len(), "blocks and values differ in number");
+                assert_eq!(self.0.len(), self.1.len(), "values and weights differ in number");
+                let values = self.0.chunks_exact(B::LEN).zip(self.1.chunks_exact(B::LEN));
+                for (block, (x, weights)) in blocks.iter_mut().zip(values) {
+                    *block = B::encode_weighted(x, weights);
+                }
+            }
+        }
+        self.visit(Encode(x, weights, bytes))
     }
 }
 

@@ -11,6 +11,7 @@ use half::f16;
 use super::Block;
 use super::plane::{self, Plane, part};
 use super::search::{Tries, affine, nearest};
+use super::weighted::{best, tries, unsigned, with_size};
 use crate::cpu::isa::{LANES, Simd};
 use crate::cpu::strip::{CodeRange, Int, IntBlocks, IntPanel};
 
@@ -63,7 +64,32 @@ impl Block for BlockQ2K {
             let inverse = if max > 0.0 { 15.0 / max } else { 0.0 };
             (if max > 0.0 { max / 15.0 } else { 0.0 }, values.map(|value| nearest(inverse * value) as u8))
         };
-        let ((d, s), (dmin, m)) = (in_nibbles(&scales), in_nibbles(&mins));
+        Self::of_scales(x, codes, in_nibbles(&scales), in_nibbles(&mins))
+    }
+
+    fn encode_weighted(x: &[f32], w: &[f32]) -> Self {
+        let searched = with_size(x, w, 1.0).map(|weights| {
+            let mut codes = [0; 256];
+            let (mut scales, mut mins, mut sums) = ([0.0; 16], [0.0; 16], [0.0; 16]);
+            let groups = x.chunks(16).zip(weights.chunks(16)).zip(codes.chunks_mut(16));
+            for (g, ((x, weights), codes)) in groups.enumerate() {
+                (scales[g], mins[g]) = affine(x, weights, &tries(3), codes);
+                sums[g] = weights.iter().sum();
+            }
+            Self::of_scales(x, codes, unsigned(&scales, &sums, 15), unsigned(&mins, &sums, 15))
+        });
+        best(x, w, searched)
+    }
+}
+
+impl BlockQ2K {
+    /// The block with these scales and minima, codes rounded to them; those given stay where a scale is 0.
+    fn of_scales(
+        x: &[f32],
+        mut codes: [u8; 256],
+        (d, s): (f32, [u8; 16]),
+        (dmin, m): (f32, [u8; 16]),
+    ) -> Self {
         let mut block = Self {
             scales: from_fn(|g| s[g] | m[g] << 4),
             codes: [0; 64],

@@ -11,7 +11,8 @@ use half::f16;
 
 use super::Block;
 use super::plane::{self, Plane, part};
-use super::search::{by_turns, extreme, nearest};
+use super::search::{by_turns, extreme, nearest, signed};
+use super::weighted::{best, with_size};
 use crate::cpu::isa::{LANES, Simd};
 use crate::cpu::strip::{CodeRange, Int, IntBlocks, IntPanel};
 
@@ -58,17 +59,41 @@ impl Block for BlockQ3K {
         for (g, (x, codes)) in x.chunks(16).zip(codes.chunks_mut(16)).enumerate() {
             scales[g] = by_turns(x, 4, codes);
         }
-        let mut block = Self { third: [0; 32], low: [0; 64], scales: [0; 12], d: [0; 2] };
         let largest = extreme(&scales);
-        if largest != 0.0 {
-            let inverse = -32.0 / largest;
-            for (g, scale) in scales.into_iter().enumerate() {
-                let scale = (nearest(inverse * scale).clamp(-32, 31) + 32) as u8;
-                block.scales[g % 8] |= (scale & 15) << (4 * (g / 8));
-                block.scales[8 + g % 4] |= scale >> 4 << (2 * (g / 4));
-            }
-            block.d = f16::from_f32(1.0 / inverse).to_le_bytes();
+        if largest == 0.0 {
+            return Self::of_scales(x, codes, [0; 16], 0.0);
         }
+        let inverse = -32.0 / largest;
+        let scales = scales.map(|scale| (nearest(inverse * scale).clamp(-32, 31) + 32) as u8);
+        Self::of_scales(x, codes, scales, 1.0 / inverse)
+    }
+
+    fn encode_weighted(x: &[f32], w: &[f32]) -> Self {
+        let searched = with_size(x, w, 2.0).map(|weights| {
+            let mut codes = [0; 256];
+            let (mut scales, mut sums) = ([0.0; 16], [0.0; 16]);
+            let groups = x.chunks(16).zip(weights.chunks(16)).zip(codes.chunks_mut(16));
+            for (g, ((x, weights), codes)) in groups.enumerate() {
+                scales[g] = signed(x, weights, 4, codes);
+                sums[g] = weights.iter().sum();
+            }
+            let mut rounded = [0; 16];
+            let d = signed(&scales, &sums, 32, &mut rounded);
+            Self::of_scales(x, codes, if d == 0.0 { [0; 16] } else { rounded }, d)
+        });
+        best(x, w, searched)
+    }
+}
+
+impl BlockQ3K {
+    /// The block with these scales, codes rounded to them; those given stay where a scale is 0.
+    fn of_scales(x: &[f32], mut codes: [u8; 256], scales: [u8; 16], d: f32) -> Self {
+        let mut block = Self { third: [0; 32], low: [0; 64], scales: [0; 12], d: [0; 2] };
+        for (g, scale) in scales.into_iter().enumerate() {
+            block.scales[g % 8] |= (scale & 15) << (4 * (g / 8));
+            block.scales[8 + g % 4] |= scale >> 4 << (2 * (g / 4));
+        }
+        block.d = f16::from_f32(d).to_le_bytes();
         let d = f16::from_le_bytes(block.d).to_f32();
         for ((x, codes), scale) in x.chunks(16).zip(codes.chunks_mut(16)).zip(block.scales()) {
             let d = d * f32::from(scale);

@@ -7,7 +7,8 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 
 use super::Block;
-use super::search::extreme;
+use super::search::{extreme, signed};
+use super::weighted::{best, with_size};
 use crate::cpu::isa::{LANES, Simd};
 use crate::cpu::strip::{CodeRange, Int, IntBlocks, IntPanel};
 
@@ -42,6 +43,16 @@ impl Block for BlockQ4_0 {
             d: f16::from_f32(d).to_le_bytes(),
             codes: std::array::from_fn(|i| code(x[i]) | code(x[i + 16]) << 4),
         }
+    }
+
+    fn encode_weighted(x: &[f32], w: &[f32]) -> Self {
+        let searched = with_size(x, w, 1.0).map(|weights| {
+            let mut codes = [0; 32];
+            let d = signed(x, &weights, 8, &mut codes);
+            let codes = std::array::from_fn(|i| codes[i] | codes[i + 16] << 4);
+            Self { d: f16::from_f32(d).to_le_bytes(), codes }
+        });
+        best(x, w, searched)
     }
 }
 

@@ -11,6 +11,7 @@ use half::f16;
 use super::Block;
 use super::plane::{self, Plane, part};
 use super::search::{Tries, affine, nearest};
+use super::weighted::{best, tries, unsigned, with_size};
 use crate::cpu::isa::{LANES, Simd};
 use crate::cpu::strip::{CodeRange, Int, IntBlocks, IntPanel};
 
@@ -47,7 +48,16 @@ impl Block for BlockQ4K {
     }
 
     fn encode(x: &[f32]) -> Self {
-        let (d, dmin, scales, codes) = encode(x, &TRIES);
+        Self::of_parts(encode(x, &TRIES))
+    }
+
+    fn encode_weighted(x: &[f32], w: &[f32]) -> Self {
+        best(x, w, with_size(x, w, 2.0).map(|weights| Self::of_parts(encode_weighted(x, &weights, 15))))
+    }
+}
+
+impl BlockQ4K {
+    fn of_parts((d, dmin, scales, codes): Parts) -> Self {
         let mut block = Self { d, dmin, scales, low: [0; 128] };
         for (i, code) in codes.into_iter().enumerate() {
             block.low[i / 64 * 32 + i % 32] |= code << (4 * (i / 32 % 2));
@@ -88,7 +98,9 @@ pub(super) fn steps(d: [u8; 2], dmin: [u8; 2], scales: &[u8; 12]) -> [(f32, f32)
 }
 
 /// What `Q4_K` and `Q5_K` have in common: `d`, `dmin`, the scales and minima, the codes.
-pub(super) fn encode(x: &[f32], tries: &Tries) -> ([u8; 2], [u8; 2], [u8; 12], [u8; 256]) {
+pub(super) type Parts = ([u8; 2], [u8; 2], [u8; 12], [u8; 256]);
+
+pub(super) fn encode(x: &[f32], tries: &Tries) -> Parts {
     let mut codes = [0; 256];
     let (mut scales, mut mins) = ([0.0; 8], [0.0; 8]);
     for (b, (x, codes)) in x.chunks(32).zip(codes.chunks_mut(32)).enumerate() {
@@ -104,11 +116,29 @@ pub(super) fn encode(x: &[f32], tries: &Tries) -> ([u8; 2], [u8; 2], [u8; 12], [
     let inverse = |max: f32| if max > 0.0 { 63.0 / max } else { 0.0 };
     let six = |max: f32, value: f32| nearest(inverse(max) * value).min(63) as u8;
     let packed = pack_six_bits(from_fn(|b| (six(max_scale, scales[b]), six(max_min, mins[b]))));
-    let [d, dmin] = [max_scale, max_min].map(|max| f16::from_f32(max / 63.0).to_le_bytes());
+    of_scales(x, codes, tries.most, (max_scale / 63.0, max_min / 63.0), packed)
+}
+
+/// The same for codes of `0..=most`, by how much each value matters.
+pub(super) fn encode_weighted(x: &[f32], weights: &[f32], most: i32) -> Parts {
+    let mut codes = [0; 256];
+    let (mut scales, mut mins, mut sums) = ([0.0; 8], [0.0; 8], [0.0; 8]);
+    let blocks = x.chunks(32).zip(weights.chunks(32)).zip(codes.chunks_mut(32));
+    for (b, ((x, weights), codes)) in blocks.enumerate() {
+        (scales[b], mins[b]) = affine(x, weights, &tries(most), codes);
+        sums[b] = weights.iter().sum();
+    }
+    let ((d, s), (dmin, m)) = (unsigned(&scales, &sums, 63), unsigned(&mins, &sums, 63));
+    of_scales(x, codes, most, (d, dmin), pack_six_bits(from_fn(|b| (s[b], m[b]))))
+}
+
+/// The parts with these scales and minima, codes rounded to them; those given stay where a scale is 0.
+fn of_scales(x: &[f32], mut codes: [u8; 256], most: i32, (d, dmin): (f32, f32), packed: [u8; 12]) -> Parts {
+    let [d, dmin] = [d, dmin].map(|d| f16::from_f32(d).to_le_bytes());
     let steps = steps(d, dmin, &packed);
     for ((x, codes), (d, m)) in x.chunks(32).zip(codes.chunks_mut(32)).zip(steps) {
         if d != 0.0 {
-            let code = |x: f32| nearest((x + m) / d).clamp(0, tries.most) as u8;
+            let code = |x: f32| nearest((x + m) / d).clamp(0, most) as u8;
             codes.iter_mut().zip(x).for_each(|(to, &x)| *to = code(x));
         }
     }

@@ -8,7 +8,8 @@ use half::f16;
 
 use super::Block;
 use super::plane::Plane;
-use super::search::extreme;
+use super::search::{extreme, signed};
+use super::weighted::{best, with_size};
 use crate::cpu::isa::{BLOCK, LANES, Simd};
 use crate::cpu::strip::{CodeRange, Int, IntBlocks, IntPanel};
 
@@ -57,6 +58,15 @@ impl Block for BlockQ5_0 {
         let d = extreme(x) / -16.0;
         let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
         Self::of_codes(d, |i| ((x[i] * inverse + 16.5) as u8).min(31))
+    }
+
+    fn encode_weighted(x: &[f32], w: &[f32]) -> Self {
+        let searched = with_size(x, w, 1.0).map(|weights| {
+            let mut codes = [0; BLOCK];
+            let d = signed(x, &weights, 16, &mut codes);
+            Self::of_codes(d, |i| codes[i])
+        });
+        best(x, w, searched)
     }
 }
 

@@ -8,7 +8,8 @@ use half::f16;
 
 use super::Block;
 use super::plane::Plane;
-use super::search::range;
+use super::search::{affine, range};
+use super::weighted::{best, tries, with_size};
 use crate::cpu::isa::{BLOCK, LANES, Simd};
 use crate::cpu::strip::{CodeRange, Int, IntBlocks, IntPanel};
 
@@ -60,6 +61,15 @@ impl Block for BlockQ5_1 {
         let d = (max - min) / 31.0;
         let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
         Self::of_codes(d, min, |i| ((x[i] - min) * inverse + 0.5).clamp(0.0, 31.0) as u8)
+    }
+
+    fn encode_weighted(x: &[f32], w: &[f32]) -> Self {
+        let searched = with_size(x, w, 1.0).map(|weights| {
+            let mut codes = [0; BLOCK];
+            let (d, m) = affine(x, &weights, &tries(31), &mut codes);
+            Self::of_codes(d, -m, |i| codes[i])
+        });
+        best(x, w, searched)
     }
 }
 

@@ -10,8 +10,9 @@ use bytemuck::{Pod, Zeroable};
 
 use super::Block;
 use super::plane::{self, Plane, part};
-use super::q4_k::{encode, six_bits, steps};
+use super::q4_k::{Parts, encode, encode_weighted, six_bits, steps};
 use super::search::Tries;
+use super::weighted::{best, with_size};
 use crate::cpu::isa::{LANES, Simd};
 use crate::cpu::strip::{CodeRange, Int, IntBlocks, IntPanel};
 
@@ -49,7 +50,16 @@ impl Block for BlockQ5K {
     }
 
     fn encode(x: &[f32]) -> Self {
-        let (d, dmin, scales, codes) = encode(x, &TRIES);
+        Self::of_parts(encode(x, &TRIES))
+    }
+
+    fn encode_weighted(x: &[f32], w: &[f32]) -> Self {
+        best(x, w, with_size(x, w, 2.0).map(|weights| Self::of_parts(encode_weighted(x, &weights, 31))))
+    }
+}
+
+impl BlockQ5K {
+    fn of_parts((d, dmin, scales, codes): Parts) -> Self {
         let mut block = Self { d, dmin, scales, fifth: [0; 32], low: [0; 128] };
         for (i, code) in codes.into_iter().enumerate() {
             block.fifth[i % 32] |= code >> 4 << (i / 32);

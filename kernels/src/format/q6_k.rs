@@ -11,6 +11,7 @@ use half::f16;
 use super::Block;
 use super::plane::{self, Plane, part};
 use super::search::{TINY, extreme, nearest, signed};
+use super::weighted::best;
 use crate::cpu::isa::{LANES, Simd};
 use crate::cpu::strip::{CodeRange, Int, IntBlocks, IntPanel};
 
@@ -47,11 +48,24 @@ impl Block for BlockQ6K {
     }
 
     fn encode(x: &[f32]) -> Self {
+        let squares: [f32; 256] = from_fn(|i| x[i] * x[i]);
+        Self::search(x, &squares)
+    }
+
+    fn encode_weighted(x: &[f32], w: &[f32]) -> Self {
+        best(x, w, [Self::search(x, w)])
+    }
+}
+
+impl BlockQ6K {
+    /// The scales of groups by [`signed`].
+    fn search(x: &[f32], weights: &[f32]) -> Self {
         let mut block = Self { low: [0; 128], high: [0; 64], scales: [0; 16], d: [0; 2] };
         let mut codes = [0; 256];
         let mut scales = [0.0; 16];
-        for (g, (x, codes)) in x.chunks(16).zip(codes.chunks_mut(16)).enumerate() {
-            scales[g] = signed(x, 32, codes);
+        let groups = x.chunks(16).zip(weights.chunks(16)).zip(codes.chunks_mut(16));
+        for (g, ((x, weights), codes)) in groups.enumerate() {
+            scales[g] = signed(x, weights, 32, codes);
         }
         let largest = extreme(&scales);
         if largest.abs() < TINY {

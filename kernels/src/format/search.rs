@@ -101,9 +101,9 @@ pub(super) fn extreme(x: &[f32]) -> f32 {
     x.iter().fold(0.0f32, |most, &x| if x.abs() > most.abs() { x } else { most })
 }
 
-/// The scale `s` for codes of `-most..most` that makes `sum_i x[i]^2 (s q[i] - x[i])^2` small: nineteen ways to round, each with
+/// The scale `s` for codes of `-most..most` that makes `sum_i w[i] (s q[i] - x[i])^2` small: nineteen ways to round, each with
 /// its least-squares scale. Also the codes, from 0.
-pub(super) fn signed(x: &[f32], most: i32, codes: &mut [u8]) -> f32 {
+pub(super) fn signed(x: &[f32], weights: &[f32], most: i32, codes: &mut [u8]) -> f32 {
     let extreme = extreme(x);
     if extreme.abs() < TINY {
         codes.fill(0);
@@ -111,9 +111,8 @@ pub(super) fn signed(x: &[f32], most: i32, codes: &mut [u8]) -> f32 {
     }
     let fit = |inverse: f32| {
         let (mut sum_lx, mut sum_l2) = (0.0f32, 0.0f32);
-        for &x in x {
+        for (&x, &w) in x.iter().zip(weights) {
             let l = nearest(inverse * x).clamp(-most, most - 1) as f32;
-            let w = x * x;
             sum_lx += w * x * l;
             sum_l2 += w * l * l;
         }

@@ -52,6 +52,26 @@ impl Calibration<'_> {
         self.texts.iter().map(Vec::len).sum()
     }
 
+    /// Shows `seen` the inputs `[rows, width]` of every group of linear layers over all texts, some rows at a time, and says after each
+    /// piece of text how many tokens are read.
+    pub(crate) fn inputs(
+        &self,
+        seen: &mut dyn FnMut(usize, usize, &[f32]),
+        read: &mut dyn FnMut(usize) -> Result<(), crate::Error>,
+    ) -> Result<(), crate::Error> {
+        let config = self.engine.config();
+        let mut done = 0;
+        for text in self.texts.iter().flat_map(|text| text.chunks(WINDOW.min(config.context))) {
+            self.engine.linear_inputs(text, config.layers - 1, &mut |layer, module, x| {
+                let group = GROUPS.iter().position(|group| group[0] == module).unwrap_or_default();
+                seen(layer, group, x);
+            })?;
+            done += text.len();
+            read(done)?;
+        }
+        Ok(())
+    }
+
     /// The sums of these layers, ascending, over all texts: four of each layer, in the order of `GROUPS`. Their bits depend on
     /// neither `threads` nor which layers are asked for together.
     pub(super) fn hessians(

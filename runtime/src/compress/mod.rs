@@ -30,7 +30,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::parallel::in_parallel;
-use calibrate::{GROUPS, bytes_of};
+use calibrate::bytes_of;
+pub(crate) use calibrate::{GROUPS, width_of};
 use pair::{Pair, name_of};
 use work::{Plan, Work};
 

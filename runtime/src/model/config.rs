@@ -81,6 +81,15 @@ impl Config {
         }
     }
 
+    /// Whether a linear layer has a bias.
+    pub fn has_bias(&self, module: Module) -> bool {
+        match module {
+            Module::Q | Module::K | Module::V => self.attention_bias,
+            Module::O => self.output_bias,
+            Module::Gate | Module::Up | Module::Down => self.mlp_bias,
+        }
+    }
+
     /// Checks that the numbers fit together, so that nothing after this divides by zero, overflows or
     /// meets a head that is not whole. `origin` names the file in the errors.
     pub fn check(self) -> Result<Self, Error> {

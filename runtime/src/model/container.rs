@@ -113,7 +113,7 @@ impl Container {
     }
 }
 
-fn from_gguf(value: &gguf::Value) -> Value {
+pub(crate) fn from_gguf(value: &gguf::Value) -> Value {
     match value {
         gguf::Value::U8(x) => Value::Int((*x).into()),
         gguf::Value::I8(x) => Value::Int((*x).into()),

@@ -74,6 +74,20 @@ impl Scaling {
         let m = |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 };
         mscales.map_or(m(1.0), |(mscale, all)| m(mscale) / m(all))
     }
+
+    /// A frequency as Llama 3.1 scales it; as it is under any other scaling.
+    fn as_llama3(&self, f: f64) -> f64 {
+        let &Self::Llama3 { factor, low_freq, high_freq, original_context } = self else { return f };
+        let (context, wavelength) = (original_context as f64, TAU / f);
+        if wavelength < context / high_freq {
+            f
+        } else if wavelength > context / low_freq {
+            f / factor
+        } else {
+            let kept = (context / wavelength - low_freq) / (high_freq - low_freq);
+            (1.0 - kept) * f / factor + kept * f
+        }
+    }
 }
 
 impl Rope {
@@ -112,10 +126,25 @@ impl Rope {
         }
     }
 
+    /// The frequency of a pair before scaling.
+    fn plain(&self, pair: usize) -> f64 {
+        self.theta.powf(-2.0 * pair as f64 / self.rotary as f64)
+    }
+
+    /// What `rope_freqs.weight` of a GGUF file holds: one divisor per pair, if the scaling is of the kind that it is for.
+    pub fn factors(&self) -> Option<Vec<f32>> {
+        let divisor = |pair| (self.plain(pair) / self.scaling.as_llama3(self.plain(pair))) as f32;
+        match &self.scaling {
+            Scaling::Llama3 { .. } => Some((0..self.rotary / 2).map(divisor).collect()),
+            Scaling::Factors(factors) => Some(factors.clone()),
+            Scaling::None | Scaling::Linear { .. } | Scaling::Yarn { .. } => None,
+        }
+    }
+
     /// The frequency of every pair, radians per position, and the factor of cosines and sines.
     pub fn frequencies(&self) -> Frequencies {
         let pairs = self.rotary / 2;
-        let plain = |pair: usize| self.theta.powf(-2.0 * pair as f64 / self.rotary as f64);
+        let plain = |pair: usize| self.plain(pair);
         let mut attention = 1.0;
         let of_pair: Vec<f64> = match &self.scaling {
             Scaling::None => (0..pairs).map(plain).collect(),
@@ -143,20 +172,8 @@ impl Rope {
                     .map(|pair| plain(pair) / factor * divided(pair) + plain(pair) * (1.0 - divided(pair)))
                     .collect()
             }
-            &Scaling::Llama3 { factor, low_freq, high_freq, original_context } => {
-                let context = original_context as f64;
-                let scaled = |f: f64| {
-                    let wavelength = TAU / f;
-                    if wavelength < context / high_freq {
-                        f
-                    } else if wavelength > context / low_freq {
-                        f / factor
-                    } else {
-                        let kept = (context / wavelength - low_freq) / (high_freq - low_freq);
-                        (1.0 - kept) * f / factor + kept * f
-                    }
-                };
-                (0..pairs).map(|pair| scaled(plain(pair))).collect()
+            scaling @ Scaling::Llama3 { .. } => {
+                (0..pairs).map(|pair| scaling.as_llama3(plain(pair))).collect()
             }
         };
         Frequencies { of_pair: of_pair.into_iter().map(|f| f as f32).collect(), attention: attention as f32 }

@@ -169,12 +169,7 @@ impl<D: Device> Loader<'_, D> {
     fn layer(&self, layer: usize) -> Result<Layer<D>, Error> {
         let (names, config) = (self.names, self.config);
         let linear = |&module: &Module| {
-            let bias = match module {
-                Module::Q | Module::K | Module::V => config.attention_bias,
-                Module::O => config.output_bias,
-                Module::Gate | Module::Up | Module::Down => config.mlp_bias,
-            };
-            self.linear(&names.linear(layer, module), config.shape_of(module), bias)
+            self.linear(&names.linear(layer, module), config.shape_of(module), config.has_bias(module))
         };
         Ok(Layer {
             attention_norm: self.vector(&names.in_layer(layer, names.attention_norm), config.hidden)?,

@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::collections::HashMap;
 use tokenizers::{Model as _, NormalizedString, Normalizer as _, NormalizerWrapper};
 
-const TOKENIZER: &str = "tokenizer.json";
+pub(super) const TOKENIZER: &str = "tokenizer.json";
 const CONFIG: &str = "tokenizer_config.json";
 
 impl Tokenizer {
@@ -91,14 +91,14 @@ impl Frame {
     }
 }
 
-fn parse(file: &'static str, bytes: &[u8]) -> Result<Value, Error> {
+pub(super) fn parse(file: &'static str, bytes: &[u8]) -> Result<Value, Error> {
     let error = |found| Error::Json { file, expected: "JSON object", found };
     let value: Value = serde_json::from_slice(bytes).map_err(|e| error(e.to_string()))?;
     if value.is_object() { Ok(value) } else { Err(error("another JSON value".into())) }
 }
 
 /// The added tokens, taken out of the file: they are looked for by this crate.
-fn take_added_tokens(json: &mut Value) -> Result<Vec<AddedToken>, Error> {
+pub(super) fn take_added_tokens(json: &mut Value) -> Result<Vec<AddedToken>, Error> {
     let list = match json["added_tokens"].take() {
         Value::Null => return Ok(Vec::new()),
         list => list,
@@ -250,7 +250,7 @@ fn searches(
 }
 
 /// A special token of a configuration: its text, or an object with it.
-fn token_text(token: &Value) -> Option<&str> {
+pub(super) fn token_text(token: &Value) -> Option<&str> {
     token.as_str().or_else(|| token["content"].as_str())
 }
 

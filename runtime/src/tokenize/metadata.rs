@@ -1,7 +1,8 @@
 //! The tokenizer section of GGUF metadata.
 
 use super::{Error, Tokenizer, Vocabulary};
-use graftwork_adapters::file::{self, gguf::Metadata};
+use graftwork_adapters::file;
+use graftwork_adapters::file::gguf::{Array, Metadata, Value};
 
 impl Vocabulary {
     /// Reads the keys below `tokenizer.`.
@@ -26,11 +27,39 @@ impl Vocabulary {
             eot_token_id: id("eot")?,
             eom_token_id: id("eom")?,
             unknown_token_id: id("unknown")?,
+            padding_token_id: id("padding")?,
             add_bos_token: flag("add_bos_token")?,
             add_eos_token: flag("add_eos_token")?,
             add_space_prefix: flag("add_space_prefix")?,
             chat_template: text("tokenizer.chat_template")?,
         })
+    }
+
+    /// The keys that [`Self::from_metadata`] reads.
+    pub fn into_metadata(self) -> Vec<(String, Value)> {
+        let texts = |texts: Vec<String>| (!texts.is_empty()).then_some(Value::Array(Array::Str(texts)));
+        let types: Vec<i32> = self.token_type.iter().map(|&number| number as i32).collect();
+        let own = [
+            ("add_space_prefix", self.add_space_prefix.map(Value::Bool)),
+            ("model", Some(Value::Str(self.model))),
+            ("pre", self.pre.map(Value::Str)),
+            ("tokens", texts(self.tokens)),
+            ("scores", (!self.scores.is_empty()).then_some(Value::Array(Array::F32(self.scores)))),
+            ("token_type", (!types.is_empty()).then_some(Value::Array(Array::I32(types)))),
+            ("merges", texts(self.merges)),
+            ("bos_token_id", self.bos_token_id.map(Value::U32)),
+            ("eos_token_id", self.eos_token_id.map(Value::U32)),
+            ("eot_token_id", self.eot_token_id.map(Value::U32)),
+            ("eom_token_id", self.eom_token_id.map(Value::U32)),
+            ("unknown_token_id", self.unknown_token_id.map(Value::U32)),
+            ("padding_token_id", self.padding_token_id.map(Value::U32)),
+            ("add_bos_token", self.add_bos_token.map(Value::Bool)),
+            ("add_eos_token", self.add_eos_token.map(Value::Bool)),
+        ];
+        let named = |(name, value): (&str, Option<Value>)| Some((format!("tokenizer.ggml.{name}"), value?));
+        let template =
+            self.chat_template.map(|text| ("tokenizer.chat_template".to_owned(), Value::Str(text)));
+        own.into_iter().filter_map(named).chain(template).collect()
     }
 }
 

@@ -32,15 +32,18 @@
 
 mod added;
 mod bytes;
+mod convert;
 mod error;
 mod gguf;
 mod json;
 mod metadata;
 mod pieces;
 mod pre;
+mod sentence_piece;
 mod spm;
 mod vocabulary;
 
+pub(crate) use convert::Files;
 pub use error::Error;
 pub use vocabulary::{TokenType, Vocabulary};
 

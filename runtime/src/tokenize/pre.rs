@@ -5,9 +5,9 @@
 //! llama.cpp approximates for want of Unicode classes.
 
 /// GPT-2: contractions, words, numbers and other signs with the space before them, runs of white space.
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+pub(crate) const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 /// One numeral at a time.
-const DIGIT: &str = r"\p{N}";
+pub(crate) const DIGIT: &str = r"\p{N}";
 /// Llama 3: numbers of up to three digits, line feeds with the signs before them, contractions in any case.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Qwen 2: Llama 3 with one numeral at a time.
@@ -104,6 +104,12 @@ const TABLE: &[PreTokenizer] = &[
 /// The pre-tokenizer that a file names.
 pub(crate) fn find(name: &str) -> Option<&'static PreTokenizer> {
     TABLE.iter().find(|entry| entry.names.contains(&name))
+}
+
+/// The name of what cuts text by these expressions, and treats merges so.
+pub(crate) fn name_of(expressions: &[&str], ignore_merges: bool) -> Option<&'static str> {
+    let is = |entry: &&PreTokenizer| (entry.expressions, entry.ignore_merges) == (expressions, ignore_merges);
+    Some(TABLE.iter().find(is)?.names[0])
 }
 
 /// All names that are known, for error messages.

@@ -33,6 +33,18 @@ impl TokenType {
         }
     }
 
+    /// Its number in a file.
+    pub fn number(self) -> i32 {
+        match self {
+            Self::Normal => 1,
+            Self::Unknown => 2,
+            Self::Control => 3,
+            Self::UserDefined => 4,
+            Self::Unused => 5,
+            Self::Byte => 6,
+        }
+    }
+
     /// Whether text from users must never become this token.
     pub fn is_special(self) -> bool {
         matches!(self, Self::Control | Self::Unknown)
@@ -65,6 +77,8 @@ pub struct Vocabulary {
     pub eom_token_id: Option<u32>,
     /// What stands for text outside of the vocabulary.
     pub unknown_token_id: Option<u32>,
+    /// What fills rows of a batch.
+    pub padding_token_id: Option<u32>,
     /// Whether a prompt starts with BOS.
     pub add_bos_token: Option<bool>,
     /// Whether a prompt ends with EOS.

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read as _, Write};
 
-use graftwork_kernels::Tensor;
+use graftwork_kernels::{Format, Tensor};
 
 use super::value::write_str;
 use super::{ALIGNMENT, MAGIC, Metadata, Value};
@@ -31,7 +31,17 @@ const MAX_NAME: usize = 63;
 #[derive(Clone, Debug, Default)]
 pub struct GgufWriter {
     keys: Vec<(String, Value)>,
-    tensors: Vec<(String, Tensor)>,
+    tensors: Vec<(String, Entry)>,
+}
+
+/// A tensor of the file.
+#[derive(Clone, Debug)]
+struct Entry {
+    format: Format,
+    rows: usize,
+    cols: usize,
+    /// None of one whose bytes come when they are written.
+    tensor: Option<Tensor>,
 }
 
 impl GgufWriter {
@@ -48,7 +58,20 @@ impl GgufWriter {
 
     /// Appends a tensor: a single row is written as a vector, anything else as a matrix. No bytes are copied.
     pub fn tensor(&mut self, name: impl Into<String>, tensor: Tensor) -> &mut Self {
-        self.tensors.push((name.into(), tensor));
+        let (format, rows, cols) = (tensor.format(), tensor.rows(), tensor.cols());
+        self.tensors.push((name.into(), Entry { format, rows, cols, tensor: Some(tensor) }));
+        self
+    }
+
+    /// Appends a tensor of which [`Self::write_with`] asks for the bytes.
+    pub fn promise(
+        &mut self,
+        name: impl Into<String>,
+        format: Format,
+        rows: usize,
+        cols: usize,
+    ) -> &mut Self {
+        self.tensors.push((name.into(), Entry { format, rows, cols, tensor: None }));
         self
     }
 
@@ -56,10 +79,41 @@ impl GgufWriter {
     ///
     /// # Errors
     /// [`io::ErrorKind::InvalidInput`] with an [`Error`]: a name twice or too long, an alignment that is no power of
-    /// two, a format that GGUF does not have; anything else from `out`.
+    /// two, a format that GGUF does not have, a tensor whose bytes are only promised; anything else from `out`.
     pub fn write(&self, out: &mut impl Write) -> io::Result<()> {
-        let (alignment, ids) =
-            self.check().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        self.write_with(out, |_, _| Ok::<_, io::Error>(()))
+    }
+
+    /// The same, where `bytes` writes those of the promised tensors: called with the position of each, in order.
+    ///
+    /// # Errors
+    /// As [`Self::write`], and what `bytes` says; a tensor of other bytes than promised is [`io::ErrorKind::InvalidInput`].
+    pub fn write_with<W: Write, E: From<io::Error>>(
+        &self,
+        out: &mut W,
+        mut bytes: impl FnMut(usize, &mut dyn Write) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let (alignment, sizes) = self.check().map_err(invalid)?;
+        out.write_all(&self.header(alignment, &sizes))?;
+        for (i, ((name, entry), (_, size))) in self.tensors.iter().zip(sizes).enumerate() {
+            match &entry.tensor {
+                Some(tensor) => out.write_all(tensor.bytes())?,
+                None => {
+                    let mut counted = Counted { out: &mut *out, count: 0 };
+                    bytes(i, &mut counted)?;
+                    if counted.count != size {
+                        let reason = format!("it takes {size} bytes, found {}", counted.count);
+                        return Err(invalid(Error::Write { what: format!("tensor {name}"), reason }).into());
+                    }
+                }
+            }
+            io::copy(&mut io::repeat(0).take((size.next_multiple_of(alignment) - size) as u64), out)?;
+        }
+        Ok(())
+    }
+
+    /// All before the data, padded.
+    fn header(&self, alignment: usize, sizes: &[(u32, usize)]) -> Vec<u8> {
         let mut header = Vec::new();
         header.extend(MAGIC);
         header.extend(3u32.to_le_bytes());
@@ -71,28 +125,23 @@ impl GgufWriter {
             value.write(&mut header);
         }
         let mut offset = 0;
-        for ((name, tensor), id) in self.tensors.iter().zip(ids) {
+        for ((name, entry), (id, size)) in self.tensors.iter().zip(sizes) {
             write_str(name, &mut header);
-            let (rows, cols) = (tensor.rows() as u64, tensor.cols() as u64);
+            let (rows, cols) = (entry.rows as u64, entry.cols as u64);
             let dims: &[u64] = if rows == 1 { &[cols] } else { &[cols, rows] };
             header.extend((dims.len() as u32).to_le_bytes());
             header.extend(dims.iter().flat_map(|dim| dim.to_le_bytes()));
             header.extend(id.to_le_bytes());
             header.extend((offset as u64).to_le_bytes());
-            offset += tensor.bytes().len().next_multiple_of(alignment);
+            offset += size.next_multiple_of(alignment);
         }
         header.resize(header.len().next_multiple_of(alignment), 0);
-        out.write_all(&header)?;
-        for (_, tensor) in &self.tensors {
-            let len = tensor.bytes().len();
-            out.write_all(tensor.bytes())?;
-            io::copy(&mut io::repeat(0).take((len.next_multiple_of(alignment) - len) as u64), out)?;
-        }
-        Ok(())
+        header
     }
 
-    /// The alignment and the id of each tensor's format, if everything can be written so that we and others read it back.
-    fn check(&self) -> Result<(usize, Vec<u32>), Error> {
+    /// The alignment, and of each tensor the id of its format and the bytes, if everything can be written so that we and others
+    /// read it back.
+    fn check(&self) -> Result<(usize, Vec<(u32, usize)>), Error> {
         let metadata = Metadata::new(self.keys.clone())?;
         let alignment = metadata.get::<u32>("general.alignment")?.unwrap_or(ALIGNMENT as u32);
         if !alignment.is_power_of_two() {
@@ -101,20 +150,49 @@ impl GgufWriter {
         }
         let names = self.tensors.iter().map(|(name, _)| (name.clone(), ())).collect();
         Named::new(names).map_err(|name| Error::Duplicate { what: "tensor", name })?;
-        let mut ids = Vec::with_capacity(self.tensors.len());
-        for (name, tensor) in &self.tensors {
+        let mut sizes = Vec::with_capacity(self.tensors.len());
+        for (name, entry) in &self.tensors {
+            let Entry { format, rows, cols, .. } = *entry;
+            let size = (cols / format.block_len()).checked_mul(format.block_bytes());
+            let size = size.and_then(|row| row.checked_mul(rows)).filter(|size| *size < usize::MAX / 2);
             let reason = if name.len() > MAX_NAME {
                 format!("the name is longer than {MAX_NAME} bytes")
-            } else if tensor.rows() == 0 || tensor.cols() == 0 {
+            } else if rows == 0 || cols == 0 {
                 "it holds no values".to_owned()
-            } else if let Some(id) = tensor.format().ggml_id() {
-                ids.push(id);
+            } else if !cols.is_multiple_of(format.block_len()) {
+                format!("rows of {cols} values are no whole {format} blocks of {}", format.block_len())
+            } else if let (Some(id), Some(size)) = (format.ggml_id(), size) {
+                sizes.push((id, size));
                 continue;
+            } else if size.is_none() {
+                "it takes more bytes than this machine can address".to_owned()
             } else {
-                format!("GGUF has no format {}", tensor.format())
+                format!("GGUF has no format {format}")
             };
             return Err(Error::Write { what: format!("tensor {name}"), reason });
         }
-        Ok((alignment as usize, ids))
+        Ok((alignment as usize, sizes))
+    }
+}
+
+fn invalid(error: Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, error)
+}
+
+/// Counts the bytes that pass.
+struct Counted<'a, W> {
+    out: &'a mut W,
+    count: usize,
+}
+
+impl<W: Write> Write for Counted<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.count += written;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }

@@ -1,0 +1,242 @@
+//! From a model to a GGUF file of a smaller format.
+//!
+//! Tensors are read where they lie, mapped as a rule, encoded some rows at a time on all threads, and written in order: in memory are
+//! one part of one tensor, in both forms, and what is calibrated. The file is written beside its place and renamed when it is whole.
+
+mod describe;
+mod encode;
+mod error;
+mod importance;
+mod mix;
+mod source;
+
+pub use crate::compress::Calibration;
+pub use error::Error;
+pub use mix::FileType;
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+
+use graftwork_adapters::Source;
+use graftwork_adapters::file::GgufWriter;
+use graftwork_adapters::file::gguf::Value;
+use graftwork_kernels::Format;
+
+use encode::Encoder;
+use importance::Importance;
+use mix::Traits;
+use source::Model;
+
+/// The version of the blocks' layouts, as `general.quantization_version`.
+const QUANTIZATION_VERSION: u32 = 2;
+
+/// How a model is quantized.
+#[derive(Clone, Copy)]
+pub struct Options<'a> {
+    /// The formats of its matrices.
+    pub file_type: FileType,
+    /// Texts that say which inputs of the layers matter; none for all alike. The model that reads them is the one that is quantized.
+    pub calibration: Option<Calibration<'a>>,
+    /// Threads.
+    pub threads: usize,
+}
+
+/// What is going on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// The model reads the texts; parts are tokens.
+    Calibrating,
+    /// Parts are values.
+    Quantizing,
+}
+
+/// Called with the parts that are done and all there are, from any thread; `false` ends it.
+pub type Progress<'a> = dyn Fn(Stage, usize, usize) -> bool + Sync + 'a;
+
+/// What became of a tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Quantized {
+    /// Its name in the file.
+    pub name: String,
+    /// Rows and values in a row.
+    pub shape: [usize; 2],
+    /// The format that it had.
+    pub from: Format,
+    /// The format that it has.
+    pub to: Format,
+    /// Bytes that it took.
+    pub bytes_before: usize,
+    /// Bytes that it takes.
+    pub bytes: usize,
+    /// `|E|_F / |W|_F`, 0 of one that is as it was.
+    pub relative_error: f64,
+}
+
+impl Quantized {
+    /// Its entries.
+    pub fn weights(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether something was lost before, too: it comes from blocks, and not those that it has.
+    pub fn is_requantized(&self) -> bool {
+        self.from.block_len() > 1 && self.from != self.to
+    }
+}
+
+/// What became of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// The tensors, in the order of the file.
+    pub tensors: Vec<Quantized>,
+    /// Bytes of the file.
+    pub bytes: u64,
+}
+
+impl Report {
+    /// Bytes that the tensors took.
+    pub fn bytes_before(&self) -> usize {
+        self.tensors.iter().map(|tensor| tensor.bytes_before).sum()
+    }
+
+    /// Bits for each weight.
+    pub fn bits(&self) -> f64 {
+        let sum = |of: fn(&Quantized) -> usize| self.tensors.iter().map(of).sum::<usize>() as f64;
+        8.0 * sum(|tensor| tensor.bytes) / sum(Quantized::weights)
+    }
+}
+
+/// Writes `model` to `out` with its matrices in the formats of a file type, everything else as it is.
+///
+/// # Errors
+/// Whatever [`Error`] says. `out` is then as it was.
+pub fn quantize(
+    model: &Source,
+    out: &Path,
+    options: &Options<'_>,
+    progress: &Progress<'_>,
+) -> Result<Report, Error> {
+    check_out(model, out)?;
+    let Options { file_type, calibration, threads } = *options;
+    if file_type.needs_calibration() && calibration.is_none() {
+        return Err(Error::NoCalibration { file_type: file_type.name() });
+    }
+    let model = Model::open(model)?;
+    let traits = Traits::of(&model.config, calibration.is_some());
+    let importance = match calibration {
+        Some(calibration) if file_type.is_quantized() => {
+            Some(Importance::of(&calibration, &model.config, progress)?)
+        }
+        _ => None,
+    };
+    let mut file = GgufWriter::new();
+    for (key, value) in model.keys {
+        file.key(key, value);
+    }
+    file.key("general.quantization_version", Value::U32(QUANTIZATION_VERSION));
+    file.key("general.file_type", Value::U32(file_type.number()));
+    let mut tensors = Vec::with_capacity(model.weights.len());
+    for weight in &model.weights {
+        let (rows, cols) = (weight.tensor.rows(), weight.tensor.cols());
+        // Vectors are few and felt.
+        let wanted = (rows > 1).then(|| file_type.format_of(&weight.name, cols, &traits)).flatten();
+        let to = wanted.unwrap_or(weight.kept);
+        file.promise(&weight.name, to, rows, cols);
+        tensors.push(Quantized {
+            name: weight.name.clone(),
+            shape: [rows, cols],
+            from: weight.tensor.format(),
+            to,
+            bytes_before: weight.tensor.bytes().len(),
+            bytes: rows * (cols / to.block_len()) * to.block_bytes(),
+            relative_error: 0.0,
+        });
+    }
+    let all = tensors.iter().map(Quantized::weights).sum();
+    let show = |done: usize, all: usize| progress(Stage::Quantizing, done, all);
+    let mut encoder = Encoder { threads, importance, done: 0, all, progress: &show };
+    let bytes = write(out, |file_out| {
+        file.write_with(file_out, |at, out| {
+            let (weight, tensor) = (&model.weights[at], &mut tensors[at]);
+            tensor.relative_error = encoder.encode(weight, tensor.to, out)?;
+            Ok(())
+        })
+    })?;
+    Ok(Report { tensors, bytes })
+}
+
+/// What happened while a file was written.
+enum Failure {
+    Out(io::Error),
+    Other(Error),
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Out(error)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+/// A file written beside its place and renamed when it is whole; its bytes.
+fn write(
+    out: &Path,
+    content: impl FnOnce(&mut BufWriter<File>) -> Result<(), Failure>,
+) -> Result<u64, Error> {
+    let mut partial = out.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = Path::new(&partial);
+    let written = || {
+        let mut file = BufWriter::new(File::create(partial)?);
+        content(&mut file)?;
+        file.flush()?;
+        let file = file.get_ref();
+        file.sync_all()?;
+        let bytes = file.metadata()?.len();
+        fs::rename(partial, out)?;
+        Ok(bytes)
+    };
+    written().map_err(|failure| {
+        // It may not be there; the first error is the one to tell.
+        let _ = fs::remove_file(partial);
+        match failure {
+            Failure::Out(source) => Error::io(out)(source),
+            Failure::Other(error) => error,
+        }
+    })
+}
+
+/// Refuses to write over the model, or over what is no file.
+fn check_out(model: &Source, out: &Path) -> Result<(), Error> {
+    let refuse = |expected, found| Err(Error::Out { path: out.to_owned(), expected, found });
+    let Ok(metadata) = out.metadata() else { return Ok(()) };
+    if !metadata.is_file() {
+        return refuse("a file to write", "something else of that name");
+    }
+    let is_out = |path: &Path| match (path.canonicalize(), out.canonicalize()) {
+        (Ok(path), Ok(out)) => path == out,
+        _ => false,
+    };
+    match model {
+        Source::Path { path, .. } if is_out(path) => refuse("another file than the model", "the model"),
+        // A file of a directory, or perhaps a shard beside the one that was named.
+        Source::Path { path, .. } => {
+            let folder = if path.is_dir() { Some(path.as_path()) } else { path.parent() };
+            let of_model = |name: &str| name.ends_with(".safetensors") || name.contains("-of-");
+            let name = out.file_name().unwrap_or_default().to_string_lossy();
+            match (folder, out.parent()) {
+                (Some(folder), Some(parent)) if of_model(&name) && folder == parent => {
+                    refuse("another file than the model's", "a file of that name beside the model")
+                }
+                _ => Ok(()),
+            }
+        }
+        _ => Ok(()),
+    }
+}
