@@ -115,7 +115,7 @@ pub trait IntBlocks {
     const GROUPED: bool = false;
     /// Whether all blocks have one scale and minimum, that of block 0.
     const SHARED: bool = false;
-    /// Whether the codes of two steps are paired ([`Simd::pair`]).
+    /// Whether the codes of two steps are paired ([`Simd::pair`]): of unsigned codes alone.
     const PAIRED: bool = false;
     /// The codes of columns `4 step..4 step + 4` of block `b`.
     fn codes<S: Simd>(&self, s: S, b: usize, step: usize) -> S::Codes;

@@ -51,7 +51,8 @@ impl<P: IntPanel> Unpacked<P> {
         for (panel, blocks) in panels.iter().zip(self.blocks.chunks_exact_mut(of_panel)) {
             for (b, block) in blocks.iter_mut().enumerate() {
                 for (i, [first, second]) in block.codes.as_chunks_mut().0.iter_mut().enumerate() {
-                    let codes = s.pair([panel.codes(s, b, 2 * i), panel.codes(s, b, 2 * i + 1)]);
+                    let codes = [panel.codes(s, b, 2 * i), panel.codes(s, b, 2 * i + 1)];
+                    let codes = if Self::PAIRED { s.pair(codes) } else { codes };
                     s.store_codes(codes[0], first);
                     s.store_codes(codes[1], second);
                 }
@@ -116,7 +117,7 @@ impl<P: IntBlocks> IntBlocks for Unpacked<P> {
     const MIN: bool = P::MIN;
     const GROUPED: bool = P::GROUPED;
     const SHARED: bool = P::SHARED;
-    const PAIRED: bool = true;
+    const PAIRED: bool = matches!(P::RANGE, CodeRange::Unsigned(_));
 
     #[inline(always)]
     fn codes<S: Simd>(&self, s: S, b: usize, step: usize) -> S::Codes {
