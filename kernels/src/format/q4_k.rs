@@ -97,9 +97,10 @@ pub(super) fn steps(d: [u8; 2], dmin: [u8; 2], scales: &[u8; 12]) -> [(f32, f32)
     six_bits(scales).map(|(scale, min)| (d * f32::from(scale), dmin * f32::from(min)))
 }
 
-/// What `Q4_K` and `Q5_K` have in common: `d`, `dmin`, the scales and minima, the codes.
+/// `d`, `dmin`, the scales and minima, the codes.
 pub(super) type Parts = ([u8; 2], [u8; 2], [u8; 12], [u8; 256]);
 
+/// What the encoders of `Q4_K` and `Q5_K` have in common.
 pub(super) fn encode(x: &[f32], tries: &Tries) -> Parts {
     let mut codes = [0; 256];
     let (mut scales, mut mins) = ([0.0; 8], [0.0; 8]);
