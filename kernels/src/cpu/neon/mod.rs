@@ -34,7 +34,7 @@ impl<const COLUMNS: usize> Neon<COLUMNS> {
 /// An expression for each register of some vectors.
 macro_rules! each {
     ($($v:ident in $x:expr),+ => $body:expr) => {{
-        $(let $v = $x;)+
+        let ($($v,)+) = ($($x,)+);
         // SAFETY: the caller holds a `Neon`, so the CPU has what the expression needs.
         unsafe {
             [
