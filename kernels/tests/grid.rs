@@ -170,6 +170,42 @@ fn rows_of_integer_formats_are_within_their_bounds_and_equal_to_themselves_alone
     check_formats(&|format| format.block_len() > 1);
 }
 
+/// Of a unit vector the 8-bit code and its scale make one again, so the product is the weight but for some roundings of f32: of `d_w q`
+/// and `m`, at most four times the largest weight of a block together, not more than sixteen.
+#[test]
+fn unit_vectors_give_back_the_decoded_weights() {
+    let mut random = Random(12);
+    let outputs = if emulated() { 17 } else { 33 };
+    for &format in Format::ALL {
+        let cols = format.block_len().max(32) * if emulated() { 1 } else { 2 };
+        let weight = weights(&mut random, format, outputs, cols);
+        let decoded = weight.decode().unwrap();
+        let units: Vec<f32> = (0..cols * cols).map(|i| f32::from(u8::from(i / cols == i % cols))).collect();
+        for isa in Isa::all() {
+            let mut cpu = Cpu::new(1, isa).unwrap();
+            cpu.reserve(&StepShape { rows: cols, inputs: cols, ..StepShape::default() }).unwrap();
+            let matrix = cpu.device().matrix(&weight).unwrap();
+            let input = rows(&mut cpu, &units, cols);
+            let mut y = cpu.rows(outputs);
+            cpu.resize(&mut y, cols).unwrap();
+            let output = Output { y: &mut y, weight: &matrix, bias: None, accumulate: false, grafts: &[] };
+            cpu.linear(&input, &mut [output]);
+            let found = cpu.read(&y);
+            for (o, row) in decoded.chunks(cols).enumerate() {
+                for (b, block) in row.chunks(format.block_len().max(32)).enumerate() {
+                    let bound = block.iter().fold(0.0f32, |most, w| most.max(w.abs())) * 64.0 * f32::EPSILON;
+                    for (i, w) in block.iter().enumerate() {
+                        let t = b * block.len() + i;
+                        let y = found[t * outputs + o];
+                        let same = (y - w).abs() <= bound;
+                        assert!(same, "{format}, row {o}, column {t} on {}: {y}, not {w}", isa.name());
+                    }
+                }
+            }
+        }
+    }
+}
+
 fn check_formats(which: &dyn Fn(Format) -> bool) {
     let isas = Isa::all();
     let threads: &[usize] = if emulated() { &[1] } else { &[1, 2, 3] };

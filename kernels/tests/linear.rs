@@ -84,8 +84,8 @@ struct Parsed {
     grouped: bool,
 }
 
-/// The blocks of 32 values in a block of the format; `None` of those whose arithmetic is not written out here: `grid.rs` holds them
-/// against their decoded values.
+/// The blocks of 32 values in a block of the format; `None` of those whose arithmetic is not written out here: `grid.rs` holds all
+/// formats against their decoded values.
 fn parse(format: Format, bytes: &[u8]) -> Option<Vec<Parsed>> {
     let half = |at: usize| half::f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32();
     let one = |d: f32, m: Option<f32>, codes: Vec<i32>| {

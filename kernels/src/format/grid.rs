@@ -1,7 +1,7 @@
 //! Formats whose codes come in groups, of which only some exist, the points of a grid: the search for those near some values.
 //!
 //! ggml's search visits the neighbours of what rounding gives; this one all points, with scales of which each is refined by least
-//! squares, so that its squared error is not above ggml's.
+//! squares. It takes longer and is nearer.
 
 use std::array::from_fn;
 

@@ -59,7 +59,7 @@ pub trait Block: Pod + Send + Sync {
     fn decode(&self, out: &mut [f32]);
 
     /// The block nearest to the `LEN` values of `x`, of ggml's formats chosen exactly as ggml's reference quantizer does, but for those
-    /// whose codes are points of a grid: of these none is further off.
+    /// whose codes are points of a grid, which have a search of our own.
     fn encode(x: &[f32]) -> Self;
 
     /// The block for which `sum_i w[i] (y[i] - x[i])^2` is small, `y` its values: never larger than that of [`Self::encode`]. `w` are
