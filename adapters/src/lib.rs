@@ -38,6 +38,7 @@ mod loha;
 mod lokr;
 mod lora;
 pub mod lora_gguf;
+pub mod merge;
 mod names;
 mod oft;
 mod open;

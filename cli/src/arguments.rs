@@ -74,6 +74,15 @@ A run that was interrupted goes on where it ended.")]
 Formats: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q2_K_S, Q3_K_S, Q3_K_M, Q3_K_L, Q4_K_S, Q4_K_M, Q5_K_S,
 Q5_K_M and Q6_K, mixed as llama.cpp does. TEXTS is as in `graftwork compress --help`.")]
     Quantize(Quantize),
+    /// Make adapters part of a model
+    #[command(after_help = "Examples:
+  graftwork merge -m base-directory -a lora-directory -o merged-directory
+  graftwork merge -m base.gguf -a lora.gguf:0.5 -a dora-directory -o merged.gguf
+  graftwork merge -m base-directory -a tuned.delta -o merged.gguf --to Q4_K_M
+
+OUT is a GGUF file where its name ends in .gguf, and else a new directory in Hugging Face layout.
+What is no change of weights is refused: virtual tokens, prefixes, bottlenecks, steering, aLoRA.")]
+    Merge(Merge),
     /// Show what is in a model or adapter file
     #[command(after_help = "Examples:
   graftwork inspect smollm2
@@ -282,6 +291,29 @@ pub struct Quantize {
     /// Make the error small where these texts, which the model reads, have large inputs
     #[arg(long, value_name = "TEXTS")]
     pub calib: Option<PathBuf>,
+    /// Threads; 0 for one per core
+    #[arg(long, default_value_t = 0, value_parser = threads)]
+    pub threads: usize,
+    /// One JSON object, with every tensor
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `merge`.
+#[derive(Args)]
+pub struct Merge {
+    /// The model: GGUF file, Hugging Face directory, or a known model's name
+    #[arg(short, long)]
+    pub model: String,
+    /// Merge an adapter, with an optional weight; may be given several times, applied in order
+    #[arg(short, long = "adapter", value_name = "PATH[:WEIGHT]", required = true)]
+    pub adapters: Vec<Weighted>,
+    /// The GGUF file, NAME.gguf, or the directory to write
+    #[arg(short, long)]
+    pub out: PathBuf,
+    /// The formats of the matrices, as of `quantize`; without it those that they have. A directory holds F32, F16 or BF16
+    #[arg(long, value_name = "FORMAT")]
+    pub to: Option<FileType>,
     /// Threads; 0 for one per core
     #[arg(long, default_value_t = 0, value_parser = threads)]
     pub threads: usize,

@@ -10,6 +10,7 @@ mod compress;
 mod demo;
 mod inspect;
 mod logits;
+mod merge;
 mod open;
 mod output;
 mod quantize;
@@ -66,6 +67,7 @@ fn main() -> ExitCode {
         Command::Logits(arguments) => logits::logits(&arguments),
         Command::Bench(arguments) => bench::bench(&arguments),
         Command::Compress(arguments) => compress::compress(&arguments),
+        Command::Merge(arguments) => merge::merge(&arguments),
         Command::Quantize(arguments) => quantize::quantize(&arguments),
         Command::Inspect(arguments) => inspect::inspect(&arguments),
         Command::RandomModel(arguments) => random_model::random_model(&arguments),

@@ -40,6 +40,14 @@ pub fn adapter(engine: &Engine, name: &str, path: &Path) -> Result<(), Failure> 
     Ok(())
 }
 
+/// The threads that `--threads` means.
+pub fn threads(given: usize) -> usize {
+    match given {
+        0 => std::thread::available_parallelism().map_or(1, |threads| threads.get()),
+        given => given,
+    }
+}
+
 fn loading_bar(what: &str) -> ProgressBar {
     let bar = progress_bar("{msg} {wide_bar} {pos}/{len}");
     bar.set_message(format!("loading {what}"));

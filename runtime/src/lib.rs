@@ -65,6 +65,7 @@ mod kind;
 mod kv;
 mod log;
 mod mail;
+pub mod merge;
 pub mod model;
 mod options;
 mod parallel;

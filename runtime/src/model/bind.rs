@@ -179,7 +179,10 @@ pub fn prepare<D: Device>(
 }
 
 /// The edits of an adapter on a base of so many blocks, each with the place where it is made.
-fn in_blocks(adapter: &Adapter, blocks: usize) -> impl Iterator<Item = (&graftwork_adapters::Edit, Site)> {
+pub fn in_blocks(
+    adapter: &Adapter,
+    blocks: usize,
+) -> impl Iterator<Item = (&graftwork_adapters::Edit, Site)> {
     adapter.edits.iter().flat_map(move |edit| edit.site.in_blocks(blocks).map(move |site| (edit, site)))
 }
 
@@ -194,7 +197,7 @@ fn split(weight: &Tensor, rows: usize) -> Result<(Tensor, Tensor)> {
 }
 
 /// Whether two matrices of one shape hold the same values.
-fn are_equal(a: &Tensor, b: &Tensor) -> bool {
+pub fn are_equal(a: &Tensor, b: &Tensor) -> bool {
     if (a.format(), a.bytes().len()) == (b.format(), b.bytes().len()) {
         return **a.bytes() == **b.bytes();
     }
@@ -309,7 +312,7 @@ fn rows<D: Device>(device: &D, change: &Edit, place: &mut Changes<D>) -> Result<
 }
 
 /// The shape of what an adapter may change at `site`; the embedding's as PEFT sees it.
-fn shape_at(config: &Config, site: Site) -> Option<Shape> {
+pub fn shape_at(config: &Config, site: Site) -> Option<Shape> {
     let (outputs, inputs) = match site {
         Site::Linear { layer, module } if layer < config.layers => config.shape_of(module),
         Site::Linear { .. } => return None,

@@ -58,23 +58,7 @@ impl Container {
                 let reader = Reader::new(format!("{}.", arch.name), &lookup);
                 Ok(((arch.from_gguf)(&reader, &tensors)?, &arch.gguf))
             }
-            Self::HuggingFace(model) => {
-                let lookup = |key: &str| {
-                    let mut value = &model.config;
-                    for part in key.split('.') {
-                        value = value.get(part)?;
-                    }
-                    from_json(value)
-                };
-                let reader = Reader::new("", &lookup);
-                let name = reader.text("model_type")?;
-                let name = name.ok_or_else(|| config::Error::Missing {
-                    key: "model_type".into(),
-                    expected: "the name of an architecture",
-                })?;
-                let arch = arch::find("model_type", &name, |arch| arch.model_type)?;
-                Ok(((arch.from_json)(&reader)?, &arch.hugging_face))
-            }
+            Self::HuggingFace(model) => config_of(model),
         }
     }
 
@@ -111,6 +95,25 @@ impl Container {
         tokens.dedup();
         Ok(tokens)
     }
+}
+
+/// What the model of a directory is, and what its tensors are called.
+pub(crate) fn config_of(model: &HfModel) -> Result<(Config, &'static Names), Error> {
+    let lookup = |key: &str| {
+        let mut value = &model.config;
+        for part in key.split('.') {
+            value = value.get(part)?;
+        }
+        from_json(value)
+    };
+    let reader = Reader::new("", &lookup);
+    let name = reader.text("model_type")?;
+    let name = name.ok_or_else(|| config::Error::Missing {
+        key: "model_type".into(),
+        expected: "the name of an architecture",
+    })?;
+    let arch = arch::find("model_type", &name, |arch| arch.model_type)?;
+    Ok(((arch.from_json)(&reader)?, &arch.hugging_face))
 }
 
 pub(crate) fn from_gguf(value: &gguf::Value) -> Value {

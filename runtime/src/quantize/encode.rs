@@ -4,11 +4,13 @@ use std::io::Write;
 use std::ops::Range;
 
 use graftwork_adapters::RowOrder;
+use graftwork_adapters::merge::Merge;
 use graftwork_kernels::Format;
 
 use super::importance::Importance;
 use super::source::Weight;
-use super::{Error, Failure};
+use super::{Error, Failure, Quantized};
+use crate::merge::Part as Of;
 use crate::parallel::{Progress, in_parallel};
 
 /// Values that a thread encodes at once, and in whole rows a few more: 256 KiB in singles.
@@ -30,22 +32,52 @@ pub struct Encoder<'a> {
 /// Encoded rows.
 struct Part {
     bytes: Vec<u8>,
-    /// The sums of the squares of what was lost and of what there was.
+    sums: Sums,
+}
+
+/// Sums of squares.
+#[derive(Clone, Copy, Default)]
+struct Sums {
+    /// Of the base's values.
+    base: f64,
+    /// Of what adapters made of them.
+    merged: f64,
+    /// Of the difference of the two.
+    changed: f64,
+    /// Of what encoding lost.
     lost: f64,
-    whole: f64,
+}
+
+impl Sums {
+    fn add(&mut self, other: &Self) {
+        let Self { base, merged, changed, lost } = other;
+        self.base += base;
+        self.merged += merged;
+        self.changed += changed;
+        self.lost += lost;
+    }
 }
 
 impl Encoder<'_> {
-    /// Writes a tensor in the format `to`; gives `|E|_F / |W|_F`.
-    pub fn encode(&mut self, weight: &Weight, to: Format, out: &mut dyn Write) -> Result<f64, Failure> {
-        let Weight { tensor, reordered, .. } = weight;
-        let (rows, cols) = (tensor.rows(), tensor.cols());
-        let (mut lost, mut whole) = (0.0, 0.0);
+    /// Writes a tensor in its new format, with what adapters change in it; says what became of it.
+    pub fn encode(
+        &mut self,
+        weight: &Weight<'_>,
+        quantized: &mut Quantized,
+        out: &mut dyn Write,
+    ) -> Result<(), Failure> {
+        let to = quantized.to;
+        let (rows, cols) = (weight.rows, weight.tensor.cols());
+        let mut sums = Sums::default();
         let input = weight.input.filter(|_| rows > 1);
         let importance = self.importance.as_ref().zip(input).map(|(all, input)| all.of_input(input));
-        if to == tensor.format() && reordered.is_none() {
+        let changes = weight.changes.as_ref();
+        let merge = changes.map(|changes| changes.prepare(self.threads)).transpose().map_err(Error::from)?;
+        let of = |part| merge.as_ref().filter(|_| changes.is_some_and(|changes| changes.part == part));
+        let source = Rows { weight, merge: of(Of::Weight), bias: of(Of::Bias).map(Merge::bias) };
+        if to == weight.tensor.format() && weight.reordered.is_none() && changes.is_none() {
             // As it is, but not at once: it may be large, and the disk slow.
-            for piece in tensor.bytes().chunks(PARTS * PART) {
+            for piece in weight.tensor.bytes().chunks(PARTS * PART) {
                 out.write_all(piece)?;
                 self.show(0)?;
             }
@@ -54,20 +86,22 @@ impl Encoder<'_> {
             let step = (PART / cols).max(1);
             let starts: Vec<usize> = (0..rows).step_by(step).collect();
             for starts in starts.chunks(PARTS) {
-                let work =
-                    |at: usize| part(weight, starts[at]..(starts[at] + step).min(rows), to, importance);
+                let work = |at: usize| source.part(starts[at]..(starts[at] + step).min(rows), to, importance);
                 let (done, all, progress) = (self.done, self.all, self.progress);
                 let show = |parts: usize, _: usize| progress((done + parts * step * cols).min(all), all);
                 for part in in_parallel(self.threads, starts.len(), &show, work)? {
                     out.write_all(&part.bytes)?;
-                    (lost, whole) = (lost + part.lost, whole + part.whole);
+                    sums.add(&part.sums);
                 }
                 self.done += (rows - starts[0]).min(starts.len() * step) * cols;
             }
         }
         // Its pages are not read again.
-        tensor.bytes().unload();
-        Ok(if whole > 0.0 { (lost / whole).sqrt() } else { 0.0 })
+        weight.tensor.bytes().unload();
+        let of = |part: f64, whole: f64| if whole > 0.0 { (part / whole).sqrt() } else { 0.0 };
+        quantized.change = changes.map(|_| of(sums.changed, sums.base));
+        quantized.relative_error = of(sums.lost, sums.merged);
+        Ok(())
     }
 
     /// Counts values that are done.
@@ -80,43 +114,67 @@ impl Encoder<'_> {
     }
 }
 
-/// These rows of a tensor in the format `to`, by the importance of their values.
-fn part(weight: &Weight, rows: Range<usize>, to: Format, importance: Option<&[f32]>) -> Result<Part, Error> {
-    let tensor = &weight.tensor;
-    let (cols, size) = (tensor.cols(), tensor.cols() / to.block_len() * to.block_bytes());
-    let (mut row, mut again) = (vec![0.0; cols], vec![0.0; cols]);
-    let mut part = Part { bytes: vec![0; rows.len() * size], lost: 0.0, whole: 0.0 };
-    for (at, bytes) in rows.zip(part.bytes.chunks_exact_mut(size)) {
-        match weight.reordered {
-            None => tensor.decode_row(at, &mut row),
-            Some(head_dim) if tensor.rows() > 1 => {
-                let from = RowOrder::HuggingFace.source_row(RowOrder::Gguf, at, head_dim);
-                tensor.decode_row(from, &mut row);
+/// The rows of a tensor as they are to be written.
+struct Rows<'a> {
+    weight: &'a Weight<'a>,
+    /// What makes them of the base's.
+    merge: Option<&'a Merge>,
+    /// The one row of a bias that adapters change.
+    bias: Option<Vec<f32>>,
+}
+
+impl Rows<'_> {
+    /// These rows in the format `to`, by the importance of their values.
+    fn part(&self, rows: Range<usize>, to: Format, importance: Option<&[f32]>) -> Result<Part, Error> {
+        let tensor = &self.weight.tensor;
+        let (cols, size) = (tensor.cols(), tensor.cols() / to.block_len() * to.block_bytes());
+        let (mut base, mut row, mut again) = (vec![0.0; cols], vec![0.0; cols], vec![0.0; cols]);
+        let mut part = Part { bytes: vec![0; rows.len() * size], sums: Sums::default() };
+        for (at, bytes) in rows.zip(part.bytes.chunks_exact_mut(size)) {
+            self.row(at, &mut base, &mut row);
+            let bad = |found| Error::Value { tensor: self.weight.name.clone(), row: at, format: to, found };
+            if let Some(&found) = row.iter().find(|value| !value.is_finite()) {
+                return Err(bad(found));
             }
-            // Values of a vector are rows of a matrix.
-            Some(head_dim) => {
-                tensor.decode_row(at, &mut again);
-                for (i, value) in row.iter_mut().enumerate() {
-                    *value = again[RowOrder::HuggingFace.source_row(RowOrder::Gguf, i, head_dim)];
+            match importance {
+                Some(importance) => to.encode_weighted(&row, importance, bytes),
+                None => to.encode(&row, bytes),
+            }
+            to.decode(bytes, &mut again);
+            let square = |x: f32| f64::from(x).powi(2);
+            for ((&x, &y), &base) in row.iter().zip(&again).zip(&base) {
+                if !y.is_finite() {
+                    return Err(bad(x));
                 }
+                part.sums.lost += square(x - y);
+                part.sums.merged += square(x);
+                part.sums.base += square(base);
+                part.sums.changed += square(x - base);
             }
         }
-        let bad = |found: f32| Error::Value { tensor: weight.name.clone(), row: at, format: to, found };
-        if let Some(&found) = row.iter().find(|value| !value.is_finite()) {
-            return Err(bad(found));
+        Ok(part)
+    }
+
+    /// Row `at` of the file to write: the base's, and what is written in its place.
+    fn row(&self, at: usize, base: &mut [f32], row: &mut [f32]) {
+        let (tensor, heads) = (&self.weight.tensor, self.weight.reordered);
+        let from = |at, heads| RowOrder::HuggingFace.source_row(RowOrder::Gguf, at, heads);
+        // Values of a vector are rows of a matrix.
+        let is_vector = tensor.rows() == 1;
+        let source = heads.filter(|_| !is_vector).map_or(at, |heads| from(at, heads));
+        match source < tensor.rows() {
+            true => tensor.decode_row(source, base),
+            false => base.fill(0.0),
         }
-        match importance {
-            Some(importance) => to.encode_weighted(&row, importance, bytes),
-            None => to.encode(&row, bytes),
+        row.copy_from_slice(self.bias.as_deref().unwrap_or(base));
+        if let Some(merge) = self.merge {
+            merge.row(source, row);
         }
-        to.decode(bytes, &mut again);
-        for (&x, &y) in row.iter().zip(&again) {
-            if !y.is_finite() {
-                return Err(bad(x));
+        if let Some(heads) = heads.filter(|_| is_vector) {
+            for values in [base, row] {
+                let before = values.to_vec();
+                values.iter_mut().enumerate().for_each(|(i, value)| *value = before[from(i, heads)]);
             }
-            part.lost += f64::from(x - y).powi(2);
-            part.whole += f64::from(x).powi(2);
         }
     }
-    Ok(part)
 }

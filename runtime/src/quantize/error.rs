@@ -12,6 +12,14 @@ pub enum Error {
     /// The model could not be read or run.
     #[error(transparent)]
     Engine(#[from] crate::Error),
+    /// An adapter that is to be merged does not fit the model, or is no change of weights.
+    #[error("{adapter}: {source}")]
+    Grafted {
+        /// What the adapter is called.
+        adapter: String,
+        /// Why.
+        source: Box<crate::Error>,
+    },
     /// A tensor could not be read, or not be written in the format that it gets.
     #[error("{tensor}: {source}")]
     Tensor {
@@ -76,7 +84,7 @@ impl From<file::Error> for Error {
 
 impl Error {
     /// The error for what the system says about a file.
-    pub(super) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         |source| Self::Io { path, source }
     }

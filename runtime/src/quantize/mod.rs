@@ -4,11 +4,11 @@
 //! one part of one tensor, in both forms, and what is calibrated. The file is written beside its place and renamed when it is whole.
 
 mod describe;
-mod encode;
+pub(crate) mod encode;
 mod error;
 mod importance;
 mod mix;
-mod source;
+pub(crate) mod source;
 
 pub use crate::compress::Calibration;
 pub use error::Error;
@@ -25,8 +25,8 @@ use graftwork_kernels::Format;
 
 use encode::Encoder;
 use importance::Importance;
-use mix::Traits;
-use source::Model;
+pub(crate) use mix::Traits;
+use source::{Model, Weight};
 
 /// The version of the blocks' layouts, as `general.quantization_version`.
 const QUANTIZATION_VERSION: u32 = 2;
@@ -71,9 +71,26 @@ pub struct Quantized {
     pub bytes: usize,
     /// `|E|_F / |W|_F`, 0 of one that is as it was.
     pub relative_error: f64,
+    /// `|W' - W|_F / |W|_F`, where adapters made `W'` of `W`: see [`crate::merge`].
+    pub change: Option<f64>,
 }
 
 impl Quantized {
+    /// A tensor that is not written yet.
+    pub(crate) fn of(weight: &Weight<'_>, to: Format) -> Self {
+        let (rows, cols) = (weight.rows, weight.tensor.cols());
+        Self {
+            name: weight.name.clone(),
+            shape: [rows, cols],
+            from: weight.tensor.format(),
+            to,
+            bytes_before: weight.tensor.bytes().len(),
+            bytes: rows * (cols / to.block_len()) * to.block_bytes(),
+            relative_error: 0.0,
+            change: None,
+        }
+    }
+
     /// Its entries.
     pub fn weights(&self) -> usize {
         self.shape.iter().product()
@@ -123,51 +140,53 @@ pub fn quantize(
         return Err(Error::NoCalibration { file_type: file_type.name() });
     }
     let model = Model::open(model)?;
-    let traits = Traits::of(&model.config, calibration.is_some());
     let importance = match calibration {
         Some(calibration) if file_type.is_quantized() => {
             Some(Importance::of(&calibration, &model.config, progress)?)
         }
         _ => None,
     };
+    let traits = Traits::of(&model.config, calibration.is_some());
+    let show = |done: usize, all: usize| progress(Stage::Quantizing, done, all);
+    let encoder = Encoder { threads, importance, done: 0, all: 0, progress: &show };
+    write_gguf(model, out, (Some(file_type), &traits), encoder)
+}
+
+/// Writes a model with its matrices in the formats of a file type, or in those that they have.
+pub(crate) fn write_gguf(
+    model: Model<'_>,
+    out: &Path,
+    (file_type, traits): (Option<FileType>, &Traits),
+    mut encoder: Encoder<'_>,
+) -> Result<Report, Error> {
     let mut file = GgufWriter::new();
     for (key, value) in model.keys {
         file.key(key, value);
     }
     file.key("general.quantization_version", Value::U32(QUANTIZATION_VERSION));
-    file.key("general.file_type", Value::U32(file_type.number()));
+    let number = file_type.map(|file_type| Value::U32(file_type.number())).or(model.file_type);
+    if let Some(number) = number {
+        file.key("general.file_type", number);
+    }
     let mut tensors = Vec::with_capacity(model.weights.len());
     for weight in &model.weights {
-        let (rows, cols) = (weight.tensor.rows(), weight.tensor.cols());
+        let cols = weight.tensor.cols();
         // Vectors are few and felt.
-        let wanted = (rows > 1).then(|| file_type.format_of(&weight.name, cols, &traits)).flatten();
+        let wanted = file_type.filter(|_| weight.rows > 1);
+        let wanted = wanted.and_then(|file_type| file_type.format_of(&weight.name, cols, traits));
         let to = wanted.unwrap_or(weight.kept);
-        file.promise(&weight.name, to, rows, cols);
-        tensors.push(Quantized {
-            name: weight.name.clone(),
-            shape: [rows, cols],
-            from: weight.tensor.format(),
-            to,
-            bytes_before: weight.tensor.bytes().len(),
-            bytes: rows * (cols / to.block_len()) * to.block_bytes(),
-            relative_error: 0.0,
-        });
+        file.promise(&weight.name, to, weight.rows, cols);
+        tensors.push(Quantized::of(weight, to));
     }
-    let all = tensors.iter().map(Quantized::weights).sum();
-    let show = |done: usize, all: usize| progress(Stage::Quantizing, done, all);
-    let mut encoder = Encoder { threads, importance, done: 0, all, progress: &show };
+    encoder.all = tensors.iter().map(Quantized::weights).sum();
     let bytes = write(out, |file_out| {
-        file.write_with(file_out, |at, out| {
-            let (weight, tensor) = (&model.weights[at], &mut tensors[at]);
-            tensor.relative_error = encoder.encode(weight, tensor.to, out)?;
-            Ok(())
-        })
+        file.write_with(file_out, |at, out| encoder.encode(&model.weights[at], &mut tensors[at], out))
     })?;
     Ok(Report { tensors, bytes })
 }
 
 /// What happened while a file was written.
-enum Failure {
+pub(crate) enum Failure {
     Out(io::Error),
     Other(Error),
 }
@@ -185,7 +204,7 @@ impl From<Error> for Failure {
 }
 
 /// A file written beside its place and renamed when it is whole; its bytes.
-fn write(
+pub(crate) fn write(
     out: &Path,
     content: impl FnOnce(&mut BufWriter<File>) -> Result<(), Failure>,
 ) -> Result<u64, Error> {
@@ -213,7 +232,7 @@ fn write(
 }
 
 /// Refuses to write over the model, or over what is no file.
-fn check_out(model: &Source, out: &Path) -> Result<(), Error> {
+pub(crate) fn check_out(model: &Source, out: &Path) -> Result<(), Error> {
     let refuse = |expected, found| Err(Error::Out { path: out.to_owned(), expected, found });
     let Ok(metadata) = out.metadata() else { return Ok(()) };
     if !metadata.is_file() {

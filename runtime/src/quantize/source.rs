@@ -2,35 +2,42 @@
 
 use std::collections::{HashMap, HashSet};
 
-use graftwork_adapters::Module;
 use graftwork_adapters::file::gguf::Value;
 use graftwork_adapters::file::{Gguf, HfModel};
-use graftwork_adapters::{Source, TensorFile};
+use graftwork_adapters::{Module, Site, Source, TensorFile};
 use graftwork_kernels::{Format, Tensor};
 
 use super::Error;
 use super::describe::describe;
 use crate::compress::GROUPS;
+use crate::merge::{Changes, Part, Stack};
 use crate::model::Config;
 use crate::model::arch::{self, Architecture, Names, Tensors};
+use crate::model::bind::shape_at;
 use crate::model::config::Reader;
-use crate::model::container::{Container, from_gguf};
+use crate::model::container::{Container, config_of, from_gguf};
 use crate::model::rope::Scaling;
 
-/// A model in the form of a GGUF file.
-pub struct Model {
+/// A model in the form of a GGUF file, or of a Hugging Face directory.
+pub struct Model<'a> {
     pub config: Config,
-    /// The metadata, without `general.file_type` and `general.quantization_version`.
+    /// The metadata, without `general.file_type` and `general.quantization_version`; none of a directory.
     pub keys: Vec<(String, Value)>,
+    /// `general.file_type` of a GGUF file.
+    pub file_type: Option<Value>,
     /// In the order of the file.
-    pub weights: Vec<Weight>,
+    pub weights: Vec<Weight<'a>>,
 }
 
 /// A tensor.
-pub struct Weight {
-    /// Its name in a GGUF file.
+pub struct Weight<'a> {
+    /// Its name in the file to write.
     pub name: String,
     pub tensor: Tensor,
+    /// Its rows in the file to write: more than `tensor` has where an adapter has tokens of its own.
+    pub rows: usize,
+    /// What adapters change in it.
+    pub changes: Option<Changes<'a>>,
     /// Heads of so many rows have these in the order of Hugging Face, to be written in that of GGUF.
     pub reordered: Option<usize>,
     /// The format that it has if nothing asks for another.
@@ -39,18 +46,27 @@ pub struct Weight {
     pub input: Option<(usize, usize)>,
 }
 
-impl Model {
+impl Model<'static> {
     pub fn open(source: &Source) -> Result<Self, Error> {
-        let container = Container::open(source)?;
-        let (config, names) = container.config()?;
+        Self::of(Container::open(source)?, &Stack::EMPTY, &name_of(source))
+    }
+}
+
+impl<'a> Model<'a> {
+    /// The model `container` as a GGUF file, with the adapters of `stack` made part of it.
+    pub fn of(container: Container, stack: &Stack<'a>, name: &str) -> Result<Self, Error> {
+        let (base, names) = container.config()?;
         let arch =
-            arch::find("architecture", config.architecture, |arch| arch.name).map_err(crate::Error::from)?;
+            arch::find("architecture", base.architecture, |arch| arch.name).map_err(crate::Error::from)?;
+        let config = stack.alter(&base);
         let mut model = match container {
-            Container::Gguf(file) => of_gguf(&file, config)?,
-            Container::HuggingFace(files) => {
-                let (keys, weights) = (describe(&files, &config, &name_of(source))?, Vec::new());
-                let mut model = Self { config, keys, weights };
-                model.rename(&files, [names, &arch.gguf])?;
+            Container::Gguf(file) => of_gguf(&file, config, (&base, names), stack)?,
+            Container::HuggingFace(mut files) => {
+                stack.alter_files(&mut files, &base)?;
+                let keys = describe(&files, &config, name)?;
+                let mut model = Self { config, keys, file_type: None, weights: Vec::new() };
+                model.take(&files, &base, [names, &arch.gguf], stack)?;
+                model.add_rope_factors()?;
                 model.check(arch)?;
                 model
             }
@@ -63,21 +79,37 @@ impl Model {
         Ok(model)
     }
 
-    /// Takes the weights of a Hugging Face directory, by the names that they have there.
-    fn rename(&mut self, files: &HfModel, [from, to]: [&Names; 2]) -> Result<(), Error> {
+    /// The model of a Hugging Face directory as one, with the adapters of `stack` made part of it.
+    pub fn of_directory(files: &mut HfModel, stack: &Stack<'a>) -> Result<Self, Error> {
+        let (base, names) = config_of(files)?;
+        let config = stack.alter(&base);
+        stack.alter_files(files, &base)?;
+        let mut model = Self { config, keys: Vec::new(), file_type: None, weights: Vec::new() };
+        model.take(files, &base, [names; 2], stack)?;
+        for weight in &mut model.weights {
+            (weight.reordered, weight.kept) = (None, weight.tensor.format());
+        }
+        Ok(model)
+    }
+
+    /// Takes the weights of a Hugging Face directory, by the names that they get.
+    fn take(
+        &mut self,
+        files: &HfModel,
+        base: &Config,
+        [from, to]: [&Names; 2],
+        stack: &Stack<'a>,
+    ) -> Result<(), Error> {
         let config = &self.config;
         let mut known = HashSet::new();
-        for Wanted { names: [name, renamed], shape: (rows, cols), reordered } in wanted(config, [from, to]) {
-            let tensor = files.weights.require(&name)?;
-            let found = (tensor.rows(), tensor.cols());
-            if found != (rows, cols) {
-                let (expected, found) = (format!("[{rows}, {cols}]"), format!("[{}, {}]", found.0, found.1));
-                return Err(crate::Error::Shape { tensor: name, expected, found }.into());
-            }
-            known.insert(name);
-            self.weights.push(Weight { name: renamed, tensor, reordered, kept: Format::F32, input: None });
+        let both = wanted(config, from).into_iter().zip(wanted(config, to));
+        for (there, here) in both {
+            let mut weight = there.weight((&files.weights, base, from), stack)?;
+            known.insert(there.name);
+            (weight.name, weight.kept) = (here.name, Format::F32);
+            self.weights.push(weight);
         }
-        if config.tied_head {
+        if config.tied_head || base.tied_head {
             // Some files carry it all the same.
             known.insert(format!("{}.weight", from.head));
         }
@@ -87,11 +119,16 @@ impl Model {
             let (tensor, architecture) = (name.to_owned(), config.architecture);
             return Err(crate::Error::UnknownTensor { tensor, architecture }.into());
         }
-        if let Some(factors) = config.rope.factors() {
+        Ok(())
+    }
+
+    /// A GGUF file has them as a tensor.
+    fn add_rope_factors(&mut self) -> Result<(), Error> {
+        if let Some(factors) = self.config.rope.factors() {
             let name = "rope_freqs.weight".to_owned();
             let tensor = Tensor::encode(Format::F32, 1, factors.len(), &factors)
                 .map_err(|source| Error::Tensor { tensor: name.clone(), source })?;
-            self.weights.push(Weight { name, tensor, reordered: None, kept: Format::F32, input: None });
+            self.weights.push(Weight::unchanged(name, tensor));
         }
         Ok(())
     }
@@ -100,8 +137,8 @@ impl Model {
     fn check(&self, arch: &Architecture) -> Result<(), Error> {
         let weight = |name: &str| self.weights.iter().find(|weight| weight.name == name);
         let shape = |name: &str| {
-            let tensor = &weight(name)?.tensor;
-            Some(vec![tensor.rows() as u64, tensor.cols() as u64])
+            let weight = weight(name)?;
+            Some(vec![weight.rows as u64, weight.tensor.cols() as u64])
         };
         let rope_factors = self.config.rope.factors();
         let lookup = |key: &str| {
@@ -138,37 +175,81 @@ impl Model {
     }
 }
 
-/// A tensor of a Hugging Face directory.
+impl Weight<'_> {
+    /// A tensor as it is.
+    fn unchanged(name: String, tensor: Tensor) -> Self {
+        let (rows, kept) = (tensor.rows(), tensor.format());
+        Self { name, tensor, rows, changes: None, reordered: None, kept, input: None }
+    }
+}
+
+/// A tensor that a model has.
 struct Wanted {
-    /// Its name there, and in a GGUF file.
-    names: [String; 2],
-    shape: (usize, usize),
-    /// See [`Weight::reordered`].
-    reordered: Option<usize>,
+    name: String,
+    site: Site,
+    part: Part,
+    /// The width of a head, where rows are of heads that Hugging Face and GGUF order in different ways.
+    heads: Option<usize>,
+}
+
+impl Wanted {
+    /// The tensor in the file of a base, or what stands for it where adapters add it, with what they change in it.
+    fn weight<'a>(
+        &self,
+        (file, base, names): (&dyn TensorFile, &Config, &Names),
+        stack: &Stack<'a>,
+    ) -> Result<Weight<'a>, Error> {
+        let Self { name, site, part, heads } = self;
+        let stem = names.of(*site, base.tied_head).unwrap_or_default();
+        let shape = shape_at(base, *site).map_or((0, 0), |shape| (shape.outputs, shape.inputs));
+        let has_bias = matches!(site, Site::Linear { module, .. } if base.has_bias(*module));
+        let tensor = match part {
+            Part::Bias if !has_bias => Tensor::encode(Format::F32, 1, shape.0, &vec![0.0; shape.0])
+                .map_err(|source| Error::Tensor { tensor: name.clone(), source })?,
+            _ => file.require(&format!("{stem}.{}", part.name()))?,
+        };
+        let (expected, found) = match part {
+            Part::Bias => ((1, shape.0), (tensor.rows(), tensor.cols())),
+            Part::Weight if site.is_norm() => ((1, shape.1), (tensor.rows(), tensor.cols())),
+            Part::Weight => (shape, (tensor.rows(), tensor.cols())),
+        };
+        if found != expected {
+            let [expected, found] = [expected, found].map(|shape| format!("[{}, {}]", shape.0, shape.1));
+            return Err(crate::Error::Shape { tensor: name.clone(), expected, found }.into());
+        }
+        let changes = match part {
+            Part::Weight => stack.changes((*site, *part), base, tensor.clone(), None),
+            Part::Bias => {
+                let weight = file.require(&format!("{stem}.weight"))?;
+                stack.changes((*site, *part), base, weight, has_bias.then(|| tensor.clone()))
+            }
+        };
+        let rows = changes.as_ref().map_or(tensor.rows(), |changes| changes.rows().max(tensor.rows()));
+        Ok(Weight { rows, changes, reordered: *heads, ..Weight::unchanged(name.clone(), tensor) })
+    }
 }
 
 /// All tensors of a model.
-fn wanted(config: &Config, names: [&Names; 2]) -> Vec<Wanted> {
+fn wanted(config: &Config, names: &Names) -> Vec<Wanted> {
     let mut all = Vec::new();
-    let mut want = |stems: [String; 2], part: &str, shape, reordered| {
-        all.push(Wanted { names: stems.map(|stem| format!("{stem}.{part}")), shape, reordered });
+    let mut want = |site: Site, part: Part, heads| {
+        let stem = names.of(site, false).unwrap_or_default();
+        all.push(Wanted { name: format!("{stem}.{}", part.name()), site, part, heads });
     };
-    let (vector, table) = ((1, config.hidden), (config.vocab, config.hidden));
-    want(names.map(|names| names.embedding.to_owned()), "weight", table, None);
-    want(names.map(|names| names.norm.to_owned()), "weight", vector, None);
+    want(Site::Embedding, Part::Weight, None);
+    want(Site::Norm, Part::Weight, None);
     if !config.tied_head {
-        want(names.map(|names| names.head.to_owned()), "weight", table, None);
+        want(Site::Head, Part::Weight, None);
     }
     for layer in 0..config.layers {
-        want(names.map(|names| names.in_layer(layer, names.attention_norm)), "weight", vector, None);
-        want(names.map(|names| names.in_layer(layer, names.ffn_norm)), "weight", vector, None);
+        want(Site::AttentionNorm { layer }, Part::Weight, None);
+        want(Site::FfnNorm { layer }, Part::Weight, None);
         for &module in Module::ALL {
-            let stems = || names.map(|names| names.linear(layer, module));
-            let (outputs, inputs) = config.shape_of(module);
-            let reordered = module.is_rotated().then_some(config.head_dim);
-            want(stems(), "weight", (outputs, inputs), reordered);
+            let (site, heads) =
+                (Site::Linear { layer, module }, module.is_rotated().then_some(config.head_dim));
+            want(site, Part::Weight, heads);
             if config.has_bias(module) {
-                want(stems(), "bias", (1, outputs), reordered);
+                want(site, Part::Bias, heads);
             }
         }
     }
@@ -176,7 +257,7 @@ fn wanted(config: &Config, names: [&Names; 2]) -> Vec<Wanted> {
 }
 
 /// What a directory is called.
-fn name_of(source: &Source) -> String {
+pub fn name_of(source: &Source) -> String {
     let name = match source {
         Source::Path { path, .. } => path.canonicalize().ok(),
         _ => None,
@@ -186,16 +267,30 @@ fn name_of(source: &Source) -> String {
 }
 
 /// All that the file says, but what is about the formats and the shards that it had.
-fn of_gguf(file: &Gguf, config: Config) -> Result<Model, Error> {
-    let dropped = ["general.file_type", "general.quantization_version"];
+fn of_gguf<'a>(
+    file: &Gguf,
+    config: Config,
+    (base, names): (&Config, &Names),
+    stack: &Stack<'a>,
+) -> Result<Model<'a>, Error> {
+    let file_type = "general.file_type";
+    let dropped = [file_type, "general.quantization_version"];
     let keys = file.metadata().iter().filter(|(key, _)| !dropped.contains(key) && !key.starts_with("split."));
     let keys = keys.map(|(key, value)| (key.to_owned(), value.clone())).collect();
-    let weight = |name: &str| {
-        let tensor = file.require(name)?;
-        Ok(Weight { name: name.to_owned(), kept: tensor.format(), tensor, reordered: None, input: None })
-    };
-    let weights = file.names().into_iter().map(weight).collect::<Result<_, Error>>()?;
-    Ok(Model { config, keys, weights })
+    let mut changed = HashMap::new();
+    if !stack.is_empty() {
+        stack.refuse_more_tokens(base)?;
+        for wanted in wanted(&config, names) {
+            // Rows of a file stay in its order.
+            let weight = Wanted { heads: None, ..wanted }.weight((file, base, names), stack)?;
+            changed.insert(weight.name.clone(), weight);
+        }
+    }
+    let as_it_is = |name: &str| Ok(Weight::unchanged(name.to_owned(), file.require(name)?));
+    let others = file.names().into_iter().filter(|&name| !changed.contains_key(name));
+    let mut weights = others.map(as_it_is).collect::<Result<Vec<_>, Error>>()?;
+    weights.extend(changed.into_values());
+    Ok(Model { config, keys, file_type: file.metadata().value(file_type).cloned(), weights })
 }
 
 /// The inputs of the matrices of the blocks, by names in GGUF files.

@@ -65,6 +65,11 @@ impl Dtype {
         }
     }
 
+    /// The type of a format's elements, if it has one.
+    pub fn of_format(format: Format) -> Option<Self> {
+        Self::ALL.iter().copied().find(|dtype| dtype.format() == Some(format))
+    }
+
     /// The type with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|dtype| dtype.name() == name)

@@ -9,8 +9,7 @@ mod write;
 
 pub use dtype::Dtype;
 pub(super) use header::Texts;
-pub(crate) use write::header;
-pub use write::{TensorView, write_safetensors};
+pub use write::{TensorView, header, write_safetensors};
 
 use std::path::Path;
 

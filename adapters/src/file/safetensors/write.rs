@@ -46,7 +46,7 @@ pub fn write_safetensors(
 ///
 /// # Errors
 /// A name twice, or more bytes than can be counted.
-pub(crate) fn header<'a>(
+pub fn header<'a>(
     tensors: impl IntoIterator<Item = (&'a str, Dtype, &'a [u64])>,
     metadata: &[(&str, &str)],
     align: usize,
