@@ -65,6 +65,14 @@ TEXTS is a text, or with the ending .jsonl one JSON object a line: {\"text\": \"
 it may be a rendered chat), {\"messages\": [{\"role\": \"user\", \"content\": \"...\"}]} or {\"tokens\": [1, 2, 3]}.
 A run that was interrupted goes on where it ended.")]
     Compress(Compress),
+    /// Take what a tuned model changed out of it, as an adapter that is no larger than it must be
+    #[command(after_help = "Examples:
+  graftwork diff base-directory tuned-directory -o tuned.delta
+  graftwork diff base.gguf tuned.gguf -o tuned.delta --error 0.001
+
+Each matrix becomes a low-rank product, its changed entries or all entries, whichever is smallest; those that did not change
+take nothing. Changed norms, embedding and head are carried whole.")]
+    Diff(Diff),
     /// Write a model as a GGUF file of a smaller format
     #[command(after_help = "Examples:
   graftwork quantize base-directory base.gguf --to Q4_K_M
@@ -295,6 +303,27 @@ pub struct Quantize {
     #[arg(long, default_value_t = 0, value_parser = threads)]
     pub threads: usize,
     /// One JSON object, with every tensor
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `diff`.
+#[derive(Args)]
+pub struct Diff {
+    /// What the tuned model was tuned from: GGUF file, Hugging Face directory, or a known model's name
+    pub base: String,
+    /// The tuned model: GGUF file or Hugging Face directory
+    pub tuned: PathBuf,
+    /// The delta to write; what is done is kept in OUT.parts until all is
+    #[arg(short, long)]
+    pub out: PathBuf,
+    /// The greatest |E| / |D| of a matrix, whose change is D; 0 for exact entries
+    #[arg(long, default_value_t = 0.01, value_name = "E")]
+    pub error: f64,
+    /// Threads, each for a matrix of its own; 0 for one per core
+    #[arg(long, default_value_t = 0, value_parser = threads)]
+    pub threads: usize,
+    /// One JSON object, with every matrix
     #[arg(long)]
     pub json: bool,
 }

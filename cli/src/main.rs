@@ -8,6 +8,7 @@ mod bench;
 mod chart;
 mod compress;
 mod demo;
+mod diff;
 mod inspect;
 mod logits;
 mod merge;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         Command::Logits(arguments) => logits::logits(&arguments),
         Command::Bench(arguments) => bench::bench(&arguments),
         Command::Compress(arguments) => compress::compress(&arguments),
+        Command::Diff(arguments) => diff::diff(&arguments),
         Command::Merge(arguments) => merge::merge(&arguments),
         Command::Quantize(arguments) => quantize::quantize(&arguments),
         Command::Inspect(arguments) => inspect::inspect(&arguments),

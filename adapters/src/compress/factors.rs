@@ -6,7 +6,7 @@ use faer::linalg::solvers::Solve;
 use faer::{Mat, MatRef, Side};
 use graftwork_kernels::{Format, Tensor};
 
-use super::decompose::decompose;
+use super::decompose::{Vectors, decompose};
 use super::feedback::{self, DAMPING, Feedback, Rounded, damping};
 use super::levels::{Levels, Scales};
 use super::matrix::product;
@@ -131,12 +131,17 @@ pub(super) fn low_rank(
     }
     let h = inputs.filter(|_| weighted).map(|inputs| inputs.hessian.as_ref());
     let vectors = decompose(delta, h, bytes / one)?;
-    let half = |m: MatRef<'_, f32>| {
-        let values: Vec<f32> = m.row_iter().flat_map(|row| row.iter().copied()).collect();
-        Tensor::encode(Format::F16, m.nrows(), m.ncols(), &values)
+    of_rank(&vectors, vectors.s.len(), Format::F16)
+}
+
+/// The first `rank` singular values, and their vectors in a float format.
+pub(super) fn of_rank(vectors: &Vectors, rank: usize, format: Format) -> Result<Part, Error> {
+    let encoded = |m: MatRef<'_, f32>| {
+        let values: Vec<f32> = m.row_iter().flat_map(|row| row.iter().copied().collect::<Vec<_>>()).collect();
+        Tensor::encode(format, m.nrows(), m.ncols(), &values)
     };
-    let (v, u) = (half(vectors.v.as_ref())?, half(vectors.u.as_ref())?);
-    Ok(Part::Factors { v: v.into(), s: vectors.s, u: u.into() })
+    let (v, u) = (encoded(vectors.v.get(..rank, ..))?, encoded(vectors.u.get(.., ..rank))?);
+    Ok(Part::Factors { v: v.into(), s: vectors.s[..rank].to_vec(), u: u.into() })
 }
 
 /// What the best factors beside a `V [rank, inputs]` follow from, `H` damped as where it is factored: what is the best for the inputs

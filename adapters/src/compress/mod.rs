@@ -22,6 +22,7 @@ mod error;
 mod factors;
 mod feedback;
 mod inputs;
+mod least;
 mod levels;
 mod matrix;
 mod sparse;
@@ -74,6 +75,12 @@ pub enum Method {
     },
     /// All entries in a float format.
     Dense(Format),
+    /// Whichever of sparse entries, singular vectors and all entries, in BF16, F16 or F32, takes the fewest bytes for an error that is
+    /// small enough: few entries that changed, a low rank, or neither.
+    Least {
+        /// The greatest `|E|_F / |D|_F`; 0 for none.
+        error: f64,
+    },
 }
 
 impl Method {
@@ -125,6 +132,7 @@ pub fn compress(
         Method::Ternary => vec![whole::ternary(delta, seen)?],
         Method::Sparse { bytes } => vec![sparse::greatest(delta, *bytes)?],
         Method::Dense(format) => vec![whole::dense(delta, *format)?],
+        Method::Least { error } => vec![least::least(delta, *error)?],
     };
     let report = report(delta, inputs, &parts)?;
     Ok(Compressed { parts, report })

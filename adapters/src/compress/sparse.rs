@@ -8,6 +8,32 @@ use crate::delta::Part;
 /// The entries with the greatest magnitudes that fit in `bytes`, as BF16, of equal ones the first; or all that are not 0, as they are.
 pub(super) fn greatest(delta: &Difference, bytes: Option<usize>) -> Result<Part, Error> {
     let (rows, cols) = (delta.outputs(), delta.inputs());
+    let Some(bytes) = bytes else { return entries(delta, rows * cols, Format::F32) };
+    // Starts of rows; a column and a value for each entry.
+    let (starts, entry) = (4 * (rows + 1), 4 + 2);
+    match bytes.checked_sub(starts).map(|rest| rest / entry).filter(|&most| most > 0) {
+        Some(most) => entries(delta, most, Format::BF16),
+        None => Err(Error::Budget { bytes, rows, cols, method: "one entry", least: starts + entry }),
+    }
+}
+
+/// How many of the greatest entries leave out no more than each of `left` of the sum of squares; none where that is none.
+pub(super) fn counts(delta: &Difference, left: [Option<f64>; 2]) -> [Option<usize>; 2] {
+    let mut squares: Vec<f32> = delta.values().iter().map(|value| value * value).collect();
+    squares.sort_unstable_by(f32::total_cmp);
+    left.map(|left| {
+        let mut rest = left?;
+        let dropped = squares.iter().position(|&square| {
+            rest -= f64::from(square);
+            rest < 0.0
+        });
+        Some(squares.len() - dropped.unwrap_or(squares.len()))
+    })
+}
+
+/// The `most` entries with the greatest magnitudes that are not 0, of equal ones the first.
+pub(super) fn entries(delta: &Difference, most: usize, format: Format) -> Result<Part, Error> {
+    let (rows, cols) = (delta.outputs(), delta.inputs());
     let values = delta.values();
     let mut kept: Vec<u32> = Vec::new();
     let index = |at: usize| {
@@ -19,21 +45,11 @@ pub(super) fn greatest(delta: &Difference, bytes: Option<usize>) -> Result<Part,
     };
     index(values.len() - 1)?;
     kept.extend((0..values.len()).filter(|&at| values[at] != 0.0).map(|at| at as u32));
-    let mut format = Format::F32;
-    if let Some(bytes) = bytes {
-        format = Format::BF16;
-        // Starts of rows; a column and a value for each entry.
-        let (starts, entry) = (4 * (rows + 1), 4 + 2);
-        let Some(most) = bytes.checked_sub(starts).map(|rest| rest / entry).filter(|&most| most > 0) else {
-            let least = starts + entry;
-            return Err(Error::Budget { bytes, rows, cols, method: "one entry", least });
-        };
-        if most < kept.len() {
-            let magnitude = |at: u32| values[at as usize].abs();
-            kept.select_nth_unstable_by(most, |&a, &b| magnitude(b).total_cmp(&magnitude(a)).then(a.cmp(&b)));
-            kept.truncate(most);
-            kept.sort_unstable();
-        }
+    if most < kept.len() {
+        let magnitude = |at: u32| values[at as usize].abs();
+        kept.select_nth_unstable_by(most, |&a, &b| magnitude(b).total_cmp(&magnitude(a)).then(a.cmp(&b)));
+        kept.truncate(most);
+        kept.sort_unstable();
     }
     let mut starts = vec![0u32; rows + 1];
     kept.iter().for_each(|&at| starts[at as usize / cols + 1] += 1);

@@ -25,6 +25,8 @@ pub enum Method {
     Sparse,
     /// All entries as BF16.
     Dense,
+    /// The smallest sparse, low-rank or dense form of each matrix whose error is small enough.
+    Least,
 }
 
 impl Method {
@@ -37,6 +39,7 @@ impl Method {
         (Self::Ternary, "ternary"),
         (Self::Sparse, "sparse"),
         (Self::Dense, "dense"),
+        (Self::Least, "least"),
     ];
 
     /// Its name.
@@ -49,8 +52,12 @@ impl Method {
         matches!(self, Self::DeltaCome | Self::DeltaComePublished | Self::LowRank | Self::Sparse)
     }
 
-    /// Refuses a number of bits for each weight that means nothing.
-    pub(super) fn check(self, bits: Option<f64>) -> Result<(), Error> {
+    /// Refuses a number of bits for each weight, or an error, that means nothing.
+    pub(super) fn check(self, bits: Option<f64>, error: f64) -> Result<(), Error> {
+        if !(error >= 0.0 && error < 1.0) {
+            let expected = "a number from 0 on and below 1";
+            return Err(Error::Option { option: "error", expected, found: error.to_string() });
+        }
         let refused = |expected| {
             let found = bits.map_or("none".to_owned(), |bits| bits.to_string());
             Err(Error::Option { option: "bits", expected, found })
@@ -66,7 +73,7 @@ impl Method {
     pub(super) fn of(
         self,
         [outputs, inputs]: [usize; 2],
-        bits: Option<f64>,
+        (bits, error): (Option<f64>, f64),
         is_calibrated: bool,
     ) -> matrix::Method {
         let budget = |bits: f64| ((outputs * inputs) as f64 * bits / 8.0) as usize;
@@ -82,6 +89,7 @@ impl Method {
             Self::Ternary => matrix::Method::Ternary,
             Self::Sparse => matrix::Method::Sparse { bytes: bits.map(budget) },
             Self::Dense => matrix::Method::Dense(Format::BF16),
+            Self::Least => matrix::Method::Least { error },
         }
     }
 }

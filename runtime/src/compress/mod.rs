@@ -23,7 +23,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use graftwork_adapters::compress::{Compressed, Hessian, compress as compress_matrix};
-use graftwork_adapters::delta::{Delta, Fingerprint, Layer};
+use graftwork_adapters::delta::{Delta, Fingerprint, Layer, Part};
 use graftwork_adapters::{Module, Site, Source, check::Shape};
 use graftwork_kernels::cpu::isa::Isa;
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,8 @@ pub struct Options<'a> {
     /// Bits for each weight, scales and singular values included, of methods that take any number ([`Method::takes_bits`]); none for
     /// the method's own.
     pub bits: Option<f64>,
+    /// The greatest `|E|_F / |D|_F` of each matrix, of [`Method::Least`]; 0 for exact entries.
+    pub error: f64,
     /// What layers are calibrated on; none for the least error of weights instead of outputs.
     pub calibration: Option<Calibration<'a>>,
     /// Fingerprints of other files of the same base, such as a quantized one, that the delta is for too.
@@ -61,6 +63,7 @@ impl Default for Options<'_> {
         Self {
             method: Method::DeltaCome,
             bits: None,
+            error: 0.01,
             calibration: None,
             bases: Vec::new(),
             base_model: None,
@@ -94,6 +97,8 @@ pub struct Matrix {
     pub name: String,
     /// Outputs and inputs.
     pub shape: [usize; 2],
+    /// What it is the sum of, for people: `rank 8, F16`.
+    pub form: String,
     /// Bytes of its parts.
     pub bytes: usize,
     /// `|D|_F`.
@@ -160,7 +165,7 @@ pub fn compress(
     options: &Options<'_>,
     progress: &Progress<'_>,
 ) -> Result<Report, Error> {
-    options.method.check(options.bits)?;
+    options.method.check(options.bits, options.error)?;
     let pair = Pair::open(base, tuned)?;
     let [base, tuned] = pair.fingerprints();
     let mut folder = out.as_os_str().to_owned();
@@ -191,6 +196,7 @@ impl Options<'_> {
             ("instruction set", Isa::best().name().to_owned()),
         ]);
         plan.extend(self.bits.map(|bits| ("bits", bits.to_string())));
+        plan.extend((self.method == Method::Least).then(|| ("error", self.error.to_string())));
         if let Some(Calibration { engine, texts }) = self.calibration {
             let mut hash = Sha256::new();
             for text in texts {
@@ -274,14 +280,15 @@ impl Run<'_> {
             let site = site(module);
             let difference = self.pair.difference(site)?;
             let shape = [difference.outputs(), difference.inputs()];
-            let Options { method, bits, .. } = *self.options;
-            let method = method.of(shape, bits, calibration.is_some());
+            let Options { method, bits, error, .. } = *self.options;
+            let method = method.of(shape, (bits, error), calibration.is_some());
             let Compressed { parts, report } =
                 compress_matrix(&difference, calibration.as_ref(), &method).map_err(refused(site))?;
             let squares = difference.values().iter().map(|&value| f64::from(value).powi(2));
             let matrix = Matrix {
                 name: path_of(site),
                 shape,
+                form: parts.iter().map(form_of).collect::<Vec<_>>().join(" + "),
                 bytes: report.bytes,
                 norm: squares.sum::<f64>().sqrt(),
                 relative_error: report.relative_error,
@@ -343,6 +350,15 @@ impl Run<'_> {
             layers: Vec::new(),
             carried: Vec::new(),
         }
+    }
+}
+
+/// What a part is, for people.
+fn form_of(part: &Part) -> String {
+    match part {
+        Part::Factors { v, s, .. } => format!("rank {}, {}", s.len(), v.format()),
+        Part::Whole { matrix, .. } => format!("dense, {}", matrix.format()),
+        Part::Sparse { values, .. } => format!("{} entries, {}", values.cols(), values.format()),
     }
 }
 

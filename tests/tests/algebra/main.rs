@@ -1,5 +1,6 @@
 //! Adapters made part of models, taken out of them, and moved between them.
 
+mod diff;
 mod merge;
 
 use std::fs;
@@ -22,4 +23,18 @@ fn open(source: impl Into<Source>) -> Engine {
     let source = source.into();
     let options = EngineOptions { threads: 2, ..EngineOptions::default() };
     Engine::open(source.clone(), options).unwrap_or_else(|error| panic!("{source:?}: {error}"))
+}
+
+/// Values near a normal distribution of variance 1, the same bits on every machine.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> f32 {
+        let mut sum = 0;
+        for _ in 0..3 {
+            self.0 = self.0.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(0x1405_7B7E_F767_814F);
+            sum += (self.0 >> 33) & 0xffff_ffff_u64 >> 1;
+        }
+        (sum as f64 / f64::from(1u32 << 30) - 3.0) as f32
+    }
 }
