@@ -55,8 +55,10 @@ pub(super) fn least(delta: &Difference, error: f64) -> Result<Part, Error> {
     let ranks = most / bytes(&Form::LowRank(1, Format::F16));
     if ranks > 0 {
         let found = decompose(delta, None, ranks)?;
+        let squares = found.s.iter().map(|&s| f64::from(s).powi(2)).sum::<f64>();
+        let beyond = if found.s.len() < ranks { 0.0 } else { (norm * norm - squares).max(0.0) };
         for (format, rounding) in [(Format::F16, HALVES), (Format::F32, 0.0)] {
-            let rank = left(rounding).and_then(|left| rank(&found, norm * norm, left));
+            let rank = left(rounding).and_then(|left| rank(&found, beyond, left));
             forms.extend(rank.map(|rank| Form::LowRank(rank, format)));
         }
         vectors = Some(found);
@@ -78,15 +80,14 @@ pub(super) fn least(delta: &Difference, error: f64) -> Result<Part, Error> {
     sparse::entries(delta, rows * cols, Format::F32)
 }
 
-/// The least rank that leaves out no more than `left` of the sum of squares `all`; none if what was found is not enough.
-fn rank(vectors: &Vectors, all: f64, left: f64) -> Option<usize> {
-    let mut rest = all;
-    vectors
-        .s
-        .iter()
-        .position(|&s| {
-            rest -= f64::from(s).powi(2);
-            rest <= left
-        })
-        .map(|last| last + 1)
+/// The least rank that leaves out no more than `left` of the sum of squares; none if what was found is not enough. `beyond` is what was
+/// not found of it.
+fn rank(vectors: &Vectors, beyond: f64, left: f64) -> Option<usize> {
+    let mut rest = beyond;
+    // From the end: the whole less the first ones would be the whole's rounding.
+    let kept = vectors.s.iter().rev().take_while(|&&s| {
+        rest += f64::from(s).powi(2);
+        rest <= left
+    });
+    (beyond <= left).then(|| (vectors.s.len() - kept.count()).max(1))
 }
