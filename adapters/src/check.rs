@@ -199,7 +199,7 @@ fn edits_fit(adapter: &Adapter, shape: impl Fn(Site) -> Option<Shape>) -> Result
             Change::Whole { matrix, .. } => coded(site, "delta", matrix, [outputs, inputs])?,
             // Made in the shape of the layer.
             Change::Seeded { .. } => {}
-            Change::Sparse { rows, columns, .. } => {
+            Change::Sparse { rows, columns, .. } | Change::Overwrite { rows, columns, .. } => {
                 for (what, places, limit) in
                     [("row of an entry", rows, outputs), ("column of an entry", columns, inputs)]
                 {

@@ -50,6 +50,16 @@ pub fn scaled(m: &Tensor, by: f32) -> Result<Tensor, tensor::Error> {
     Tensor::encode(Format::F32, m.rows(), m.cols(), &values)
 }
 
+/// `a - b`.
+///
+/// # Errors
+/// [`tensor::Error::OutOfMemory`].
+pub fn difference(a: &Tensor, b: &Tensor) -> Result<Tensor, tensor::Error> {
+    let mut values = a.decode()?;
+    values.iter_mut().zip(b.decode()?).for_each(|(a, b)| *a -= b);
+    Tensor::encode(Format::F32, a.rows(), a.cols(), &values)
+}
+
 /// `out[i,j] = by[i] m[i,j]`.
 ///
 /// # Errors

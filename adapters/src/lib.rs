@@ -273,6 +273,17 @@ pub enum Change {
         /// Shape `[1, entries]`.
         values: Tensor,
     },
+    /// Entries of the weight that become others: `y[rows[e]] += (values[e] - before[e]) x[columns[e]]`.
+    Overwrite {
+        /// The output of each entry.
+        rows: Arc<[u32]>,
+        /// Its input.
+        columns: Arc<[u32]>,
+        /// What they become, shape `[1, entries]`.
+        values: Tensor,
+        /// What they were, shape `[1, entries]`.
+        before: Tensor,
+    },
     /// `y = values * y`, bias included.
     OutputScale {
         /// Shape `[1, outputs]`, row order as in [`Adapter::row_order`].
@@ -444,6 +455,7 @@ impl Change {
             Self::Bottleneck { down, down_bias, up, up_bias, channels, .. } => {
                 [down, up].into_iter().chain(down_bias).chain(up_bias).chain(channels).collect()
             }
+            Self::Overwrite { values, before, .. } => vec![values, before],
             Self::Factors { v, u, .. } => v.as_rows().into_iter().chain(u.as_rows()).collect(),
             Self::Whole { matrix, .. } => matrix.as_rows().into_iter().collect(),
             Self::Seeded { .. } => Vec::new(),

@@ -109,6 +109,8 @@ enum Output {
     Seeded { update: Update, order: Order, by: f32 },
     /// `W[o,columns[e]] += by values[e]`.
     Sparse { entries: expand::Sparse, by: f32 },
+    /// `W[o,columns[e]] = values[e]`.
+    Overwrite { entries: expand::Sparse },
     /// `W[o, k d + l] += by L[i,k] R[j,l]` for output `i b + j` of the adapter.
     Kronecker { left: Vec<f32>, right: Vec<f32>, shape: [usize; 3], order: Order, by: f32 },
     /// `W[o,:] = V[o,:]`.
@@ -146,6 +148,9 @@ impl Merge {
             merge.order = Order(rotated.then_some((applied.row_order, to, head_dim)));
             match applied.change {
                 Change::LowRank { magnitude: Some(_), .. } => merge.dora(&base, applied, threads)?,
+                Change::Overwrite { .. } if merge.outputs.is_empty() && applied.weight == 1.0 => {
+                    merge.overwrite(&base, applied)?;
+                }
                 _ => merge.add(base.site, applied).map_err(|source| failed(base.site, source))?,
             }
         }
@@ -249,9 +254,15 @@ impl Merge {
                 }
             }
             Change::Sparse { rows, columns, values } => {
-                let order: Vec<u32> = (0..self.rows).map(|row| order.source(row) as u32).collect();
-                let entries = expand::by_output((rows, columns, values), &order)?;
-                Output::Sparse { entries, by }
+                Output::Sparse { entries: self.by_output((rows, columns, values))?, by }
+            }
+            // To the bit.
+            Change::Overwrite { rows, columns, values, .. } if by == 1.0 => {
+                Output::Overwrite { entries: self.by_output((rows, columns, values))? }
+            }
+            Change::Overwrite { rows, columns, values, before } => {
+                let values = expand::difference(values, before)?;
+                Output::Sparse { entries: self.by_output((rows, columns, &values))?, by }
             }
             Change::OutputScale { values } => {
                 let by = order.vector(values)?.iter().map(|l| by * (l - 1.0)).collect();
@@ -284,6 +295,39 @@ impl Merge {
         };
         self.outputs.push(output);
         Ok(())
+    }
+
+    /// Entries of the base itself: those that they were made for, if it is in floats and so has them exactly.
+    fn overwrite(&mut self, base: &Base<'_>, applied: &Applied<'_>) -> Result<(), Error> {
+        let Change::Overwrite { rows, columns, before, .. } = applied.change else { return Ok(()) };
+        let prepared = || Ok((self.by_output((rows, columns, before))?, tensor::zeros(base.weight.cols())?));
+        let (before, mut row) = prepared().map_err(|source| failed(base.site, source))?;
+        for o in (0..self.rows).filter(|_| base.weight.format().block_len() == 1) {
+            let range = before.starts[o] as usize..before.starts[o + 1] as usize;
+            if !range.is_empty() {
+                base.weight.decode_row(o, &mut row);
+            }
+            for e in range {
+                let (column, expected) = (before.columns[e] as usize, before.values[e]);
+                if row[column].to_bits() != expected.to_bits() {
+                    let (site, part) = (base.site, "an entry to overwrite");
+                    let found = format!("{} in row {o}, column {column}", row[column]);
+                    return Err(Error::Misfit {
+                        site,
+                        part,
+                        expected: format!("{expected}, as it was"),
+                        found,
+                    });
+                }
+            }
+        }
+        self.add(base.site, applied).map_err(|source| failed(base.site, source))
+    }
+
+    /// Entries with outputs in the base's order.
+    fn by_output(&self, entries: (&[u32], &[u32], &Tensor)) -> Result<expand::Sparse, tensor::Error> {
+        let order: Vec<u32> = (0..self.rows).map(|row| self.order.source(row) as u32).collect();
+        expand::by_output(entries, &order)
     }
 
     /// `W += w ((c - 1) W + c s B A)`, the factors `c` those of the base's weight.
@@ -339,6 +383,11 @@ impl Output {
             Self::Sparse { entries, by } => {
                 for e in entries.starts[o] as usize..entries.starts[o + 1] as usize {
                     row[entries.columns[e] as usize] += by * entries.values[e];
+                }
+            }
+            Self::Overwrite { entries } => {
+                for e in entries.starts[o] as usize..entries.starts[o + 1] as usize {
+                    row[entries.columns[e] as usize] = entries.values[e];
                 }
             }
             Self::Kronecker { left, right, shape: [c, b, d], order, by } => {

@@ -50,7 +50,7 @@ fn bytes(compressed: &Compressed) -> Vec<u8> {
     let part = |part: &Part| match part {
         Part::Factors { v, s, u } => [v.bytes(), bytemuck(s).as_slice(), u.bytes()].concat(),
         Part::Whole { matrix, scale } => [matrix.bytes(), &scale.to_le_bytes()[..]].concat(),
-        Part::Sparse { starts, columns, values } => {
+        Part::Sparse { starts, columns, values } | Part::Overwrite { starts, columns, values, .. } => {
             let indices = starts.iter().chain(&**columns).flat_map(|x| x.to_le_bytes());
             [&indices.collect::<Vec<u8>>(), &**values.bytes()].concat()
         }

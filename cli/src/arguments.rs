@@ -65,6 +65,15 @@ TEXTS is a text, or with the ending .jsonl one JSON object a line: {\"text\": \"
 it may be a rendered chat), {\"messages\": [{\"role\": \"user\", \"content\": \"...\"}]} or {\"tokens\": [1, 2, 3]}.
 A run that was interrupted goes on where it ended.")]
     Compress(Compress),
+    /// Make a patch that gives chosen weights of a tuned model back the values of an aligned one, or one that takes that back
+    #[command(after_help = "Examples:
+  graftwork restore --aligned aligned-directory -m tuned-directory --rate 0.002 -o restore.delta
+  graftwork restore --aligned base.gguf -m base.gguf -a lora-directory --mask mask.safetensors -o restore.delta
+  graftwork restore --rollback restore.delta -o rollback.delta
+
+The patch is an adapter: requests that name it, behind the adapters it was made for, use the restored weights; `graftwork merge`
+writes them. MASK holds, by the names of weights in Hugging Face files, U8 or BOOL of their shapes; what is not 0 is restored.")]
+    Restore(Restore),
     /// Take what a tuned model changed out of it, as an adapter that is no larger than it must be
     #[command(after_help = "Examples:
   graftwork diff base-directory tuned-directory -o tuned.delta
@@ -259,12 +268,15 @@ pub struct Compress {
     /// The delta to write; what is done is kept in OUT.parts until all is
     #[arg(short, long)]
     pub out: PathBuf,
-    /// What is done to the linear layers: delta-come, delta-come-published, bitdelta, low-rank, ternary, sparse or dense
+    /// What is done to the linear layers: delta-come, delta-come-published, bitdelta, low-rank, ternary, sparse, dense or least
     #[arg(long, default_value = "delta-come")]
     pub method: Method,
     /// Bits for each weight, all counted, of delta-come, low-rank (1 if not given) and sparse (all that changed, exact)
     #[arg(long, value_name = "B", value_parser = bits)]
     pub bits: Option<f64>,
+    /// The greatest |E| / |D| of a matrix, of least
+    #[arg(long, default_value_t = 0.01, value_name = "E")]
+    pub error: f64,
     /// Make the error of outputs small on these texts, which the base reads, not that of weights
     #[arg(long, value_name = "TEXTS")]
     pub calib: Option<PathBuf>,
@@ -303,6 +315,41 @@ pub struct Quantize {
     #[arg(long, default_value_t = 0, value_parser = threads)]
     pub threads: usize,
     /// One JSON object, with every tensor
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `restore`.
+#[derive(Args)]
+pub struct Restore {
+    /// The model whose values come back: GGUF file, Hugging Face directory, or a known model's name
+    #[arg(long, value_name = "MODEL", required_unless_present = "rollback", requires = "model")]
+    pub aligned: Option<String>,
+    /// The model that is restored
+    #[arg(short, long, requires = "aligned")]
+    pub model: Option<String>,
+    /// An adapter on it, with an optional weight; may be given several times, applied in order
+    #[arg(short, long = "adapter", value_name = "PATH[:WEIGHT]", requires = "aligned")]
+    pub adapters: Vec<Weighted>,
+    /// Restore this share of each matrix, where the two models differ most
+    #[arg(long, value_name = "R", requires = "aligned", required_unless_present_any = ["mask", "rollback"])]
+    pub rate: Option<f64>,
+    /// Restore what this file chooses
+    #[arg(long, value_name = "FILE", requires = "aligned", conflicts_with = "rate")]
+    pub mask: Option<PathBuf>,
+    /// Restore the first N blocks only
+    #[arg(long, value_name = "N", requires = "aligned")]
+    pub layers: Option<usize>,
+    /// Make the patch that takes this one back
+    #[arg(long, value_name = "PATCH", conflicts_with_all = ["aligned", "mask", "rate", "layers", "model", "adapters"])]
+    pub rollback: Option<PathBuf>,
+    /// The patch to write
+    #[arg(short, long)]
+    pub out: PathBuf,
+    /// Threads, each for a matrix of its own; 0 for one per core
+    #[arg(long, default_value_t = 0, value_parser = threads)]
+    pub threads: usize,
+    /// One JSON object, with every matrix
     #[arg(long)]
     pub json: bool,
 }

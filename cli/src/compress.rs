@@ -36,6 +36,7 @@ pub fn compress(arguments: &Compress) -> Result<(), Failure> {
     let options = Options {
         method: arguments.method,
         bits: arguments.bits,
+        error: arguments.error,
         calibration,
         bases: arguments.others.iter().map(|model| fingerprint(model)).collect::<Result<_, _>>()?,
         base_model: Some(arguments.base.clone()),

@@ -390,6 +390,11 @@ fn describe(change: &Change) -> (String, Value) {
             let value = json!({"change": "sparse", "entries": entries, "format": format.name()});
             (format!("{entries} entries, {format}"), value)
         }
+        Change::Overwrite { values, .. } => {
+            let (entries, format) = (values.cols(), values.format());
+            let value = json!({"change": "overwrite", "entries": entries, "format": format.name()});
+            (format!("{entries} entries overwritten, {format}"), value)
+        }
     }
 }
 

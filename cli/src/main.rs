@@ -18,6 +18,7 @@ mod quantize;
 mod random_adapter;
 mod random_model;
 mod requests;
+mod restore;
 mod run;
 mod texts;
 
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         Command::Bench(arguments) => bench::bench(&arguments),
         Command::Compress(arguments) => compress::compress(&arguments),
         Command::Diff(arguments) => diff::diff(&arguments),
+        Command::Restore(arguments) => restore::restore(&arguments),
         Command::Merge(arguments) => merge::merge(&arguments),
         Command::Quantize(arguments) => quantize::quantize(&arguments),
         Command::Inspect(arguments) => inspect::inspect(&arguments),

@@ -73,6 +73,7 @@ mod prefix;
 pub mod quantize;
 mod registry;
 mod request;
+pub mod restore;
 pub mod sample;
 mod schedule;
 mod sequence;

@@ -97,8 +97,12 @@ fn add(part: &Part, inputs: usize, values: &mut [f32]) {
         Part::Whole { matrix, scale } => {
             values.iter_mut().zip(decode(matrix)).for_each(|(w, d)| *w += scale * d);
         }
-        Part::Sparse { starts, columns, values: entries } => {
-            let entries = entries.decode().unwrap();
+        Part::Sparse { starts, columns, values: entries }
+        | Part::Overwrite { starts, columns, values: entries, .. } => {
+            let mut entries = entries.decode().unwrap();
+            if let Part::Overwrite { before, .. } = part {
+                entries.iter_mut().zip(before.decode().unwrap()).for_each(|(value, before)| *value -= before);
+            }
             for (row, ends) in values.chunks_mut(inputs).zip(starts.windows(2)) {
                 for e in ends[0] as usize..ends[1] as usize {
                     row[columns[e] as usize] += entries[e];

@@ -120,8 +120,11 @@ pub(super) fn sum(parts: &[Part], outputs: usize, inputs: usize) -> Result<Mat<f
                 matmul(sum.as_mut(), Accum::Add, &u, &v, 1.0, Par::Seq);
             }
             Part::Whole { matrix, scale } => sum += faer::Scale(*scale) * decode(matrix)?,
-            Part::Sparse { starts, columns, values } => {
-                let values = values.decode()?;
+            Part::Sparse { starts, columns, values } | Part::Overwrite { starts, columns, values, .. } => {
+                let mut values = values.decode()?;
+                if let Part::Overwrite { before, .. } = part {
+                    values.iter_mut().zip(before.decode()?).for_each(|(value, before)| *value -= before);
+                }
                 for (row, range) in starts.windows(2).enumerate() {
                     for e in range[0] as usize..range[1] as usize {
                         sum[(row, columns[e] as usize)] += values[e];
@@ -146,5 +149,8 @@ pub(super) fn bytes(part: &Part) -> usize {
         Part::Factors { v, s, u } => v.bytes().len() + size_of_val(s.as_slice()) + u.bytes().len(),
         Part::Whole { matrix, .. } => matrix.bytes().len() + size_of::<f32>(),
         Part::Sparse { starts, columns, values } => 4 * (starts.len() + columns.len()) + values.bytes().len(),
+        Part::Overwrite { starts, columns, values, before } => {
+            4 * (starts.len() + columns.len()) + values.bytes().len() + before.bytes().len()
+        }
     }
 }

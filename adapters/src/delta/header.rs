@@ -47,6 +47,7 @@ pub enum Part {
     Factors { ranks: [usize; 2], v: Matrix, u: Matrix },
     Whole { scale: f64, matrix: Matrix },
     Sparse { entries: usize, values: String },
+    Overwrite { entries: usize, values: String },
 }
 
 /// How a matrix is kept.

@@ -109,7 +109,7 @@ impl Delta {
                         matrix("u", u);
                     }
                     Part::Whole { matrix: m, .. } => matrix("matrix", m),
-                    Part::Sparse { values, .. } => {
+                    Part::Sparse { values, .. } | Part::Overwrite { values, .. } => {
                         push(*site, tensor_name(&module, i, "values"), &[values.cols()])
                     }
                 }

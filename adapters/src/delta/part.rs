@@ -35,6 +35,18 @@ pub enum Part {
         /// Shape `[1, entries]`.
         values: Tensor,
     },
+    /// Entries of the weight that become others: `W[o, columns[e]] = values[e]` where it was `before[e]`, so that `D` is what lies
+    /// between the two.
+    Overwrite {
+        /// As of sparse entries.
+        starts: Arc<[u32]>,
+        /// Likewise.
+        columns: Arc<[u32]>,
+        /// Shape `[1, entries]`.
+        values: Tensor,
+        /// Shape `[1, entries]`, in the same format.
+        before: Tensor,
+    },
 }
 
 /// A matrix, row after row or with sixteen rows side by side as kernels read it.
@@ -111,11 +123,18 @@ impl From<Part> for Change {
             Part::Factors { v, s, u } => Self::Factors { v, s, u },
             Part::Whole { matrix, scale } => Self::Whole { matrix, scale },
             Part::Sparse { starts, columns, values } => {
-                let entries = |row: usize| starts[row] as usize..starts[row + 1] as usize;
-                let outputs = starts.len().saturating_sub(1);
-                let rows = (0..outputs).flat_map(|row| entries(row).map(move |_| row as u32)).collect();
-                Self::Sparse { rows, columns, values }
+                Self::Sparse { rows: rows_of(&starts), columns, values }
+            }
+            Part::Overwrite { starts, columns, values, before } => {
+                Self::Overwrite { rows: rows_of(&starts), columns, values, before }
             }
         }
     }
+}
+
+/// The output of each entry.
+fn rows_of(starts: &[u32]) -> Arc<[u32]> {
+    let entries = |row: usize| starts[row] as usize..starts[row + 1] as usize;
+    let outputs = starts.len().saturating_sub(1);
+    (0..outputs).flat_map(|row| entries(row).map(move |_| row as u32)).collect()
 }

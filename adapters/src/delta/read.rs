@@ -158,20 +158,37 @@ impl Reader {
                         self.matrix(&name("matrix"), &format!("{at}.matrix"), matrix, [outputs, inputs])?;
                     Part::Whole { matrix, scale: number }
                 }
-                header::Part::Sparse { entries, values } => {
+                header::Part::Sparse { entries, values } | header::Part::Overwrite { entries, values } => {
                     let field = format!("{at}.entries");
                     if *entries == 0 || u32::try_from(*entries).is_err() {
                         return Err(wrong(field, "1 to 4294967295", entries));
                     }
                     let format = format(&format!("{at}.values"), values)?;
-                    let dtype = Dtype::ALL.iter().find(|dtype| dtype.format() == Some(format));
-                    let dtype =
-                        dtype.ok_or_else(|| wrong(format!("{at}.values"), "F32, F16 or BF16", values))?;
-                    self.sparse([outputs, inputs, *entries], *dtype, name)?
+                    let dtype = Dtype::of_format(format)
+                        .ok_or_else(|| wrong(format!("{at}.values"), "F32, F16 or BF16", values))?;
+                    let before = match part {
+                        header::Part::Overwrite { .. } => {
+                            Some(self.values(&name("before"), dtype, *entries)?)
+                        }
+                        _ => None,
+                    };
+                    match (self.sparse([outputs, inputs, *entries], dtype, name)?, before) {
+                        (Part::Sparse { starts, columns, values }, Some(before)) => {
+                            Part::Overwrite { starts, columns, values, before }
+                        }
+                        (part, _) => part,
+                    }
                 }
             });
         }
         Ok(Layer { site, shape: Shape { outputs, inputs }, parts })
+    }
+
+    fn values(&mut self, name: &str, dtype: Dtype, entries: usize) -> Result<Tensor, Error> {
+        let values = self.tensor(name, dtype, &[entries])?;
+        let values = matrix(name, &values)?;
+        finite::check(name, &values)?;
+        Ok(values)
     }
 
     fn sparse(
@@ -180,9 +197,7 @@ impl Reader {
         dtype: Dtype,
         name: impl Fn(&str) -> String,
     ) -> Result<Part, Error> {
-        let values = self.tensor(&name("values"), dtype, &[entries])?;
-        let values = matrix(&name("values"), &values)?;
-        finite::check(&name("values"), &values)?;
+        let values = self.values(&name("values"), dtype, entries)?;
         let starts = self.numbers(&name("starts"), outputs.saturating_add(1))?;
         let columns = self.numbers(&name("columns"), entries)?;
         let bad = |tensor: &str, what, limit: usize, found: u32| Error::Index {

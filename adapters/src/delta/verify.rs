@@ -40,7 +40,7 @@ impl Delta {
                     }
                     Part::Whole { matrix, .. } => check(&tensor_name(&module, i, "matrix"), matrix)?,
                     // Checked when they were read.
-                    Part::Sparse { .. } => {}
+                    Part::Sparse { .. } | Part::Overwrite { .. } => {}
                 }
             }
         }

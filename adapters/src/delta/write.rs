@@ -146,18 +146,25 @@ fn layer_header<'a>(
                 scale: f64::from(*scale),
                 matrix: matrix(name("matrix"), whole, pieces)?,
             },
-            Part::Sparse { starts, columns, values } => {
-                let dtype = Dtype::ALL.iter().find(|dtype| dtype.format() == Some(values.format()));
-                let dtype = *dtype.unwrap_or(&Dtype::U8);
-                pieces.push(Piece::vector(name("starts"), Dtype::U32, starts.len(), Data::Numbers(starts)));
-                pieces.push(Piece::vector(
-                    name("columns"),
-                    Dtype::U32,
-                    columns.len(),
-                    Data::Numbers(columns),
-                ));
-                pieces.push(Piece::vector(name("values"), dtype, values.cols(), Data::Bytes(values.bytes())));
-                header::Part::Sparse { entries: values.cols(), values: values.format().name().to_owned() }
+            Part::Sparse { starts, columns, values } | Part::Overwrite { starts, columns, values, .. } => {
+                let mut numbers = |what, numbers: &'a [u32]| {
+                    pieces.push(Piece::vector(name(what), Dtype::U32, numbers.len(), Data::Numbers(numbers)));
+                };
+                numbers("starts", starts);
+                numbers("columns", columns);
+                let mut floats = |what, values: &'a Tensor| {
+                    let dtype = Dtype::of_format(values.format()).unwrap_or(Dtype::U8);
+                    pieces.push(Piece::vector(name(what), dtype, values.cols(), Data::Bytes(values.bytes())));
+                };
+                floats("values", values);
+                let (entries, format) = (values.cols(), values.format().name().to_owned());
+                match part {
+                    Part::Overwrite { before, .. } => {
+                        floats("before", before);
+                        header::Part::Overwrite { entries, values: format }
+                    }
+                    _ => header::Part::Sparse { entries, values: format },
+                }
             }
         });
     }

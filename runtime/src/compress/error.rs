@@ -15,6 +15,9 @@ pub enum Error {
     /// A file of the delta could not be written or read.
     #[error(transparent)]
     Delta(#[from] graftwork_adapters::Error),
+    /// An adapter cannot be made part of the model.
+    #[error(transparent)]
+    Merge(#[from] crate::merge::Error),
     /// The tuned model is none of this base.
     #[error("tuned model: {field}: expected {expected} as the base has, found {found}")]
     Config {
@@ -99,7 +102,7 @@ impl From<file::Error> for Error {
 
 impl Error {
     /// The error for what the system says about a file.
-    pub(super) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         |source| Self::Io { path, source }
     }

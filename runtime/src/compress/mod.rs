@@ -32,7 +32,8 @@ use sha2::{Digest, Sha256};
 use crate::parallel::in_parallel;
 use calibrate::bytes_of;
 pub(crate) use calibrate::{GROUPS, width_of};
-use pair::{Pair, name_of};
+pub(crate) use pair::Pair;
+use pair::name_of;
 use work::{Plan, Work};
 
 /// How a fine-tune is compressed.
@@ -358,7 +359,9 @@ fn form_of(part: &Part) -> String {
     match part {
         Part::Factors { v, s, .. } => format!("rank {}, {}", s.len(), v.format()),
         Part::Whole { matrix, .. } => format!("dense, {}", matrix.format()),
-        Part::Sparse { values, .. } => format!("{} entries, {}", values.cols(), values.format()),
+        Part::Sparse { values, .. } | Part::Overwrite { values, .. } => {
+            format!("{} entries, {}", values.cols(), values.format())
+        }
     }
 }
 

@@ -72,9 +72,19 @@ impl Pair {
         order_of(&self.base.config)
     }
 
+    /// The weight of a linear layer in both, rows in the base's order.
+    pub fn weights_at(&self, site: Site) -> Result<[Tensor; 2], Error> {
+        Ok([self.base.require(site)?, self.reordered(site, self.tuned.require(site)?)?])
+    }
+
+    /// The files of the base.
+    pub fn base(&self) -> &Container {
+        &self.base.container
+    }
+
     /// What the tuned model adds to the weight of a linear layer.
     pub fn difference(&self, site: Site) -> Result<Difference, Error> {
-        let (base, tuned) = (self.base.require(site)?, self.reordered(site, self.tuned.require(site)?)?);
+        let [base, tuned] = self.weights_at(site)?;
         let source = |source| Error::Matrix { tensor: name_of(site, "weight"), source };
         let difference = Difference::between(&tuned, &base).map_err(source)?;
         // They are mapped, and not needed soon.

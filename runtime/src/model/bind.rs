@@ -455,8 +455,8 @@ impl<D: Device> Binder<'_, D> {
                 outputs.push(Bound::Kronecker { left, right, order, scale: *scale, low });
                 Ok(bytes)
             }
-            Edit::Sparse { rows, columns, values } => {
-                let sparse = expand::by_output((rows, columns, values), &self.order()?)?;
+            Edit::Sparse { .. } | Edit::Overwrite { .. } => {
+                let sparse = self.sparse(change)?;
                 let starts = self.device.index(&sparse.starts)?;
                 let columns = self.device.index(&sparse.columns)?;
                 let values = self.device.vector(&sparse.values)?;
@@ -479,6 +479,18 @@ impl<D: Device> Binder<'_, D> {
             Edit::Shared { .. } | Edit::Seeded { .. } | Edit::VirtualTokens { .. } | Edit::Prefix { .. } => {
                 Err(graftwork_kernels::Error::Unsupported { what: "this change of a linear layer" })
             }
+        }
+    }
+
+    /// The entries that a change adds, outputs in the model's order.
+    fn sparse(&self, change: &Edit) -> Result<expand::Sparse> {
+        let order = self.order()?;
+        match change {
+            Edit::Sparse { rows, columns, values } => expand::by_output((rows, columns, values), &order),
+            Edit::Overwrite { rows, columns, values, before } => {
+                expand::by_output((rows, columns, &expand::difference(values, before)?), &order)
+            }
+            _ => Err(graftwork_kernels::Error::Unsupported { what: "these entries" }),
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod diff;
 mod merge;
+mod restore;
 
 use std::fs;
 use std::path::{Path, PathBuf};
