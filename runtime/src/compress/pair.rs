@@ -77,9 +77,20 @@ impl Pair {
         Ok([self.base.require(site)?, self.reordered(site, self.tuned.require(site)?)?])
     }
 
+    /// The bias of a linear layer in both, likewise, where there is one.
+    pub fn biases_at(&self, site: Site) -> Result<[Option<Tensor>; 2], Error> {
+        let tuned = self.tuned.tensor(site, "bias")?;
+        Ok([self.base.tensor(site, "bias")?, tuned.map(|bias| self.reordered(site, bias)).transpose()?])
+    }
+
     /// The files of the base.
     pub fn base(&self) -> &Container {
         &self.base.container
+    }
+
+    /// The files of the tuned model.
+    pub fn tuned(&self) -> &Container {
+        &self.tuned.container
     }
 
     /// What the tuned model adds to the weight of a linear layer.
