@@ -25,6 +25,7 @@ mod adalora;
 mod adapterhub;
 mod bottleneck;
 pub mod check;
+pub mod combine;
 pub mod compress;
 mod control_vector;
 pub mod delta;
