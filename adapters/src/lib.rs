@@ -46,6 +46,7 @@ mod p_tuning;
 mod parts;
 mod pattern;
 mod peft;
+mod peft_write;
 mod prefix;
 pub mod prompt;
 pub mod rows;
@@ -57,6 +58,7 @@ mod vera;
 pub use delta::Coded;
 pub use error::Error;
 pub use file::{Source, TensorFile};
+pub use peft_write::write_peft;
 pub use rows::RowOrder;
 pub use site::{Module, Site};
 
