@@ -170,12 +170,10 @@ fn tensor(seed: usize, rows: usize, cols: usize) -> Tensor {
 fn prompts_and_prefixes_are_summed() {
     let prompt = |seed| Change::VirtualTokens { rows: tensor(seed, 5, 8) };
     let prefix = |seed| Change::Prefix { rows: tensor(seed, 5, 8), layers: 2 };
-    let cases: [(Kind, Site, &dyn Fn(usize) -> Change); 3] = [
-        (Kind::PromptTuning, Site::Prompt, &prompt),
-        (Kind::PTuning, Site::Prompt, &prompt),
-        (Kind::PrefixTuning, Site::Prefix, &prefix),
-    ];
-    for (kind, site, change) in cases {
+    for kind in [Kind::PromptTuning, Kind::PTuning, Kind::PrefixTuning] {
+        let is_prefix = kind == Kind::PrefixTuning;
+        let site = if is_prefix { Site::Prefix } else { Site::Prompt };
+        let change = |seed| if is_prefix { prefix(seed) } else { prompt(seed) };
         let adapters = [1, 2, 3].map(|seed| of_kind(kind, vec![Edit { site, change: change(seed) }]));
         let weighted: Vec<(&Adapter, f32)> = adapters.iter().zip(WEIGHTS).collect();
         let sum = combine(&weighted, &Options::new(Method::Linear)).unwrap();

@@ -89,6 +89,25 @@ fn combined_adapters_are_read_back() {
 }
 
 #[test]
+fn factors_that_differ_by_layer_are_named_apart() {
+    let place = place("apart");
+    let mut adapter = Adapter::open(golden("adapters").join("ia3")).unwrap();
+    // down_proj of the last layer as a factor of outputs.
+    let last =
+        adapter.edits.iter_mut().rfind(|edit| matches!(edit.change, Change::InputScale { .. })).unwrap();
+    let values: Vec<f32> = (0..128).map(|i| 1.0 + 0.01 * i as f32).collect();
+    last.change = Change::OutputScale { values: Tensor::encode(Format::F32, 1, 128, &values).unwrap() };
+    write_peft(&adapter, &place.join("ia3")).unwrap();
+    same("ia3", &Adapter::open(place.join("ia3")).unwrap(), &adapter);
+    let config = fs::read_to_string(place.join("ia3/adapter_config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    let names = |field: &str| config[field].as_array().unwrap().clone();
+    let down = |layer: usize| serde_json::Value::from(format!("model.layers.{layer}.mlp.down_proj"));
+    assert_eq!(names("feedforward_modules"), [down(0), down(1)]);
+    assert!(names("target_modules").contains(&down(2)));
+}
+
+#[test]
 fn what_files_do_not_say_is_refused_by_name() {
     let place = place("refused");
     let open = |name: &str| Adapter::open(golden("adapters").join(name)).unwrap();
@@ -98,6 +117,8 @@ fn what_files_do_not_say_is_refused_by_name() {
     if let Change::LowRank { magnitude, .. } = &mut some.edits[3].change {
         *magnitude = None;
     }
+    let mut replaced = open("lora_modules_to_save");
+    replaced.edits.retain(|edit| !matches!(edit.change, Change::LowRank { .. }));
     let mut empty = open("lora");
     empty.edits.clear();
     let mut nan = open("lora");
@@ -109,6 +130,7 @@ fn what_files_do_not_say_is_refused_by_name() {
         (open("shira"), "writing adapters of kind shira"),
         (order, "rows in the order of GGUF"),
         (some, "the update without a magnitude"),
+        (replaced, "LoRAs of peft have A and B"),
         (empty, "holds no tensors"),
         (nan, "found NaN"),
     ];

@@ -5,10 +5,10 @@
 //! use graftwork_adapters::Adapter;
 //! use graftwork_adapters::combine::{Method, Options, combine};
 //!
-//! # let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/combine");
-//! let [first, second] = ["first", "second"].map(|name| Adapter::open(format!("{directory}/{name}")));
+//! # let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/combine");
+//! let (first, second) = (Adapter::open(golden.join("first"))?, Adapter::open(golden.join("second"))?);
 //! let options = Options { density: Some(0.3), ..Options::new(Method::Ties) };
-//! let one = combine(&[(&first?, 0.5), (&second?, 0.5)], &options)?;
+//! let one = combine(&[(&first, 0.5), (&second, 0.5)], &options)?;
 //! println!("{} edits", one.edits.len());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

@@ -11,6 +11,9 @@ pub(super) fn files(adapter: &Adapter) -> Result<Files, Error> {
     let mut files = Files::new(adapter, "LORA");
     let is_low_rank = |edit: &&Edit| matches!(edit.change, Change::LowRank { .. });
     let low_rank: Vec<&Edit> = adapter.edits.iter().filter(is_low_rank).collect();
+    if low_rank.is_empty() {
+        return Err(unsupported(&adapter.edits[0], "nothing but the change", "LoRAs of peft have A and B"));
+    }
     let mut saved = Vec::new();
     let mut tokens_of = Map::new();
     for edit in &adapter.edits {
@@ -56,7 +59,7 @@ pub(super) fn files(adapter: &Adapter) -> Result<Files, Error> {
         }
     }
     let sites: Vec<Site> = low_rank.iter().map(|edit| edit.site).collect();
-    files.set("target_modules", names::targets(&sites, &[]));
+    files.set("target_modules", names::targets(&sites, names::grid(&sites).is_some()));
     ranks(&mut files, &low_rank)?;
     let flag = |has: fn(&Change) -> bool, what| match low_rank.iter().find(|edit| !has(&edit.change)) {
         Some(edit) if low_rank.iter().any(|edit| has(&edit.change)) => {

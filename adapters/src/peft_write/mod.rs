@@ -125,8 +125,11 @@ fn ia3(adapter: &Adapter) -> Result<Files, Error> {
         }
     }
     let sites: Vec<Site> = adapter.edits.iter().map(|edit| edit.site).collect();
-    files.set("target_modules", names::targets(&sites, &[]));
-    files.set("feedforward_modules", names::targets(&feedforward, &sites));
+    // What is a name in one list has to be one in the other, and means the same in every layer.
+    let layers = names::grid(&sites);
+    let short = layers.is_some() && (feedforward.is_empty() || names::grid(&feedforward) == layers);
+    files.set("target_modules", names::targets(&sites, short));
+    files.set("feedforward_modules", names::targets(&feedforward, short));
     Ok(files)
 }
 
