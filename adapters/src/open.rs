@@ -13,7 +13,7 @@ use crate::{
     lora_gguf, prompt, seed,
 };
 
-const CONFIG: &str = "adapter_config.json";
+pub(crate) const CONFIG: &str = "adapter_config.json";
 /// What the file of weights may be called, the first there is.
 pub(crate) const WEIGHTS: [&str; 2] = ["adapter_model.safetensors", "adapter_model.bin"];
 

@@ -9,6 +9,8 @@
 
 use graftwork_kernels::{Tensor, tensor};
 
+use crate::{Adapter, Change, Edit, Error, Site, expand};
+
 /// The order of the rows of q and k in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RowOrder {
@@ -98,6 +100,39 @@ impl RowOrder {
         }
         Tensor::new(format, tensor.rows(), cols, bytes.into())
     }
+}
+
+/// A LoRA or IA3 with what is indexed by outputs of q and k in `target` order, of an architecture whose rows GGUF permutes, with
+/// heads of `head_dim`.
+///
+/// # Errors
+/// Another change of q or k, or before all positions; what [`RowOrder::reorder`] refuses.
+pub fn in_order(adapter: &Adapter, target: RowOrder, head_dim: usize) -> Result<Adapter, Error> {
+    let from = adapter.row_order;
+    let mut out = Adapter { row_order: target, ..adapter.clone() };
+    let is_rotated = |site| matches!(site, Site::Linear { module, .. } if module.is_rotated());
+    for Edit { site, change } in out.edits.iter_mut().filter(|_| from != target) {
+        let failed = |source| expand::failed(&format!("of {site}"), source);
+        let vector = |values: &mut Tensor| {
+            *values = from.reorder_vector(target, values, head_dim).map_err(failed)?;
+            Ok::<(), Error>(())
+        };
+        match change {
+            Change::LowRank { b, bias, magnitude, .. } if is_rotated(*site) => {
+                *b = from.reorder(target, b, head_dim).map_err(failed)?;
+                bias.iter_mut().chain(magnitude).try_for_each(vector)?;
+            }
+            Change::Bias { values } | Change::OutputScale { values } if is_rotated(*site) => vector(values)?,
+            Change::InputScale { .. } => {}
+            _ if is_rotated(*site) || matches!(site, Site::Prefix | Site::EveryLinear { .. }) => {
+                let (what, reason) =
+                    (format!("another order of the change of {site}"), "LoRA and IA3 are put in one");
+                return Err(Error::Unsupported { what, reason });
+            }
+            _ => {}
+        }
+    }
+    Ok(out)
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@
 //! # Ok::<(), graftwork_adapters::compress::Error>(())
 //! ```
 
-mod decompose;
+pub(crate) mod decompose;
 mod error;
 mod factors;
 mod feedback;

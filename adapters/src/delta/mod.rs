@@ -9,7 +9,7 @@ mod header;
 mod part;
 mod read;
 mod verify;
-mod write;
+pub(crate) mod write;
 
 pub use fingerprint::Fingerprint;
 pub use header::{DIGEST, KEY, VERSION};

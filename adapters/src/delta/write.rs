@@ -239,13 +239,13 @@ fn head(header: &Header, pieces: &[Piece<'_>]) -> Result<Vec<u8>, Error> {
 }
 
 /// The error for what the system says about a file.
-fn failed(path: &Path) -> impl Fn(io::Error) -> Error {
+pub(crate) fn failed(path: &Path) -> impl Fn(io::Error) -> Error {
     let path = path.to_owned();
     move |source| file::Error::Io { path: path.clone(), source }.into()
 }
 
 /// Waits until the directory of `path` is on the disk, where that can be asked for.
-fn sync_directory(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if cfg!(unix) { File::open(directory)?.sync_all() } else { Ok(()) }
 }
