@@ -7,6 +7,7 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand};
 use graftwork::compress::Method;
 use graftwork::quantize::FileType;
+use graftwork_adapters::combine;
 use graftwork_kernels::Format;
 
 /// One base model, many adapters.
@@ -74,6 +75,14 @@ A run that was interrupted goes on where it ended.")]
 The patch is an adapter: requests that name it, behind the adapters it was made for, use the restored weights; `graftwork merge`
 writes them. MASK holds, by the names of weights in Hugging Face files, U8 or BOOL of their shapes; what is not 0 is restored.")]
     Restore(Restore),
+    /// Make an adapter for an old base one for a base that came of it
+    #[command(after_help = "Examples:
+  graftwork port --from base-v1.gguf --to base-v2.gguf lora-directory -o lora-v2
+  graftwork port --from old-directory --to new-directory tuned.delta -o tuned-v2.delta --json
+
+The report says how far each tensor of the new base is from the old one's, |W' - W| / |W|. A base of other names, shapes or tokens, or
+of weights that have nothing in common with the old one's, is refused.")]
+    Port(Port),
     /// Take what a tuned model changed out of it, as an adapter that is no larger than it must be
     #[command(after_help = "Examples:
   graftwork diff base-directory tuned-directory -o tuned.delta
@@ -91,14 +100,17 @@ take nothing. Changed norms, embedding and head are carried whole.")]
 Formats: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q2_K_S, Q3_K_S, Q3_K_M, Q3_K_L, Q4_K_S, Q4_K_M, Q5_K_S,
 Q5_K_M and Q6_K, mixed as llama.cpp does. TEXTS is as in `graftwork compress --help`.")]
     Quantize(Quantize),
-    /// Make adapters part of a model
+    /// Make adapters part of a model, or several adapters one
     #[command(after_help = "Examples:
   graftwork merge -m base-directory -a lora-directory -o merged-directory
   graftwork merge -m base.gguf -a lora.gguf:0.5 -a dora-directory -o merged.gguf
   graftwork merge -m base-directory -a tuned.delta -o merged.gguf --to Q4_K_M
+  graftwork merge -a french-lora:0.7 -a law-lora:0.3 -o both-lora
+  graftwork merge -a french-lora -a law-lora --method dare_ties --density 0.5 --seed 7 -o both-lora
 
-OUT is a GGUF file where its name ends in .gguf, and else a new directory in Hugging Face layout.
-What is no change of weights is refused: virtual tokens, prefixes, bottlenecks, steering, aLoRA.")]
+With a model, OUT is a GGUF file where its name ends in .gguf, and else a new directory in Hugging Face layout. What is no change
+of weights is refused: virtual tokens, prefixes, bottlenecks, steering, aLoRA. Without one, OUT is a PEFT directory, of LoRAs by any
+method of PEFT's add_weighted_adapter, of IA3, prompts and prefixes by their weighted sum.")]
     Merge(Merge),
     /// Show what is in a model or adapter file
     #[command(after_help = "Examples:
@@ -354,6 +366,31 @@ pub struct Restore {
     pub json: bool,
 }
 
+/// `port`.
+#[derive(Args)]
+pub struct Port {
+    /// The adapter: a file or directory
+    pub adapter: PathBuf,
+    /// The base that it was trained on: GGUF file, Hugging Face directory, or a known model's name
+    #[arg(long, value_name = "OLD_BASE")]
+    pub from: String,
+    /// The base that it is to be for
+    #[arg(long, value_name = "NEW_BASE")]
+    pub to: String,
+    /// The adapter to write: a file if ADAPTER is one, else a new directory
+    #[arg(short, long)]
+    pub out: PathBuf,
+    /// Warn where a tensor that the adapter changes is farther from what it was
+    #[arg(long, value_name = "DRIFT", default_value_t = graftwork::port::FAR)]
+    pub warn: f64,
+    /// Threads; 0 for one per core
+    #[arg(long, default_value_t = 0, value_parser = threads)]
+    pub threads: usize,
+    /// One JSON object, with every tensor
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `diff`.
 #[derive(Args)]
 pub struct Diff {
@@ -378,9 +415,9 @@ pub struct Diff {
 /// `merge`.
 #[derive(Args)]
 pub struct Merge {
-    /// The model: GGUF file, Hugging Face directory, or a known model's name
+    /// The model: GGUF file, Hugging Face directory, or a known model's name; without it the adapters become one
     #[arg(short, long)]
-    pub model: String,
+    pub model: Option<String>,
     /// Merge an adapter, with an optional weight; may be given several times, applied in order
     #[arg(short, long = "adapter", value_name = "PATH[:WEIGHT]", required = true)]
     pub adapters: Vec<Weighted>,
@@ -388,8 +425,24 @@ pub struct Merge {
     #[arg(short, long)]
     pub out: PathBuf,
     /// The formats of the matrices, as of `quantize`; without it those that they have. A directory holds F32, F16 or BF16
-    #[arg(long, value_name = "FORMAT")]
+    #[arg(long, value_name = "FORMAT", requires = "model")]
     pub to: Option<FileType>,
+    /// How adapters become one: linear, cat, svd, ties, ties_svd, dare_linear, dare_ties, dare_linear_svd, dare_ties_svd,
+    /// magnitude_prune or magnitude_prune_svd
+    #[arg(long, default_value = "linear", conflicts_with = "model")]
+    pub method: combine::Method,
+    /// The rank of the result of methods with svd; without it the greatest of the adapters
+    #[arg(long, value_name = "R", conflicts_with = "model")]
+    pub rank: Option<usize>,
+    /// The share of values that methods that prune keep
+    #[arg(long, value_name = "SHARE", conflicts_with = "model")]
+    pub density: Option<f64>,
+    /// By what methods that elect signs do so: total or frequency
+    #[arg(long, default_value = "total", conflicts_with = "model")]
+    pub sign: combine::MajoritySign,
+    /// The seed of methods that prune at random, that of torch
+    #[arg(long, default_value_t = 0, conflicts_with = "model")]
+    pub seed: u64,
     /// Threads; 0 for one per core
     #[arg(long, default_value_t = 0, value_parser = threads)]
     pub threads: usize,

@@ -14,6 +14,7 @@ mod logits;
 mod merge;
 mod open;
 mod output;
+mod port;
 mod quantize;
 mod random_adapter;
 mod random_model;
@@ -41,6 +42,10 @@ enum Failure {
     Compress(#[from] graftwork::compress::Error),
     #[error(transparent)]
     Quantize(#[from] graftwork::quantize::Error),
+    #[error(transparent)]
+    Combine(#[from] graftwork_adapters::combine::Error),
+    #[error(transparent)]
+    Port(#[from] graftwork::port::Error),
     #[error(transparent)]
     Pull(#[from] graftwork_cli::pull::Error),
     #[error("{what}: {source}")]
@@ -71,6 +76,7 @@ fn main() -> ExitCode {
         Command::Compress(arguments) => compress::compress(&arguments),
         Command::Diff(arguments) => diff::diff(&arguments),
         Command::Restore(arguments) => restore::restore(&arguments),
+        Command::Port(arguments) => port::port(&arguments),
         Command::Merge(arguments) => merge::merge(&arguments),
         Command::Quantize(arguments) => quantize::quantize(&arguments),
         Command::Inspect(arguments) => inspect::inspect(&arguments),

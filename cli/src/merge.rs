@@ -4,7 +4,8 @@ use std::path::Path;
 
 use graftwork::Source;
 use graftwork::merge::{Form, Grafted, Options, Quantized, Report, merge as run};
-use graftwork_adapters::Adapter;
+use graftwork_adapters::combine::{self, combine};
+use graftwork_adapters::{Adapter, write_peft};
 use serde_json::{Value, json};
 
 use crate::arguments::Merge;
@@ -12,9 +13,10 @@ use crate::{Failure, chart, open, output};
 
 /// Runs the command.
 pub fn merge(arguments: &Merge) -> Result<(), Failure> {
-    let model = open::model_path(&arguments.model)?;
     let adapters = arguments.adapters.iter().map(|adapter| Adapter::open(Path::new(&adapter.name)));
     let adapters = adapters.collect::<Result<Vec<_>, _>>()?;
+    let Some(model) = &arguments.model else { return combined(arguments, &adapters) };
+    let model = open::model_path(model)?;
     let grafted = arguments.adapters.iter().zip(&adapters);
     let grafted: Vec<_> = grafted
         .map(|(given, adapter)| Grafted { name: &given.name, adapter, weight: given.weight })
@@ -29,9 +31,46 @@ pub fn merge(arguments: &Merge) -> Result<(), Failure> {
     let progress = |done: usize, all: usize| open::show(&bar, done, all);
     let report = run(&Source::from(model.as_path()), &grafted, &arguments.out, &options, &progress)?;
     bar.finish_and_clear();
+    // Of a change that is smaller than its rounding little is left.
+    let lost = |tensor: &&Quantized| tensor.change.is_some_and(|change| change < tensor.relative_error);
+    let lost: Vec<&Quantized> = report.tensors.iter().filter(lost).collect();
+    if let Some(first) = lost.first() {
+        output::note(&format!(
+            "warning: in {} tensors {} loses more than the adapters change ({}: {:.5} and {:.5}): choose a better format with --to",
+            lost.len(),
+            first.to,
+            first.name,
+            first.relative_error,
+            first.change.unwrap_or_default(),
+        ));
+    }
     match arguments.json {
         true => output::result(&format!("{}\n", as_json(arguments, &report))),
         false => output::result(&as_text(arguments, &report)),
+    }
+}
+
+/// The adapters as one.
+fn combined(arguments: &Merge, adapters: &[Adapter]) -> Result<(), Failure> {
+    let Merge { method, rank, density, sign, seed, .. } = *arguments;
+    let weighted: Vec<_> =
+        adapters.iter().zip(&arguments.adapters).map(|(adapter, given)| (adapter, given.weight)).collect();
+    let adapter = combine(&weighted, &combine::Options { method, rank, density, sign, seed })?;
+    write_peft(&adapter, &arguments.out)?;
+    let bytes: usize = adapter.edits.iter().map(|edit| edit.change.bytes()).sum();
+    let (kind, edits) = (adapter.kind.name(), adapter.edits.len());
+    match arguments.json {
+        true => output::result(&format!(
+            "{}\n",
+            json!({"out": arguments.out, "kind": kind, "edits": edits, "bytes": bytes, "method": method.name()})
+        )),
+        false => output::result(&format!(
+            "{}: {kind}, {edits} changes, {}, from {} adapters by {}\n",
+            arguments.out.display(),
+            chart::bytes(bytes),
+            adapters.len(),
+            method.name()
+        )),
     }
 }
 

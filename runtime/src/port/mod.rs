@@ -52,7 +52,8 @@ pub struct Report {
 impl Report {
     /// Tensors that the adapter changes and that drifted by more than `most`, the farthest first.
     pub fn far(&self, most: f64) -> Vec<&Drift> {
-        let mut far: Vec<_> = self.drifts.iter().filter(|drift| drift.is_changed && drift.drift > most).collect();
+        let mut far: Vec<_> =
+            self.drifts.iter().filter(|drift| drift.is_changed && drift.drift > most).collect();
         far.sort_by(|a, b| b.drift.total_cmp(&a.drift));
         far
     }

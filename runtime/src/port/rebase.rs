@@ -64,7 +64,8 @@ impl Rebase<'_> {
                 Some(Change::LowRank { a, b, scale, bias, magnitude: Some(magnitude) })
             }
             Change::Overwrite { rows, columns, values, before } => {
-                let change = expand::difference(values, before).and_then(|change| change.decode()).map_err(failed)?;
+                let change =
+                    expand::difference(values, before).and_then(|change| change.decode()).map_err(failed)?;
                 let weight = &self.weights()?[1];
                 let mut row_values = vec![0.0; weight.cols()];
                 let mut old: Vec<f32> = Vec::with_capacity(change.len());

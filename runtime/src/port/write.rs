@@ -5,9 +5,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use graftwork_adapters::delta::{self, Delta, Fingerprint, Layer, Part};
-use graftwork_adapters::peft_write::write_peft;
+
 use graftwork_adapters::seed::{self, SeedPatch};
-use graftwork_adapters::{Adapter, Change, Error as AdapterError, file};
+use graftwork_adapters::{Adapter, Change, Error as AdapterError, file, write_peft};
 use serde_json::Value;
 
 use super::{Error, Options};
@@ -49,7 +49,11 @@ fn seed_patch(path: &Path, out: &Path, base: Fingerprint) -> Result<(), Error> {
     let patch = SeedPatch::new(settings, patch.coefficients().to_vec())?;
     beside(out, |partial| {
         let mut file = fs::File::create(partial).map_err(Error::io(partial))?;
-        patch.write(&mut file).and_then(|()| file.flush()).and_then(|()| file.sync_all()).map_err(Error::io(partial))
+        patch
+            .write(&mut file)
+            .and_then(|()| file.flush())
+            .and_then(|()| file.sync_all())
+            .map_err(Error::io(partial))
     })
 }
 
@@ -65,10 +69,11 @@ fn own_delta(
     delta.bases = vec![base];
     delta.base_model = options.base_model.map(str::to_owned);
     for Layer { site, parts, .. } in &mut delta.layers {
-        let mut rebased = adapter.edits.iter().filter(|edit| edit.site == *site).filter_map(|edit| match &edit.change {
-            Change::Overwrite { values, before, .. } => Some((values.clone(), before.clone())),
-            _ => None,
-        });
+        let mut rebased =
+            adapter.edits.iter().filter(|edit| edit.site == *site).filter_map(|edit| match &edit.change {
+                Change::Overwrite { values, before, .. } => Some((values.clone(), before.clone())),
+                _ => None,
+            });
         for part in parts {
             if let (Part::Overwrite { values, before, .. }, Some(new)) = (part, rebased.next()) {
                 (*values, *before) = new;
