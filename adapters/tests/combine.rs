@@ -327,14 +327,20 @@ fn halves_stay_halves() {
 
 #[test]
 fn an_adapter_in_the_order_of_gguf_is_put_in_the_other() {
-    // Heads of 2 rows would stay as they are; q has 6 rows, so heads of 6.
-    let ours = lora(Q, 1);
-    let theirs = rows::in_order(&ours, RowOrder::Gguf, 6).unwrap();
-    assert_eq!(theirs.row_order, RowOrder::Gguf);
-    let b = |adapter: &Adapter| adapter.edits[0].change.tensors()[1].bytes().to_vec();
-    assert_ne!(b(&ours), b(&theirs));
-    let back = rows::in_order(&theirs, RowOrder::HuggingFace, 6).unwrap();
-    assert_eq!(b(&ours), b(&back));
-    assert!(rows::in_order(&theirs, RowOrder::HuggingFace, 4).is_err());
-    combine(&[(&ours, 1.0), (&back, 1.0)], &Options::new(Method::Linear)).unwrap();
+    // The same LoRA as PEFT's directory and as a GGUF file, heads of 64.
+    let examples = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../examples/adapters");
+    let ours = Adapter::open(examples.join("tools-lora")).unwrap();
+    let theirs = Adapter::open(examples.join("tools-lora.gguf")).unwrap();
+    let linear = Options::new(Method::Linear);
+    let error = combine(&[(&ours, 0.5), (&theirs, 0.5)], &linear).unwrap_err().to_string();
+    assert_eq!(error, "row order of adapter 2: expected HuggingFace as of the first, found Gguf");
+    let back = rows::in_order(&theirs, RowOrder::HuggingFace, 64).unwrap();
+    assert_eq!(back.row_order, RowOrder::HuggingFace);
+    for (ours, back) in ours.edits.iter().zip(&back.edits) {
+        for (ours, back) in ours.change.tensors().iter().zip(back.change.tensors()) {
+            assert_eq!(**ours.bytes(), **back.bytes());
+        }
+    }
+    assert!(rows::in_order(&theirs, RowOrder::HuggingFace, 63).is_err());
+    combine(&[(&ours, 0.5), (&back, 0.5)], &linear).unwrap();
 }

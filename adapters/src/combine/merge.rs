@@ -2,9 +2,9 @@
 
 use graftwork_kernels::{Format, tensor};
 
+use super::method::Pruning;
 use super::mt19937::Mt19937;
 use super::{MajoritySign, Options};
-use crate::combine::method::Pruning;
 
 /// How tensors `T_i` with weights `w_i` become one.
 pub(super) struct Rule {
