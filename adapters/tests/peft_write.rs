@@ -55,6 +55,7 @@ fn every_kind_that_is_written_is_read_back() {
         "dora",
         "alora",
         "adalora",
+        "ln_tuning",
         "ia3",
         "prompt_tuning",
         "p_tuning",

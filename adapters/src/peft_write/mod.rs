@@ -13,7 +13,7 @@ use crate::parts::PREFIX;
 use crate::{Adapter, Change, Edit, Error, Kind, RowOrder, Site, expand};
 
 /// Writes an adapter as a PEFT directory: LoRA and AdaLoRA (as LoRA, with ranks and scales of each site, embedding and head, magnitudes,
-/// biases of B, invocation tokens, replaced norms, embedding and head, trained tokens), IA3, prompt tuning, P-tuning and prefix tuning.
+/// biases of B, invocation tokens, replaced norms, embedding and head, trained tokens), IA3, LayerNorm tuning, prompt tuning, P-tuning and prefix tuning.
 /// Tensors stay in F32, F16 and BF16; others become F32. A tokenizer of the adapter's own is written beside it.
 ///
 /// The directory is written as `<dir>.partial`, synced, opened as others will, and renamed. An empty directory is replaced, and one that
@@ -88,10 +88,11 @@ fn files(adapter: &Adapter) -> Result<Files, Error> {
     match adapter.kind {
         Kind::Lora | Kind::AdaLora => lora::files(adapter),
         Kind::Ia3 => ia3(adapter),
+        Kind::LnTuning => ln_tuning(adapter),
         Kind::PromptTuning | Kind::PTuning | Kind::PrefixTuning => before(adapter),
         kind => {
             let what = format!("writing adapters of kind {}", kind.name());
-            let reason = "LoRA, IA3, prompts and prefixes are written";
+            let reason = "LoRA, IA3, LayerNorm tuning, prompts and prefixes are written";
             Err(Error::Unsupported { what, reason })
         }
     }
@@ -130,6 +131,19 @@ fn ia3(adapter: &Adapter) -> Result<Files, Error> {
     let short = layers.is_some() && (feedforward.is_empty() || names::grid(&feedforward) == layers);
     files.set("target_modules", names::targets(&sites, short));
     files.set("feedforward_modules", names::targets(&feedforward, short));
+    Ok(files)
+}
+
+fn ln_tuning(adapter: &Adapter) -> Result<Files, Error> {
+    let mut files = Files::new(adapter, "LN_TUNING");
+    for edit in &adapter.edits {
+        let Change::Replace { weight } = &edit.change else {
+            return Err(unsupported(edit, "the change", "LayerNorm tuning holds weights of norms only"));
+        };
+        files.vector(format!("{}.ln_tuning_layers.weight", module(edit)?.0), weight)?;
+    }
+    let sites: Vec<Site> = adapter.edits.iter().map(|edit| edit.site).collect();
+    files.set("target_modules", names::targets(&sites, false));
     Ok(files)
 }
 

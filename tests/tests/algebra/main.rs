@@ -2,6 +2,7 @@
 
 mod diff;
 mod merge;
+mod port;
 mod restore;
 
 use std::fs;
