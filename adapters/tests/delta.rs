@@ -61,6 +61,12 @@ fn sample() -> Delta {
         columns: [2, 5, 127].into(),
         values: Tensor::encode(Format::F16, 1, 3, &[0.5, -2.0, 3.0]).unwrap(),
     };
+    let overwrite = Part::Overwrite {
+        starts: (0..=128).map(|o| if o < 100 { o.min(1) } else { 4 }).collect(),
+        columns: [0, 1, 17, 351].into(),
+        values: Tensor::encode(Format::BF16, 1, 4, &[0.5, -2.0, 3.0, -0.0]).unwrap(),
+        before: Tensor::encode(Format::BF16, 1, 4, &[0.25, 1.0, 0.0, 8.0]).unwrap(),
+    };
     let whole = |format, outputs, inputs, scale| Part::Whole {
         matrix: matrix(format, outputs, inputs, 9).into(),
         scale,
@@ -74,7 +80,7 @@ fn sample() -> Delta {
         layers: vec![
             layer(Site::Head, [64, 128], vec![factors([Format::F32, Format::F16], [64, 128], 5, 20)]),
             layer(linear(Module::Up), [352, 128], vec![sparse]),
-            layer(linear(Module::Down), [128, 352], vec![whole(Format::Sign, 128, 352, 0.1)]),
+            layer(linear(Module::Down), [128, 352], vec![whole(Format::Sign, 128, 352, 0.1), overwrite]),
             layer(
                 linear(Module::K),
                 [32, 128],
@@ -129,6 +135,14 @@ fn same_part(a: &Part, b: &Part) {
         (Part::Sparse { starts, columns, values }, Part::Sparse { starts: s, columns: c, values: v }) => {
             assert_eq!((starts, columns), (s, c));
             same(&values.clone().into(), &v.clone().into());
+        }
+        (
+            Part::Overwrite { starts, columns, values, before },
+            Part::Overwrite { starts: s, columns: c, values: v, before: b },
+        ) => {
+            assert_eq!((starts, columns), (s, c));
+            same(&values.clone().into(), &v.clone().into());
+            same(&before.clone().into(), &b.clone().into());
         }
         _ => panic!("{a:?} is not {b:?}"),
     }
@@ -628,8 +642,14 @@ fn dense(layer: &Layer) -> Vec<f64> {
             Part::Whole { matrix, scale } => {
                 total.iter_mut().zip(values(matrix)).for_each(|(x, d)| *x += f64::from(*scale) * d);
             }
-            Part::Sparse { starts, columns, values } => {
-                let values = values.decode().unwrap();
+            Part::Sparse { starts, columns, values } | Part::Overwrite { starts, columns, values, .. } => {
+                let mut values = values.decode().unwrap();
+                if let Part::Overwrite { before, .. } = part {
+                    values
+                        .iter_mut()
+                        .zip(before.decode().unwrap())
+                        .for_each(|(value, before)| *value -= before);
+                }
                 for o in 0..outputs {
                     for e in starts[o] as usize..starts[o + 1] as usize {
                         total[o * inputs + columns[e] as usize] += f64::from(values[e]);

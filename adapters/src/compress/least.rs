@@ -35,7 +35,7 @@ pub(super) fn least(delta: &Difference, error: f64) -> Result<Part, Error> {
     // What may be left out where rounding takes its part; nothing if that alone is too much.
     let left = |rounding: f64| {
         let squares = error * error - rounding * rounding;
-        (squares >= 0.0).then(|| squares * norm * norm)
+        (squares >= 0.0).then_some(squares * norm * norm)
     };
     let mut forms = vec![Form::Dense(Format::BF16), Form::Dense(Format::F16), Form::Dense(Format::F32)];
     let counts = sparse::counts(delta, [left(BF16), left(0.0)]);

@@ -54,7 +54,7 @@ impl Method {
 
     /// Refuses a number of bits for each weight, or an error, that means nothing.
     pub(super) fn check(self, bits: Option<f64>, error: f64) -> Result<(), Error> {
-        if !(error >= 0.0 && error < 1.0) {
+        if !(0.0..1.0).contains(&error) {
             let expected = "a number from 0 on and below 1";
             return Err(Error::Option { option: "error", expected, found: error.to_string() });
         }

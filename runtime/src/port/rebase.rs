@@ -35,7 +35,7 @@ impl Rebase<'_> {
         let failed = |source| crate::Error::AdapterWeight { site: self.site, source };
         Ok(match change {
             Change::Replace { weight } => {
-                let weight = self.moved(weight, self.weights()?, |row| Some(row)).map_err(failed)?;
+                let weight = self.moved(weight, self.weights()?, Some).map_err(failed)?;
                 Some(Change::Replace { weight })
             }
             Change::Rows { tokens, rows } => {
