@@ -18,6 +18,7 @@ mod random_model;
 mod requests;
 mod run;
 mod texts;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         Command::Pull { name } => pull(&name),
         Command::Run(arguments) => run::run(&arguments),
         Command::Logits(arguments) => logits::logits(&arguments),
+        Command::Verify(arguments) => verify::verify(&arguments),
         Command::Bench(arguments) => bench::bench(&arguments),
         Command::Compress(arguments) => compress::compress(&arguments),
         Command::Quantize(arguments) => quantize::quantize(&arguments),
