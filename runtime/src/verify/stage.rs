@@ -111,16 +111,11 @@ impl fmt::Display for Reason {
             ),
             Self::Scale { found, .. } if found.abs() < 0.01 => f.write_str("the adapter has no effect"),
             Self::Scale { limit, found } => {
-                let sign = if found < 0.0 { ", with the wrong sign" } else { "" };
-                write!(
-                    f,
-                    "the adapter adds {found:.3} times of what it should{sign}, expected 1 within {limit:.3}"
-                )
+                write!(f, "the adapter adds {found:.3} times what it should, expected 1 within {limit:.3}")
             }
-            Self::Contribution { limit, found } => write!(
-                f,
-                "what the adapter adds is off by {found:.2e} of what it should be, expected at most {limit:.2e}"
-            ),
+            Self::Contribution { limit, found } => {
+                write!(f, "what the adapter adds is off by {found:.2e} of that, expected at most {limit:.2e}")
+            }
             Self::Stray { positions } => {
                 write!(f, "the adapter changes {positions} positions that the reference's leaves alone")
             }
@@ -145,7 +140,7 @@ const ARITHMETIC: f64 = 1e-5;
 /// is 1.4 times one of them.
 const FLOORS: f64 = 2.0;
 /// Standard errors of a scale that are no evidence.
-const DEVIATIONS: f64 = 3.0;
+const DEVIATIONS: f64 = 4.0;
 /// Positions below which the spread says nothing about a scale.
 const ENOUGH: usize = 8;
 
@@ -245,19 +240,23 @@ impl Limits {
         if is_above(found, self.values) {
             return Some(Reason::Base { limit: self.values, found });
         }
-        let Contribution { positions, scale, scale_error, .. } = *contribution;
-        let limit = self.contribution + DEVIATIONS * scale_error;
-        if positions >= ENOUGH && is_above((scale - 1.0).abs(), limit) {
-            return Some(Reason::Scale { limit, found: scale });
-        }
         let (changed, others): (Vec<&Sample>, Vec<&Sample>) = samples.iter().partition(|s| s.changes());
         let off = changed.iter().map(|s| (s.excess(self), ratio(s.added_error, s.added).sqrt()));
         let mut off: Vec<(f64, f64)> = off.collect();
         off.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
         let counts = if self.is_rounded { off.get(off.len() / 2) } else { off.last() };
-        if let Some(&(excess, found)) = counts
-            && is_above(excess, 1.0)
-        {
+        let counts = counts.filter(|&&(excess, _)| is_above(excess, 1.0));
+        let &Contribution { positions, floor, error, scale, scale_error, .. } = contribution;
+        // Vectors of one length that differ by `e` of it are `1 - e^2 / 2` long along each other: noise that turns an addition shortens it.
+        let turned = if scale < 1.0 { error.min(FLOORS * floor).powi(2) / 2.0 } else { 0.0 };
+        let limit = self.contribution + DEVIATIONS * scale_error + turned;
+        let is_scaled = positions >= ENOUGH && is_above((scale - 1.0).abs(), limit);
+        // The part across: of an addition that is mostly the reference's, longer or shorter, it is small.
+        let across = error * error - (scale - 1.0) * (scale - 1.0);
+        if is_scaled && (counts.is_none() || across <= scale * scale / 4.0) {
+            return Some(Reason::Scale { limit, found: scale });
+        }
+        if let Some(&(excess, found)) = counts {
             return Some(Reason::Contribution { limit: found / excess, found });
         }
         // What no adapter reaches is the base's to the bit, rounded or not.
@@ -291,4 +290,89 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.map(|x| if x.is_nan() { f64::NAN } else { x }).collect();
     values.sort_unstable_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WIDTH: usize = 64;
+
+    /// Numbers of about a normal distribution, the same for the same seed.
+    fn noise(seed: u64, scale: f32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..WIDTH).map(|_| scale * (0..4).map(|_| next()).sum::<f32>()).collect()
+    }
+
+    fn sum(a: &[f32], b: &[f32], scale: f32) -> Vec<f32> {
+        a.iter().zip(b).map(|(a, b)| a + scale * b).collect()
+    }
+
+    /// A stage at 64 positions: values of size 1, what is added of size 0.05, rounding of this size, and what is added times `scale`
+    /// plus so much of something else.
+    fn stage(rounding: f32, scale: f32, other: f32, limits: &Limits) -> Stage {
+        let samples: Vec<Sample> = (0..64)
+            .map(|t| {
+                let (base, added) = (noise(t + 1, 1.0), noise(t + 101, 0.05));
+                let (first, second) = (noise(t + 201, rounding), noise(t + 301, rounding));
+                let h = sum(&sum(&base, &added, scale), &noise(t + 401, 0.05), other);
+                Sample::of(&sum(&h, &second, 1.0), &sum(&base, &added, 1.0), Some((&first, &base)))
+            })
+            .collect();
+        Stage::of(Place::Layer(3), &samples, true, limits)
+    }
+
+    #[test]
+    fn additions_are_told_from_rounding() {
+        let float = Limits { values: 1e-3, contribution: 1e-3, is_rounded: false };
+        let rounded = Limits { values: 0.5, contribution: 2e-2, is_rounded: true };
+        for (rounding, limits) in [(1e-6, float), (1e-2, rounded), (2e-2, rounded)] {
+            let reason = |scale, other| stage(rounding, scale, other, &limits).reason;
+            assert_eq!(reason(1.0, 0.0), None, "{rounding}");
+            for wrong in [1.1, 0.9, 0.0, -1.0] {
+                let found = reason(wrong, 0.0);
+                let is_it = matches!(found, Some(Reason::Scale { found, .. }) if (found - f64::from(wrong)).abs() < 0.02);
+                assert!(is_it, "{rounding} {wrong}: {found:?}");
+            }
+            assert!(matches!(reason(1.0, 1.0), Some(Reason::Contribution { .. })), "{rounding}");
+            assert!(matches!(reason(f32::NAN, 0.0), Some(Reason::Base { .. } | Reason::Contribution { .. })));
+        }
+        // Another base.
+        assert!(matches!(stage(1.0, 1.0, 0.0, &rounded).reason, Some(Reason::Base { .. })));
+        assert_eq!(
+            stage(1e-2, 0.0, 0.0, &rounded).reason.map(|reason| reason.to_string()).as_deref(),
+            Some("the adapter has no effect")
+        );
+    }
+
+    /// One position of many that an adapter changes, or should have changed.
+    #[test]
+    fn single_positions_count() {
+        let limits = Limits { values: 0.5, contribution: 2e-2, is_rounded: true };
+        let (base, added, none) = (noise(1, 1.0), noise(2, 0.05), [0.0; WIDTH]);
+        let adapted = sum(&base, &added, 1.0);
+        let of = |h: &[f32], r: &[f32]| {
+            let mut samples = vec![Sample::of(&base, &base, Some((&none, &base))); 20];
+            samples[7] = Sample::of(h, r, Some((&none, &base)));
+            Stage::of(Place::Layer(0), &samples, true, &limits).reason
+        };
+        assert_eq!(of(&adapted, &adapted), None);
+        assert_eq!(of(&adapted, &base), Some(Reason::Stray { positions: 1 }));
+        assert!(matches!(of(&base, &adapted), Some(Reason::Contribution { .. })));
+        // Without the base, by the worst position, or rounded by the median.
+        for is_rounded in [false, true] {
+            let limits = Limits { values: 1e-3, is_rounded, ..limits };
+            let samples = [Sample::of(&base, &base, None), Sample::of(&adapted, &base, None)];
+            let samples = [samples[0], samples[0], samples[1]];
+            let stage = Stage::of(Place::Logits, &samples, false, &limits);
+            assert_eq!(stage.reason.is_some(), !is_rounded);
+            assert!(stage.largest > stage.relative && stage.contribution.is_none());
+        }
+    }
 }
