@@ -33,7 +33,7 @@ tensors = {"tokens": tokens.int()}
 
 @torch.no_grad()
 def record(model, prefix):
-    out = model(input_ids=tokens, output_hidden_states=True, use_cache=None)
+    out = model(input_ids=tokens, output_hidden_states=True)
     # Virtual tokens come first and are left out.
     states = torch.stack(out.hidden_states)[:, :, -tokens.shape[1] :]
     logits = out.logits[:, -(a.last or tokens.shape[1]) :]
