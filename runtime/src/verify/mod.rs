@@ -55,7 +55,7 @@ const ROUNDED_VALUES: f64 = 5e-2;
 const OTHER_BASE: f64 = 0.5;
 /// What is added may be off by.
 const CONTRIBUTION: f64 = 1e-3;
-/// The same with rounding: three times what the scales of SmolLM2's adapters in Q4_1 are off by in their worst layer.
+/// The same with rounding: half as much again as the scale of an adapter on SmolLM2 in Q4_1 is off by in its worst layer.
 const ROUNDED_CONTRIBUTION: f64 = 2e-2;
 
 /// Compares `engine` under a stack of adapters with `reference`. `tolerance` replaces the default of what is compared: 1e-3, and for quantized

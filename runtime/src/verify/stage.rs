@@ -275,7 +275,7 @@ impl Limits {
 
 /// Whether `found` is above `limit`, or no number.
 fn is_above(found: f64, limit: f64) -> bool {
-    !(found <= limit)
+    found > limit || found.is_nan()
 }
 
 /// `a / b`, 0 of nothing.
