@@ -48,6 +48,14 @@ id, adapters, max_tokens, temperature, top_k, top_p, min_p, seed and stop ([\"..
   graftwork logits -m base-directory -a lora-directory --tokens 1,2,3 --out logits.safetensors
   graftwork logits -m base.gguf -a lora.gguf:0.5 --tokens-file tokens.safetensors --out logits.safetensors")]
     Logits(Logits),
+    /// Compare logits and hidden states with a reference made by transformers, and say where they first diverge
+    #[command(after_help = "Examples:
+  python3 scripts/reference.py base-directory reference.safetensors --text 'Once upon a time' --adapter lora-directory
+  graftwork verify -m base-directory -a lora-directory --reference reference.safetensors
+  graftwork verify -m base.gguf -a lora.gguf --reference reference.safetensors --tolerance 0.05 --json
+
+Exits 1 where they diverge. docs/verify.md says what is in the reference and what counts as divergence.")]
+    Verify(Verify),
     /// Measure prefill and decode speed beside this machine's measured limits
     #[command(after_help = "Examples:
   graftwork bench -m smollm2
@@ -224,6 +232,30 @@ pub struct Logits {
     /// Threads; 0 for one per core
     #[arg(long, default_value_t = 0, value_parser = threads)]
     pub threads: usize,
+}
+
+/// `verify`.
+#[derive(Args)]
+pub struct Verify {
+    /// GGUF file, Hugging Face directory, or a known model's name
+    #[arg(short, long)]
+    pub model: String,
+    /// Apply an adapter, with an optional weight; may be given several times, applied in order
+    #[arg(short, long = "adapter", value_name = "PATH[:WEIGHT]")]
+    pub adapters: Vec<Weighted>,
+    /// What scripts/reference.py wrote
+    #[arg(long, value_name = "REF.SAFETENSORS")]
+    pub reference: PathBuf,
+    /// What may be off by, relative: what adapters add (0.001; 0.02 on a quantized model) where the reference has the base, else values
+    /// (0.001; 0.05)
+    #[arg(long, value_name = "T", value_parser = tolerance, allow_negative_numbers = true)]
+    pub tolerance: Option<f64>,
+    /// Threads; 0 for one per core
+    #[arg(long, default_value_t = 0, value_parser = threads)]
+    pub threads: usize,
+    /// One JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `bench`.
@@ -553,6 +585,11 @@ fn temperature(text: &str) -> Result<f32, String> {
 
 fn top_p(text: &str) -> Result<f32, String> {
     number(text, |p| p > 0.0 && p <= 1.0, "a number above 0 and at most 1")
+}
+
+fn tolerance(text: &str) -> Result<f64, String> {
+    let value = text.parse().ok().filter(|&x: &f64| x > 0.0 && x.is_finite());
+    value.ok_or_else(|| "expected a number above 0".to_owned())
 }
 
 fn min_p(text: &str) -> Result<f32, String> {

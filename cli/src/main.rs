@@ -22,6 +22,7 @@ mod requests;
 mod restore;
 mod run;
 mod texts;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -72,6 +73,7 @@ fn main() -> ExitCode {
         Command::Pull { name } => pull(&name),
         Command::Run(arguments) => run::run(&arguments),
         Command::Logits(arguments) => logits::logits(&arguments),
+        Command::Verify(arguments) => verify::verify(&arguments),
         Command::Bench(arguments) => bench::bench(&arguments),
         Command::Compress(arguments) => compress::compress(&arguments),
         Command::Diff(arguments) => diff::diff(&arguments),

@@ -156,6 +156,11 @@ impl Engine {
         self.model.fingerprint()
     }
 
+    /// Whether weights of linear layers are in blocks, whose inputs are rounded to 8 bits.
+    pub fn is_quantized(&self) -> bool {
+        self.model.is_quantized()
+    }
+
     /// The instruction set that kernels use, by name.
     pub fn isa(&self) -> &'static str {
         self.isa.name()
@@ -555,7 +560,26 @@ impl Engine {
         EngineOptions { kv_format: kv, ..self.options.clone() }.check()?;
         let sequence = self.sequence(&stack, tokens, &[], self.config().context + 1)?;
         let stacks = stack.over(&sequence).0;
-        self.turn()?.runner.score(&sequence, &stacks, kv, self.options.prefill_chunk)
+        self.turn()?.runner.score(&sequence, &stacks, kv, self.options.prefill_chunk, None)
+    }
+
+    /// [`Engine::logits`], and on the way shows `seen` the residual stream `[rows, hidden]` at the same positions: `seen(0, rows)` what
+    /// goes into the first block, `seen(n, rows)` what comes out of the first `n`, but after all of them that behind the final norm.
+    /// Positions come in order, some rows at a time, through all blocks before the next. A GPU would be read after every block.
+    ///
+    /// # Errors
+    /// As [`Engine::logits`].
+    pub fn hidden_states(
+        &self,
+        tokens: &[u32],
+        adapters: &[(String, f32)],
+        seen: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<Vec<f32>, Error> {
+        let stack = self.registry.stack(adapters, std::iter::empty())?;
+        let sequence = self.sequence(&stack, tokens, &[], self.config().context + 1)?;
+        let stacks = stack.over(&sequence).0;
+        let chunk = self.options.prefill_chunk;
+        self.turn()?.runner.score(&sequence, &stacks, Format::F32, chunk, Some(seen))
     }
 
     /// Shows `seen` the inputs `[rows, inputs]` of the linear layers of the blocks up to `last`, over one sequence without adapters, some

@@ -83,6 +83,7 @@ pub mod stream;
 mod text;
 pub mod tokenize;
 mod trace;
+pub mod verify;
 
 pub use answer::Answer;
 pub use engine::Engine;

@@ -7,6 +7,7 @@ mod logits;
 mod quantize;
 mod requests;
 mod usage;
+mod verify;
 
 use std::ffi::OsStr;
 use std::fs;

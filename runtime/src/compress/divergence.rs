@@ -14,6 +14,17 @@ pub struct Divergence {
     pub top1: f64,
 }
 
+impl Divergence {
+    /// Counts a position with these logits of reference and model.
+    pub(crate) fn add(&mut self, p: &[f32], q: &[f32]) {
+        let (kl, is_same) = compare(p, q);
+        self.positions += 1;
+        let n = self.positions as f64;
+        self.kl += (kl - self.kl) / n;
+        self.top1 += (f64::from(u8::from(is_same)) - self.top1) / n;
+    }
+}
+
 /// The divergence of `model`'s next tokens from `reference`'s under each of `stacks` of adapters, over texts in tokens.
 ///
 /// # Errors
@@ -38,11 +49,7 @@ pub fn divergence(
             }
             let vocabulary = p.len() / text.len();
             for (p, q) in p.chunks_exact(vocabulary).zip(q.chunks_exact(vocabulary)) {
-                let (kl, is_same) = compare(p, q);
-                found.positions += 1;
-                let n = found.positions as f64;
-                found.kl += (kl - found.kl) / n;
-                found.top1 += (f64::from(u8::from(is_same)) - found.top1) / n;
+                found.add(p, q);
             }
         }
         done += text.len();

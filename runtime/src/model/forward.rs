@@ -122,10 +122,16 @@ pub struct Watch<'a, B: Backend> {
     /// Is shown the input of linear layers of a block, once for all that share it: of the query projection, of the output projection,
     /// of the gate and of the down projection. That of the last block has the rows of the outputs alone from attention's output on.
     pub input: &'a mut Inputs<'a, B>,
+    /// Is shown the residual stream: what goes into the first block (0), what comes out of block `l` (`l + 1`), but after the last
+    /// block that after the norm, of the rows of the outputs alone.
+    pub state: &'a mut States<'a, B>,
 }
 
 /// Takes the input of a linear layer.
 pub type Inputs<'a, B> = dyn FnMut(&mut B, usize, Module, &<B as Backend>::Rows) + 'a;
+
+/// Takes the residual stream after so many blocks.
+pub type States<'a, B> = dyn FnMut(&mut B, usize, &<B as Backend>::Rows) + 'a;
 
 /// Computes the logits of the batch's outputs into `s.logits` and stores its keys and values in `cache`; `false` if `watch` ended it.
 pub fn forward<B: Backend>(
@@ -136,7 +142,7 @@ pub fn forward<B: Backend>(
     batch: &Batch<'_>,
     watch: Watch<'_, B>,
 ) -> Result<bool, tensor::Error> {
-    let Watch { go_on, input } = watch;
+    let Watch { go_on, input, state } = watch;
     let c = &model.config;
     s.resize(backend, batch.tokens.len(), batch.outputs.len())?;
     let mut grafts = Grafts::<B>::of(batch);
@@ -174,6 +180,7 @@ pub fn forward<B: Backend>(
             if !go_on() {
                 return Ok(false);
             }
+            state(b, l, &s.x);
             give(b, (cache, l), (&mut s.k, &mut s.v), batch)?;
             norm(
                 b,
@@ -243,6 +250,7 @@ pub fn forward<B: Backend>(
             return Ok(false);
         }
         norm(b, (&mut s.n, &s.x, rows), (&model.norm, c.norm_eps), grafts.norms(Site::Norm));
+        state(b, model.layers.len(), &s.n);
         b.linear(&s.n, &mut [output(&mut s.logits, &model.head, &grafts.head())]);
         for (more, (_, weight, _)) in s.more.iter_mut().zip(grafts.more()) {
             let outputs: Vec<usize> = more.outputs.clone().collect();

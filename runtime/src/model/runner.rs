@@ -30,6 +30,9 @@ pub trait Prepare: Send + Sync {
     /// What the model is.
     fn config(&self) -> &Config;
 
+    /// Whether weights of linear layers are in blocks.
+    fn is_quantized(&self) -> bool;
+
     /// Bytes that its weights keep in memory, without the embedding.
     fn bytes(&self) -> usize;
 
@@ -39,6 +42,9 @@ pub trait Prepare: Send + Sync {
     /// That of its files.
     fn fingerprint(&self) -> Fingerprint;
 }
+
+/// Takes the residual stream `[rows, hidden]` after so many blocks.
+pub type Seen<'a> = dyn FnMut(usize, &[f32]) + 'a;
 
 /// Runs batches through a model.
 pub trait Run: Send {
@@ -61,13 +67,14 @@ pub trait Run: Send {
     fn wide_logits(&mut self) -> Result<Vec<(usize, Vec<f32>)>, Error>;
 
     /// The logits `[tokens, vocab]` at the tokens of one sequence ([`Entry`]), at most `chunk` rows at a time, in a cache of its
-    /// own whose values have the format `kv`.
+    /// own whose values have the format `kv`. Shows `seen` the residual stream ([`Watch::state`]) at these tokens.
     fn score(
         &mut self,
         sequence: &[u32],
         stacks: &Stacks,
         kv: Format,
         chunk: usize,
+        seen: Option<&mut Seen<'_>>,
     ) -> Result<Vec<f32>, Error>;
 
     /// Shows `seen` the inputs of linear layers ([`Watch::input`]) in the blocks up to `last`, over the tokens of one sequence, some rows
@@ -137,6 +144,10 @@ impl<B: Backend> Prepare for Preparer<B> {
         &self.model.config
     }
 
+    fn is_quantized(&self) -> bool {
+        self.model.is_quantized()
+    }
+
     fn bytes(&self) -> usize {
         self.model.bytes
     }
@@ -195,7 +206,7 @@ impl<B: Backend> Run for Runner<B> {
 
     fn run(&mut self, batch: &Batch<'_>, go_on: &dyn Fn() -> bool) -> Result<bool, Error> {
         let Self { backend, model, cache, scratch, .. } = self;
-        let watch = Watch { go_on, input: &mut |_, _, _, _| {} };
+        let watch = Watch { go_on, input: &mut |_, _, _, _| {}, state: &mut |_, _, _| {} };
         forward(backend, model, cache, scratch, batch, watch).map_err(Error::Memory)
     }
 
@@ -226,12 +237,22 @@ impl<B: Backend> Run for Runner<B> {
         stacks: &Stacks,
         kv: Format,
         chunk: usize,
+        mut seen: Option<&mut Seen<'_>>,
     ) -> Result<Vec<f32>, Error> {
+        let (hidden, layers) = (self.model.config.hidden, self.model.config.layers);
         let vocab = stacks.at(sequence.len()).vocabulary(self.model.config.vocab).head;
         let tokens = sequence.iter().filter(|&&number| Entry::is_token(number)).count();
         let mut logits = tensor::reserved(tokens.saturating_mul(vocab)).map_err(Error::Memory)?;
         self.alone(sequence, stacks, (kv, chunk), |this, cache, batch| {
-            let watch = Watch { go_on: &|| true, input: &mut |_, _, _, _| {} };
+            let state = &mut |backend: &mut B, blocks, x: &B::Rows| {
+                let Some(seen) = &mut seen else { return };
+                let x = backend.read(x);
+                match blocks == layers || batch.outputs.len() == batch.tokens.len() {
+                    true => seen(blocks, &x),
+                    false => batch.outputs.iter().for_each(|row| seen(blocks, &x[row * hidden..][..hidden])),
+                }
+            };
+            let watch = Watch { go_on: &|| true, input: &mut |_, _, _, _| {}, state };
             forward(&mut this.backend, &this.model, cache, &mut this.scratch, batch, watch)
                 .map_err(Error::Memory)?;
             let wide = this.wide_logits()?;
@@ -262,6 +283,7 @@ impl<B: Backend> Run for Runner<B> {
                     seen(layer, module, &backend.read(x));
                     is_over.set((layer, module) == (last, Module::Down));
                 },
+                state: &mut |_, _, _| {},
             };
             forward(&mut this.backend, &this.model, cache, &mut this.scratch, batch, watch)
                 .map_err(Error::Memory)

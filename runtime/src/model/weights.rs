@@ -119,6 +119,12 @@ impl<D: Device> Model<D> {
             config,
         })
     }
+
+    /// Whether weights of linear layers are in blocks.
+    pub fn is_quantized(&self) -> bool {
+        let mut linears = self.layers.iter().flat_map(|layer| &layer.linears).chain([&self.head]);
+        linears.any(|linear| linear.format.block_len() > 1)
+    }
 }
 
 struct Loader<'a, D: Device> {
