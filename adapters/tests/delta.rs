@@ -179,7 +179,7 @@ fn what_is_written_is_read() {
     // As an adapter, from disk and from memory.
     for source in [Source::from(&path), Source::copied(&path), Bytes::new(fs::read(&path).unwrap()).into()] {
         let adapter = Adapter::open(source).unwrap();
-        assert_eq!((adapter.kind, adapter.edits.len()), (Kind::Delta, 11));
+        assert_eq!((adapter.kind, adapter.edits.len()), (Kind::Delta, 12));
         assert!(adapter.edits.is_sorted_by_key(|edit| edit.site));
         assert_eq!(adapter.bases, delta.bases);
         let q = adapter.edits.iter().filter(|edit| edit.site == linear(Module::Q));
@@ -373,6 +373,7 @@ fn headers_that_say_something_else_are_refused_by_name() {
         ("/layers/2/parts/0/entries", json!(4), &["up_proj.0.values", "[4]", "[3]"]),
         ("/layers/2/parts/0/values", json!("F32"), &["up_proj.0.values", "F32", "F16"]),
         ("/layers/2/parts/0/values", json!("SIGN"), &["parts[0].values", "BF16"]),
+        ("/layers/2/parts/0/kind", json!("overwrite"), &["up_proj.0.before", "none"]),
         ("/carried/0", json!("model.norm.scale"), &["carried", "model.norm.scale"]),
         ("/carried/0", json!("model.norm.bias"), &["carried", "model.norm.bias"]),
         (
@@ -422,7 +423,7 @@ fn headers_that_say_something_else_are_refused_by_name() {
 fn tensors_that_do_not_fit_the_header_are_refused_by_name() {
     let whole = written(&sample(), "tensors");
     let names: Vec<String> = Parts::of(&whole).tensors.into_iter().map(|tensor| tensor.0).collect();
-    assert_eq!(names.len(), 21);
+    assert_eq!(names.len(), 25);
     for name in &names {
         let mut parts = Parts::of(&whole);
         parts.tensors.retain(|tensor| tensor.0 != *name);

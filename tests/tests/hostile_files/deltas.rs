@@ -55,9 +55,15 @@ fn sample() -> Vec<u8> {
         columns: [1, 30, 0].into(),
         values: tensor(Format::F16, 1, 3),
     };
+    let overwrite = Part::Overwrite {
+        starts: [0, 1, 1, 2].into(),
+        columns: [31, 2].into(),
+        values: tensor(Format::F32, 1, 2),
+        before: tensor(Format::F32, 1, 2),
+    };
     let layers = vec![
         layer(linear(0, Module::Q), 16, 32, vec![factors(Format::I8, 2), factors(Format::W2G32, 32)]),
-        layer(linear(0, Module::Up), 3, 32, vec![sparse, whole(Format::Sign, 3, 32)]),
+        layer(linear(0, Module::Up), 3, 32, vec![sparse, overwrite, whole(Format::Sign, 3, 32)]),
         layer(Site::Head, 17, 32, vec![whole(Format::W3G32, 17, 32)]),
     ];
     let norm = Edit { site: Site::Norm, change: Change::Replace { weight: tensor(Format::F32, 1, 32) } };
