@@ -95,6 +95,10 @@ pub fn read_adapter(adapter: &Adapter) {
             Change::Sparse { rows, columns, values } => {
                 assert!(rows.len() == values.cols() && columns.len() == values.cols());
             }
+            Change::Overwrite { rows, columns, values, before } => {
+                assert!(rows.len() == values.cols() && columns.len() == values.cols());
+                assert_eq!((values.format(), values.cols()), (before.format(), before.cols()));
+            }
         }
     }
 }
