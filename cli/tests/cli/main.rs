@@ -1,5 +1,6 @@
 //! The command line as scripts see it: exit status, stdout, stderr.
 
+mod algebra;
 mod chats;
 mod compress;
 mod figures;

@@ -82,8 +82,9 @@ impl<'a> Model<'a> {
     /// The model of a Hugging Face directory as one, with the adapters of `stack` made part of it.
     pub fn of_directory(files: &mut HfModel, stack: &Stack<'a>) -> Result<Self, Error> {
         let (base, names) = config_of(files)?;
-        let config = stack.alter(&base);
         stack.alter_files(files, &base)?;
+        // What the files say now, which is of some layers together what adapters change in one.
+        let (config, _) = config_of(files)?;
         let mut model = Self { config, keys: Vec::new(), file_type: None, weights: Vec::new() };
         model.take(files, &base, [names; 2], stack)?;
         for weight in &mut model.weights {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use graftwork::merge::{Error, FileType, Form, Grafted, Options, Report, merge as run};
 use graftwork::quantize::quantize;
 use graftwork::{Engine, Source};
-use graftwork_adapters::file::{Gguf, HfModel, Safetensors};
+use graftwork_adapters::file::{Dtype, Gguf, HfModel, Safetensors, TensorView, write_safetensors};
 use graftwork_adapters::{Adapter, TensorFile};
 use graftwork_tests::reference::{ADAPTERS, Closeness, Expected, golden};
 
@@ -264,6 +264,46 @@ fn a_tied_head_is_untied_when_it_must_be() {
                 tied,
                 "{stack:?}"
             );
+        }
+    }
+}
+
+/// A bias at one layer alone makes the model one with biases: zeros at the other layers that its description means too.
+#[test]
+fn one_bias_makes_a_model_with_biases() {
+    for (module, outputs, inputs) in
+        [("self_attn.q_proj", 128, 128), ("self_attn.o_proj", 128, 128), ("mlp.up_proj", 352, 128)]
+    {
+        let part = |name: &str, shape: Vec<u64>, seed: u64| {
+            let mut random = crate::Random(seed);
+            let count = shape.iter().product::<u64>();
+            let values: Vec<u8> = (0..count).flat_map(|_| (0.1 * random.next()).to_le_bytes()).collect();
+            (format!("base_model.model.model.layers.1.{module}.{name}"), shape, values)
+        };
+        let tensors = [
+            part("lora_A.weight", vec![2, inputs], 1),
+            part("lora_B.weight", vec![outputs, 2], 2),
+            part("lora_B.bias", vec![outputs], 3),
+        ];
+        let views: Vec<_> = tensors
+            .iter()
+            .map(|(name, shape, bytes)| TensorView { name, dtype: Dtype::F32, shape, bytes })
+            .collect();
+        let mut weights = Vec::new();
+        write_safetensors(&mut weights, &views, &[]).unwrap();
+        let config = br#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "lora_bias": true, "target_modules": "all-linear"}"#;
+        let adapter = Adapter::from_peft(config, weights.clone().into()).unwrap();
+        let source = [("adapter_config.json", config.to_vec()), ("adapter_model.safetensors", weights)];
+        let source = source.map(|(name, bytes)| (name.to_owned(), bytes.into()));
+        let engine = open(path("base"));
+        engine.load_adapter("one", Source::files(source.into()).unwrap()).unwrap();
+        for form in FORMS {
+            let out = fresh("one-bias");
+            let options = Options { form, to: None, threads: 2 };
+            let grafted = [Grafted { name: "one", adapter: &adapter, weight: 1.0 }];
+            run(&Source::from(path("base")), &grafted, &out, &options, &|_, _| true).unwrap();
+            let difference = worst(&open(&out), &engine, &[("one".to_owned(), 1.0)]);
+            assert!(difference <= 2e-4, "{module} {form:?}: {difference}");
         }
     }
 }
