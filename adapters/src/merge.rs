@@ -58,9 +58,15 @@ pub fn check(adapter: &Adapter) -> Result<(), Error> {
             | (_, Site::AfterAttention { .. } | Site::AfterFfn { .. } | Site::Prompt | Site::Prefix) => {
                 "it changes the residual stream, which is no layer's alone"
             }
-            (Change::Rotation { .. } | Change::InputScale { .. }, Site::Embedding) => {
-                "the input of the embedding is a token"
-            }
+            (
+                Change::LowRank { bias: None, magnitude: None, .. }
+                | Change::Replace { .. }
+                | Change::Rows { .. },
+                Site::Embedding,
+            ) => continue,
+            (_, Site::Embedding) => "the embedding is no linear layer: its input is a token",
+            (Change::Replace { .. }, _) => continue,
+            (_, site) if site.is_norm() => "the weight of a norm is replaced or stays",
             _ => continue,
         };
         return refused(Some(edit.site), reason);
@@ -109,12 +115,13 @@ enum Output {
     Seeded { update: Update, order: Order, by: f32 },
     /// `W[o,columns[e]] += by values[e]`.
     Sparse { entries: expand::Sparse, by: f32 },
-    /// `W[o,columns[e]] = values[e]`.
-    Overwrite { entries: expand::Sparse },
+    /// `W[o,columns[e]] = values[e]`; behind other changes `W[o,columns[e]] += values[e] - before[e]`, which is the same, to the bit,
+    /// where it was `before[e]` up to rounding.
+    Overwrite { entries: expand::Sparse, before: Option<Vec<f32>> },
     /// `W[o, k d + l] += by L[i,k] R[j,l]` for output `i b + j` of the adapter.
     Kronecker { left: Vec<f32>, right: Vec<f32>, shape: [usize; 3], order: Order, by: f32 },
-    /// `W[o,:] = V[o,:]`.
-    Replace { matrix: Tensor },
+    /// `W[o,:] = V[o,:]`, `b[o] = base[o]`.
+    Replace { matrix: Tensor, order: Order },
     /// `W[tokens[j],:] = V[j,:]`.
     Rows { tokens: Vec<u32>, matrix: Tensor },
 }
@@ -257,8 +264,11 @@ impl Merge {
                 Output::Sparse { entries: self.by_output((rows, columns, values))?, by }
             }
             // To the bit.
-            Change::Overwrite { rows, columns, values, .. } if by == 1.0 => {
-                Output::Overwrite { entries: self.by_output((rows, columns, values))? }
+            Change::Overwrite { rows, columns, values, before } if by == 1.0 => {
+                let behind = !self.outputs.is_empty();
+                let before = behind.then(|| self.by_output((rows, columns, before))).transpose()?;
+                let before = before.map(|before| before.values);
+                Output::Overwrite { entries: self.by_output((rows, columns, values))?, before }
             }
             Change::Overwrite { rows, columns, values, before } => {
                 let values = expand::difference(values, before)?;
@@ -283,7 +293,7 @@ impl Merge {
             }
             Change::Replace { weight } => {
                 self.rows = self.rows.max(weight.rows());
-                Output::Replace { matrix: weight.clone() }
+                Output::Replace { matrix: weight.clone(), order }
             }
             Change::Rows { tokens, rows } => Output::Rows { tokens: tokens.to_vec(), matrix: rows.clone() },
             // Refused by `check`.
@@ -297,19 +307,27 @@ impl Merge {
         Ok(())
     }
 
-    /// Entries of the base itself: those that they were made for, if it is in floats and so has them exactly.
+    /// Entries of the base itself, which must be those that they were made for.
     fn overwrite(&mut self, base: &Base<'_>, applied: &Applied<'_>) -> Result<(), Error> {
         let Change::Overwrite { rows, columns, before, .. } = applied.change else { return Ok(()) };
         let prepared = || Ok((self.by_output((rows, columns, before))?, tensor::zeros(base.weight.cols())?));
         let (before, mut row) = prepared().map_err(|source| failed(base.site, source))?;
-        for o in (0..self.rows).filter(|_| base.weight.format().block_len() == 1) {
+        let format = base.weight.format();
+        let (mut bytes, mut rounded) = (vec![0; format.block_bytes()], [0.0]);
+        for o in 0..self.rows {
             let range = before.starts[o] as usize..before.starts[o + 1] as usize;
             if !range.is_empty() {
                 base.weight.decode_row(o, &mut row);
             }
             for e in range {
                 let (column, expected) = (before.columns[e] as usize, before.values[e]);
-                if row[column].to_bits() != expected.to_bits() {
+                // What was in singles beside it is rounded in its files.
+                rounded[0] = expected;
+                if format.block_len() == 1 {
+                    format.encode(&[expected], &mut bytes);
+                    format.decode(&bytes, &mut rounded);
+                }
+                if row[column].to_bits() != rounded[0].to_bits() {
                     let (site, part) = (base.site, "an entry to overwrite");
                     let found = format!("{} in row {o}, column {column}", row[column]);
                     return Err(Error::Misfit {
@@ -385,9 +403,13 @@ impl Output {
                     row[entries.columns[e] as usize] += by * entries.values[e];
                 }
             }
-            Self::Overwrite { entries } => {
+            Self::Overwrite { entries, before } => {
                 for e in entries.starts[o] as usize..entries.starts[o + 1] as usize {
-                    row[entries.columns[e] as usize] = entries.values[e];
+                    let (value, w) = (entries.values[e], &mut row[entries.columns[e] as usize]);
+                    *w = match before.as_ref().map(|before| before[e]) {
+                        Some(before) if (*w - before).abs() > 1e-5 * before.abs() => *w + (value - before),
+                        _ => value,
+                    };
                 }
             }
             Self::Kronecker { left, right, shape: [c, b, d], order, by } => {
@@ -398,9 +420,9 @@ impl Output {
                     piece.iter_mut().zip(right).for_each(|(w, r)| *w += by * r);
                 }
             }
-            Self::Replace { matrix } => {
+            Self::Replace { matrix, order } => {
                 if o < matrix.rows() {
-                    matrix.decode_row(o, row);
+                    matrix.decode_row(order.source(o), row);
                 }
             }
             Self::Rows { tokens, matrix } => {
@@ -426,6 +448,7 @@ impl Output {
                     *b += by * (*b - if *keeps_bias { *base } else { 0.0 });
                 }
             }
+            Self::Replace { .. } => bias.copy_from_slice(base),
             _ => {}
         }
     }

@@ -44,6 +44,8 @@ enum Failure {
     #[error(transparent)]
     Quantize(#[from] graftwork::quantize::Error),
     #[error(transparent)]
+    Place(#[from] graftwork::place::Taken),
+    #[error(transparent)]
     Combine(#[from] graftwork_adapters::combine::Error),
     #[error(transparent)]
     Port(#[from] graftwork::port::Error),

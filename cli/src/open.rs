@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use graftwork::place::Form;
 use graftwork::{Engine, EngineOptions};
 use graftwork_cli::pull;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -38,6 +39,20 @@ pub fn adapter(engine: &Engine, name: &str, path: &Path) -> Result<(), Failure> 
     engine.load_adapter_with(name, path, &|done, all| show(&bar, done, all))?;
     bar.finish_and_clear();
     Ok(())
+}
+
+/// Whether two paths are one place.
+pub fn is_same(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
+
+/// Refuses to write to `out` over what is read.
+pub fn check_out<'a>(
+    inputs: impl IntoIterator<Item = &'a Path>,
+    out: &Path,
+    form: Form,
+) -> Result<(), Failure> {
+    Ok(graftwork::place::check(inputs, out, form)?)
 }
 
 /// The threads that `--threads` means.

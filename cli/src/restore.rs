@@ -4,6 +4,7 @@ use std::path::Path;
 
 use graftwork::Source;
 use graftwork::merge::Grafted;
+use graftwork::place::Form;
 use graftwork::restore::{Choice, Mask, Options, Report, Restored, restore as run, rollback};
 use graftwork_adapters::Adapter;
 use serde_json::{Value, json};
@@ -15,7 +16,10 @@ use crate::{Failure, chart, open, output};
 pub fn restore(arguments: &Restore) -> Result<(), Failure> {
     if let Some(patch) = &arguments.rollback {
         rollback(patch, &arguments.out)?;
-        return output::result(&format!("{}\n", arguments.out.display()));
+        return match arguments.json {
+            true => output::result(&format!("{}\n", json!({"out": arguments.out}))),
+            false => output::result(&format!("{}\n", arguments.out.display())),
+        };
     }
     let (Some(aligned), Some(model)) = (&arguments.aligned, &arguments.model) else {
         return Err(Failure::Other("expected --aligned and --model, or --rollback".to_owned()));
@@ -27,6 +31,8 @@ pub fn restore(arguments: &Restore) -> Result<(), Failure> {
     let grafted: Vec<_> = grafted
         .map(|(given, adapter)| Grafted { name: &given.name, adapter, weight: given.weight })
         .collect();
+    let inputs = arguments.adapters.iter().map(|adapter| Path::new(&adapter.name));
+    open::check_out(inputs.chain(arguments.mask.as_deref()), &arguments.out, Form::File)?;
     let mask = arguments.mask.as_ref().map(Mask::open).transpose()?;
     let choice = match &mask {
         Some(mask) => Choice::Mask(mask),

@@ -69,6 +69,7 @@ pub mod merge;
 pub mod model;
 mod options;
 mod parallel;
+pub mod place;
 pub mod port;
 mod prefix;
 pub mod quantize;

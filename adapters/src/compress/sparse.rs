@@ -19,15 +19,15 @@ pub(super) fn greatest(delta: &Difference, bytes: Option<usize>) -> Result<Part,
 
 /// How many of the greatest entries leave out no more than each of `left` of the sum of squares; none where that is none.
 pub(super) fn counts(delta: &Difference, left: [Option<f64>; 2]) -> [Option<usize>; 2] {
-    let mut squares: Vec<f32> = delta.values().iter().map(|value| value * value).collect();
-    squares.sort_unstable_by(f32::total_cmp);
+    let mut magnitudes: Vec<f32> = delta.values().iter().map(|value| value.abs()).collect();
+    magnitudes.sort_unstable_by(f32::total_cmp);
     left.map(|left| {
         let mut rest = left?;
-        let dropped = squares.iter().position(|&square| {
-            rest -= f64::from(square);
+        let dropped = magnitudes.iter().position(|&magnitude| {
+            rest -= f64::from(magnitude).powi(2);
             rest < 0.0
         });
-        Some(squares.len() - dropped.unwrap_or(squares.len()))
+        Some(magnitudes.len() - dropped.unwrap_or(magnitudes.len()))
     })
 }
 

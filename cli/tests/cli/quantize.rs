@@ -104,7 +104,7 @@ fn what_cannot_be_quantized_is_named() {
     assert_fails(&run(&format!("nope {out} --to Q8_0")), "nope: no such file");
     assert_fails(
         &run(&format!("{base} {base} --to Q8_0")),
-        "expected another file than the model, found the model",
+        "expected another place than what is read, found what is read",
     );
     assert_fails(&run(&format!("{base} {} --to Q8_0", folder.0.display())), "expected a file to write");
     assert_fails(&run(&format!("{base} {} --to Q8_0", folder.path("no/folder"))), "no/folder: ");

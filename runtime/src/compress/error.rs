@@ -18,6 +18,9 @@ pub enum Error {
     /// An adapter cannot be made part of the model.
     #[error(transparent)]
     Merge(#[from] crate::merge::Error),
+    /// The place to write to may not be written to.
+    #[error(transparent)]
+    Out(#[from] crate::place::Taken),
     /// The tuned model is none of this base.
     #[error("tuned model: {field}: expected {expected} as the base has, found {found}")]
     Config {

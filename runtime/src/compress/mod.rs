@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::parallel::in_parallel;
+use crate::place;
 use calibrate::bytes_of;
 pub(crate) use calibrate::{GROUPS, width_of};
 pub(crate) use pair::Pair;
@@ -167,6 +168,7 @@ pub fn compress(
     progress: &Progress<'_>,
 ) -> Result<Report, Error> {
     options.method.check(options.bits, options.error)?;
+    place::check([base, tuned].into_iter().filter_map(place::path_of), out, place::Form::File)?;
     let pair = Pair::open(base, tuned)?;
     let [base, tuned] = pair.fingerprints();
     let mut folder = out.as_os_str().to_owned();

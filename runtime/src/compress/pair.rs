@@ -27,6 +27,17 @@ pub struct Pair {
 impl Pair {
     /// Opens both and checks that they differ in weights and vocabulary alone.
     pub fn open(base: &Source, tuned: &Source) -> Result<Self, Error> {
+        let pair = Self::open_layers(base, tuned)?;
+        let (b, t) = (&pair.base.config, &pair.tuned.config);
+        if t.vocab < b.vocab {
+            let (expected, found) = (format!("at least the {} tokens", b.vocab), t.vocab.to_string());
+            return Err(Error::Config { field: "vocabulary", expected, found });
+        }
+        Ok(pair)
+    }
+
+    /// The same, whatever their vocabularies are.
+    pub fn open_layers(base: &Source, tuned: &Source) -> Result<Self, Error> {
         let pair = Self { base: Side::open(base)?, tuned: Side::open(tuned)? };
         let (b, t) = (&pair.base.config, &pair.tuned.config);
         let fields = |c: &Config| {
@@ -49,10 +60,6 @@ impl Pair {
             if expected != found {
                 return Err(Error::Config { field, expected, found });
             }
-        }
-        if t.vocab < b.vocab {
-            let (expected, found) = (format!("at least the {} tokens", b.vocab), t.vocab.to_string());
-            return Err(Error::Config { field: "vocabulary", expected, found });
         }
         Ok(pair)
     }

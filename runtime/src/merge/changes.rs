@@ -23,6 +23,7 @@ pub struct Stack<'a> {
 
 /// One of them.
 struct Member<'a> {
+    name: &'a str,
     adapter: &'a Adapter,
     weight: f32,
     /// What it changes and where, a layer of every block being one in each.
@@ -75,32 +76,40 @@ impl<'a> Stack<'a> {
             if !weight.is_finite() {
                 return Err(Engine::Weighting { name: name.to_owned(), found: weight }.into());
             }
+            // It is not there then.
+            if weight == 0.0 {
+                continue;
+            }
             let mut edits = Vec::new();
             for (edit, site) in in_blocks(adapter, config.layers) {
                 // peft saves the base's own weight beside an adapter of embedding or head.
                 let is_saved = match &edit.change {
-                    Change::Replace { weight } if site.is_of_tokens() => {
+                    Change::Replace { weight } if !site.is_norm() => {
                         let stem = names.of(site, config.tied_head).unwrap_or_default();
                         let base = container.weights().require(&format!("{stem}.weight"))?;
                         base.rows() == weight.rows() && are_equal(&base, weight)
                     }
                     _ => false,
                 };
+                if adds_bias(&edit.change) && !site.is_linear() {
+                    let what = format!("merging a bias at {site}");
+                    let reason = "a model's description has none there";
+                    return Err(refused(graftwork_adapters::Error::Unsupported { what, reason }));
+                }
                 if !is_saved {
                     edits.push((&edit.change, site));
                 }
             }
             let whole = edits.iter().find(|(change, _)| change.is_whole());
-            if let Some(&(_, site)) = whole.filter(|_| weight != 0.0 && weight != 1.0) {
+            if let Some(&(_, site)) = whole.filter(|_| weight != 1.0) {
                 return Err(Engine::WholeWeight { name: name.to_owned(), site, found: weight }.into());
             }
             own = own.or(check::vocabulary(adapter, config.vocab).map_err(refused)?.map(|own| (name, own)));
-            members.push(Member { adapter, weight, edits });
+            members.push(Member { name, adapter, weight, edits });
         }
         if let Some((name, Vocabulary { embedding, head })) = own {
             let of_tokens = |member: &Member<'_>| member.edits.iter().any(|(_, site)| site.is_of_tokens());
-            let mut others = adapters.iter().zip(&members).filter(|(other, _)| other.name != name);
-            if let Some((other, _)) = others.find(|(_, member)| of_tokens(member)) {
+            if let Some(other) = members.iter().find(|member| member.name != name && of_tokens(member)) {
                 let (own, other) = (name.to_owned(), other.name.to_owned());
                 return Err(Engine::Together { own, other }.into());
             }

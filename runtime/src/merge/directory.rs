@@ -2,13 +2,14 @@
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use graftwork_adapters::Source;
 use graftwork_adapters::file::{Dtype, HfModel, safetensors};
 use graftwork_kernels::Format;
 
 use super::{Error, FileType, Quantized, Report, Stack};
+use crate::place;
 use crate::quantize::Failure;
 use crate::quantize::encode::Encoder;
 use crate::quantize::source::Model;
@@ -26,7 +27,6 @@ pub fn write(
     encoder: Encoder<'_>,
 ) -> Result<Report, Error> {
     let format = to.map(floats).transpose()?;
-    check_out(out)?;
     let model = Model::of_directory(&mut files, stack)?;
     if let Some(format) = format {
         // transformers renamed the one to the other.
@@ -36,28 +36,12 @@ pub fn write(
         let name = name.iter().find(|(of, _)| *of == format).map_or("float32", |(_, name)| name);
         files.config[field] = name.into();
     }
-    let mut partial = out.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
-    let written = (|| {
-        if partial.exists() {
-            fs::remove_dir_all(&partial).map_err(Error::io(&partial))?;
-        }
-        fs::create_dir_all(&partial).map_err(Error::io(&partial))?;
-        copy_others(source, &files, stack, &partial)?;
-        let report = weights(&model, &partial.join("model.safetensors"), format, encoder)?;
-        if out.exists() {
-            // Empty: checked before.
-            fs::remove_dir(out).map_err(Error::io(out))?;
-        }
-        fs::rename(&partial, out).map_err(Error::io(out))?;
-        Ok(report)
-    })();
-    if written.is_err() {
-        // It may not be there; the first error is the one to tell.
-        let _ = fs::remove_dir_all(&partial);
-    }
-    written
+    let io = |path: &Path, error| Error::io(path)(error);
+    place::beside(out, io, |partial| {
+        fs::create_dir_all(partial).map_err(Error::io(partial))?;
+        copy_others(source, &files, stack, partial)?;
+        weights(&model, &partial.join("model.safetensors"), format, encoder)
+    })
 }
 
 /// The floats that a file type is.
@@ -70,25 +54,11 @@ fn floats(to: FileType) -> Result<Format, Error> {
     })
 }
 
-/// Refuses to write over anything.
-fn check_out(out: &Path) -> Result<(), Error> {
-    let is_free = match fs::read_dir(out) {
-        Ok(mut entries) => entries.next().is_none(),
-        Err(_) => !out.exists(),
-    };
-    match is_free {
-        true => Ok(()),
-        false => Err(Error::Out {
-            path: out.to_owned(),
-            expected: "a new directory",
-            found: "something of that name",
-        }),
-    }
-}
-
 /// Writes what is not weights.
 fn copy_others(source: &Source, files: &HfModel, stack: &Stack<'_>, out: &Path) -> Result<(), Error> {
-    let is_other = |name: &str| !WEIGHTS.iter().any(|ending| name.ends_with(ending));
+    // An adapter that lies beside the base is not the model's.
+    let is_other =
+        |name: &str| name != "adapter_config.json" && !WEIGHTS.iter().any(|ending| name.ends_with(ending));
     let put = |name: &str, bytes: &[u8]| fs::write(out.join(name), bytes).map_err(Error::io(out.join(name)));
     match source {
         Source::Path { path, .. } => {
@@ -97,7 +67,7 @@ fn copy_others(source: &Source, files: &HfModel, stack: &Stack<'_>, out: &Path) 
                 let name = entry.file_name();
                 // Through links, as caches have them.
                 if entry.path().is_file() && is_other(&name.to_string_lossy()) {
-                    fs::copy(entry.path(), out.join(&name)).map_err(Error::io(entry.path()))?;
+                    place::copy(&entry.path(), &out.join(&name)).map_err(Error::io(entry.path()))?;
                 }
             }
         }

@@ -14,6 +14,7 @@ use graftwork_adapters::{Adapter, Source};
 use graftwork_kernels::Format;
 
 use crate::model::container::Container;
+use crate::place;
 use crate::quantize::encode::Encoder;
 use crate::quantize::source::{Model, name_of};
 pub use crate::quantize::{Error, FileType, Quantized, Report};
@@ -66,12 +67,15 @@ pub fn merge(
     progress: &Progress<'_>,
 ) -> Result<Report, Error> {
     let Options { form, to, threads } = *options;
+    match form {
+        Form::Gguf => check_out(model, out)?,
+        Form::HuggingFace => place::check(place::path_of(model), out, place::Form::Directory)?,
+    }
     let container = Container::open(model)?;
     let stack = Stack::new(adapters, &container)?;
     let encoder = Encoder { threads, importance: None, done: 0, all: 0, progress };
     match (form, container) {
         (Form::Gguf, container) => {
-            check_out(model, out)?;
             let to = to.or_else(|| own_type(&container));
             let model = Model::of(container, &stack, &name_of(model))?;
             let traits = Traits::of(&model.config, false);

@@ -404,7 +404,11 @@ impl<D: Device> Binder<'_, D> {
                 let weight = self.device.matrix(&self.reordered(weight)?)?;
                 let bytes = self.device.matrix_bytes(&weight);
                 outputs.push(Bound::Replace(weight));
-                Ok(bytes)
+                // The bias is no part of what was replaced.
+                if let Some(bias) = base_bias {
+                    outputs.push(Bound::Bias(self.device.vector(bias)?));
+                }
+                Ok(bytes + base_bias.map_or(0, size_of_val))
             }
             Edit::Rows { .. } => rows(self.device, change, place),
             Edit::Rotation { skew, cayley } => {

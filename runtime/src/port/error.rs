@@ -25,11 +25,8 @@ pub enum Error {
     #[error(transparent)]
     Adapter(#[from] graftwork_adapters::Error),
     /// The place to write to is taken.
-    #[error("{}: expected nothing of that name, found something", path.display())]
-    Out {
-        /// The place.
-        path: PathBuf,
-    },
+    #[error(transparent)]
+    Out(#[from] crate::place::Taken),
     /// What the system says about a file.
     #[error("{}: {source}", path.display())]
     Io {

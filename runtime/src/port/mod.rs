@@ -21,6 +21,7 @@ use crate::compress::Pair;
 use crate::model::bind::{in_blocks, shape_at};
 use crate::model::container::Container;
 use crate::parallel::Progress;
+use crate::place::{self, Taken};
 use crate::text::Text;
 
 /// The least cosine of two models' weights that are of one lineage. Models from other random starts have one near 0.
@@ -59,7 +60,8 @@ impl Report {
     }
 }
 
-/// Writes the adapter at `path`, for the base `old`, to `out` as one for the base `new`: a file where it is a file, and else a directory.
+/// Writes the adapter at `path`, for the base `old`, to `out` as one for the base `new`: a file where it is a file that says all by itself, and
+/// else a directory.
 ///
 /// # Errors
 /// The bases are not of one lineage: other names, shapes or tokens, or weights that have nothing in common ([`KIN`]). The adapter does
@@ -71,6 +73,10 @@ pub fn port(
     options: &Options<'_>,
     progress: &Progress<'_>,
 ) -> Result<Report, Error> {
+    if out.symlink_metadata().is_ok() {
+        let (path, expected, found) = (out.to_owned(), "nothing of that name", "something");
+        return Err(Taken { path, expected, found }.into());
+    }
     let adapter = Adapter::open(path)?;
     let pair = Pair::open(old, new).map_err(Error::of_pair)?;
     same_tokens(pair.base(), pair.tuned())?;
@@ -80,20 +86,47 @@ pub fn port(
         check::fits(&adapter, |site| shape_at(&config, site))?;
     }
     check::base(&adapter, || pair.fingerprints()[0])?;
-    let layers = pair.config().layers;
-    let changed: Vec<Site> = in_blocks(&adapter, layers).map(|(_, site)| site).collect();
-    let drifts = drift::all(&pair, &changed, options.threads, progress)?;
-    let cosine = drift::cosine(&drifts);
-    if cosine < KIN {
+    same_tables(&adapter, &pair)?;
+    let changed: Vec<Site> = in_blocks(&adapter, pair.config().layers).map(|(_, site)| site).collect();
+    let (adapter, rebased) = rebase::rebase(adapter, &pair, options)?;
+    place::beside(
+        out,
+        |path, error| Error::io(path)(error),
+        |partial| {
+            // First, so that what cannot be written is said before all weights are read.
+            write::write(path, &adapter, rebased > 0, partial, pair.fingerprints()[1], options)?;
+            let drifts = drift::all(&pair, &changed, options.threads, progress)?;
+            let cosine = drift::cosine(&drifts);
+            match cosine < KIN {
+                true => Err(Error::Lineage {
+                    what: "weights of linear layers",
+                    expected: format!("a cosine of {KIN} or more with those of the old base"),
+                    found: format!("{cosine:.3}"),
+                }),
+                false => Ok(Report { drifts, cosine, rebased }),
+            }
+        },
+    )
+}
+
+/// Refuses bases whose embedding and head an adapter would change in another way: one matrix or two, and other tokens after the same.
+fn same_tables(adapter: &Adapter, pair: &Pair) -> Result<(), Error> {
+    let [(old, _), (new, _)] = [pair.base().config()?, pair.tuned().config()?];
+    if old.tied_head != new.tied_head && adapter.edits.iter().any(|edit| edit.site.is_of_tokens()) {
+        let text = |tied| if tied { "one matrix" } else { "two" };
+        let (expected, found) =
+            (format!("{}, as the old base has", text(old.tied_head)), text(new.tied_head).to_owned());
         return Err(Error::Lineage {
-            what: "weights of linear layers",
-            expected: format!("a cosine of {KIN} or more with those of the old base"),
-            found: format!("{cosine:.3}"),
+            what: "embedding and head, which the adapter changes",
+            expected,
+            found,
         });
     }
-    let (adapter, rebased) = rebase::rebase(adapter, &pair, options)?;
-    write::write(path, &adapter, rebased > 0, out, pair.fingerprints()[1], options)?;
-    Ok(Report { drifts, cosine, rebased })
+    if check::vocabulary(adapter, old.vocab)?.is_some() && old.vocab != new.vocab {
+        let expected = format!("{} tokens, after which the adapter has its own", old.vocab);
+        return Err(Error::Lineage { what: "vocabulary", expected, found: new.vocab.to_string() });
+    }
+    Ok(())
 }
 
 /// Refuses a base in which a token of the old one means something else.

@@ -59,7 +59,15 @@ impl Rebase<'_> {
             },
             Change::LowRank { a, b, scale, bias, magnitude: Some(magnitude) } => {
                 let weights = self.weights()?;
-                let magnitude = self.magnitude((a, b, *scale), magnitude, weights).map_err(failed)?;
+                let ratios = self.norms((a, b, *scale), weights).map_err(failed)?;
+                if let Some(row) = ratios.iter().position(|ratio| !ratio.is_finite()) {
+                    let (site, found) = (self.site, ratios[row]);
+                    return Err(graftwork_adapters::Error::Norm { site, row, found }.into());
+                }
+                let magnitude = expand::scaled_rows(&column(magnitude).map_err(failed)?, &ratios);
+                let magnitude =
+                    magnitude.and_then(|m| Tensor::new(m.format(), 1, m.rows(), m.bytes().clone()));
+                let magnitude = magnitude.map_err(failed)?;
                 let (a, b, scale, bias) = (a.clone(), b.clone(), *scale, bias.clone());
                 Some(Change::LowRank { a, b, scale, bias, magnitude: Some(magnitude) })
             }
@@ -69,8 +77,12 @@ impl Rebase<'_> {
                 let weight = &self.weights()?[1];
                 let mut row_values = vec![0.0; weight.cols()];
                 let mut old: Vec<f32> = Vec::with_capacity(change.len());
+                let mut decoded = None;
                 for (&row, &column) in rows.iter().zip(&**columns) {
-                    weight.decode_row(row as usize, &mut row_values);
+                    if decoded != Some(row) {
+                        weight.decode_row(row as usize, &mut row_values);
+                        decoded = Some(row);
+                    }
                     old.push(row_values[column as usize]);
                 }
                 let new: Vec<f32> = old.iter().zip(change).map(|(old, change)| old + change).collect();
@@ -123,20 +135,21 @@ impl Rebase<'_> {
         Tensor::encode(Format::F32, tensor.rows(), cols, &values)
     }
 
-    /// `m |W' + s B A| / |W + s B A|`, for each row: the factor of the output stays what it was.
-    fn magnitude(
+    /// `|W' + s B A| / |W + s B A|` of each row: with magnitudes that grow so the factor of the output stays what it was.
+    fn norms(
         &self,
         low_rank: (&Tensor, &Tensor, f32),
-        magnitude: &Tensor,
         weights: [Tensor; 2],
-    ) -> Result<Tensor, tensor::Error> {
-        let values = magnitude.decode()?;
-        let [old, new] = weights.map(|weight| expand::dora_factors(&weight, low_rank, &values, self.threads));
-        let (old, new) = (old?, new?);
-        let ratio = |((value, old), new): ((&f32, &f32), &f32)| value * old / new;
-        let moved: Vec<f32> = values.iter().zip(&old).zip(&new).map(ratio).collect();
-        Tensor::encode(Format::F32, magnitude.rows(), magnitude.cols(), &moved)
+    ) -> Result<Vec<f32>, tensor::Error> {
+        let ones = vec![1.0; low_rank.1.rows()];
+        let [old, new] = weights.map(|weight| expand::dora_factors(&weight, low_rank, &ones, self.threads));
+        Ok(old?.iter().zip(new?).map(|(old, new)| old / new).collect())
     }
+}
+
+/// A vector as a matrix of one column.
+fn column(vector: &Tensor) -> Result<Tensor, tensor::Error> {
+    Tensor::encode(Format::F32, vector.cols(), 1, &vector.decode()?)
 }
 
 /// What values of a tensor's entries are kept in.

@@ -98,7 +98,8 @@ impl Encoder<'_> {
         }
         // Its pages are not read again.
         weight.tensor.bytes().unload();
-        let of = |part: f64, whole: f64| if whole > 0.0 { (part / whole).sqrt() } else { 0.0 };
+        // Infinite, of what came of nothing.
+        let of = |part: f64, whole: f64| if part > 0.0 { (part / whole).sqrt() } else { 0.0 };
         quantized.change = changes.map(|_| of(sums.changed, sums.base));
         quantized.relative_error = of(sums.lost, sums.merged);
         Ok(())

@@ -50,16 +50,9 @@ pub enum Error {
         /// What there is.
         found: String,
     },
-    /// The file to write may not be written.
-    #[error("{}: expected {expected}, found {found}", path.display())]
-    Out {
-        /// The file.
-        path: PathBuf,
-        /// What it may be.
-        expected: &'static str,
-        /// What it is.
-        found: &'static str,
-    },
+    /// The place to write to may not be written to.
+    #[error(transparent)]
+    Out(#[from] crate::place::Taken),
     /// The file type loses too much without a calibration text.
     #[error("{file_type}: expected a calibration text, without which too much is lost, found none")]
     NoCalibration {

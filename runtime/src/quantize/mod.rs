@@ -23,6 +23,7 @@ use graftwork_adapters::file::GgufWriter;
 use graftwork_adapters::file::gguf::Value;
 use graftwork_kernels::Format;
 
+use crate::place::{self, Form, Taken};
 use encode::Encoder;
 use importance::Importance;
 pub(crate) use mix::Traits;
@@ -71,7 +72,7 @@ pub struct Quantized {
     pub bytes: usize,
     /// `|E|_F / |W|_F`, 0 of one that is as it was.
     pub relative_error: f64,
-    /// `|W' - W|_F / |W|_F`, where adapters made `W'` of `W`: see [`crate::merge`].
+    /// `|W' - W|_F / |W|_F`, where adapters made `W'` of `W`, infinite where that was nothing: see [`crate::merge`].
     pub change: Option<f64>,
 }
 
@@ -232,29 +233,15 @@ pub(crate) fn write(
 }
 
 /// Refuses to write over the model, or over what is no file.
-pub(crate) fn check_out(model: &Source, out: &Path) -> Result<(), Error> {
-    let refuse = |expected, found| Err(Error::Out { path: out.to_owned(), expected, found });
-    let Ok(metadata) = out.metadata() else { return Ok(()) };
-    if !metadata.is_file() {
-        return refuse("a file to write", "something else of that name");
-    }
-    let is_out = |path: &Path| match (path.canonicalize(), out.canonicalize()) {
-        (Ok(path), Ok(out)) => path == out,
-        _ => false,
-    };
-    match model {
-        Source::Path { path, .. } if is_out(path) => refuse("another file than the model", "the model"),
-        // A file of a directory, or perhaps a shard beside the one that was named.
-        Source::Path { path, .. } => {
-            let folder = if path.is_dir() { Some(path.as_path()) } else { path.parent() };
-            let of_model = |name: &str| name.ends_with(".safetensors") || name.contains("-of-");
-            let name = out.file_name().unwrap_or_default().to_string_lossy();
-            match (folder, out.parent()) {
-                (Some(folder), Some(parent)) if of_model(&name) && folder == parent => {
-                    refuse("another file than the model's", "a file of that name beside the model")
-                }
-                _ => Ok(()),
-            }
+pub(crate) fn check_out(model: &Source, out: &Path) -> Result<(), Taken> {
+    let path = place::path_of(model);
+    place::check(path, out, Form::File)?;
+    // Perhaps a shard beside the one that was named.
+    let name = out.file_name().unwrap_or_default().to_string_lossy();
+    match (path.and_then(Path::parent), out.parent()) {
+        (Some(folder), Some(parent)) if out.exists() && name.contains("-of-") && folder == parent => {
+            let (expected, found) = ("another file than the model's", "a file of that name beside the model");
+            Err(Taken { path: out.to_owned(), expected, found })
         }
         _ => Ok(()),
     }

@@ -12,12 +12,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use graftwork_adapters::check::Shape;
 use graftwork_adapters::delta::{Delta, Fingerprint, Layer, Part};
+use graftwork_adapters::merge::Merge;
 use graftwork_adapters::{Module, Site, Source};
-use graftwork_kernels::{Format, Tensor};
+use graftwork_kernels::{Format, Tensor, tensor};
 
 use crate::compress::{Error, Pair};
 use crate::merge::{Grafted, Part as Of, Stack};
 use crate::parallel::{Progress, in_parallel};
+use crate::place;
 pub use mask::Mask;
 
 /// What [`Delta::method`] says of a patch.
@@ -87,7 +89,8 @@ pub fn restore(
         let expected = "a number above 0 and at most 1";
         return Err(Error::Option { option: "rate", expected, found: rate.to_string() });
     }
-    let pair = Pair::open(model, aligned)?;
+    place::check([aligned, model].into_iter().filter_map(place::path_of), out, place::Form::File)?;
+    let pair = Pair::open_layers(model, aligned)?;
     let stack = Stack::new(options.adapters, pair.base())?;
     let layers = options.layers.unwrap_or(usize::MAX).min(pair.config().layers);
     let sites = (0..layers)
@@ -133,6 +136,7 @@ pub fn restore(
 /// # Errors
 /// The file is no such patch; whatever else [`Error`] says.
 pub fn rollback(patch: &Path, out: &Path) -> Result<(), Error> {
+    place::check([patch], out, place::Form::File)?;
     let mut delta = Delta::open(patch)?;
     for layer in &mut delta.layers {
         for part in &mut layer.parts {
@@ -180,36 +184,45 @@ fn matrix(
     let merge = changes.map(|changes| changes.prepare(1)).transpose()?;
     // What entries can be in the model's files, if no adapter stands between.
     let format = if merge.is_none() && base.format().block_len() == 1 { base.format() } else { Format::F32 };
-    let mut found = Found { name: &name, kept: Vec::new(), squares: 0.0 };
-    let (mut before, mut after, mut bytes) =
-        (vec![0.0; inputs], vec![0.0; inputs], vec![0; inputs * format.block_bytes()]);
-    for row in 0..outputs {
-        base.decode_row(row, &mut before);
-        if let Some(merge) = &merge {
-            merge.row(row, &mut before);
+    let rows = Rows { base: &base, aligned: &aligned, merge: merge.as_ref(), format, name: &name };
+    let mut kept = Vec::new();
+    let mut squares = 0.0;
+    match options.choice {
+        Choice::Magnitude(rate) => {
+            let most = ((outputs * inputs) as f64 * rate).ceil() as usize;
+            let mut distances = tensor::reserved(outputs * inputs).map_err(failed)?;
+            rows.differing(|entry| {
+                squares += f64::from(entry.distance()).powi(2);
+                distances.push(entry.distance());
+            })?;
+            // Those beyond the last that is restored, and of its equals the first.
+            let last = (distances.len() > most).then(|| {
+                let (above, last, _) = distances.select_nth_unstable_by(most - 1, |a, b| b.total_cmp(a));
+                let last = *last;
+                (last, most - above.iter().filter(|&&distance| distance > last).count())
+            });
+            drop(distances);
+            let (least, mut equals) = last.unwrap_or((0.0, usize::MAX));
+            rows.differing(|entry| {
+                let distance = entry.distance();
+                if distance > least || distance == least && equals > 0 {
+                    equals -= usize::from(distance == least);
+                    kept.push(entry);
+                }
+            })?;
         }
-        aligned.decode_row(row, &mut after);
-        format.encode(&after, &mut bytes);
-        format.decode(&bytes, &mut after);
-        let chosen = match options.choice {
-            Choice::Magnitude(_) => None,
-            Choice::Mask(mask) => mask.row(site, row, pair.row_order(), pair.config().head_dim),
-        };
-        let all = matches!(options.choice, Choice::Magnitude(_));
-        found
-            .row(row, (&before, &after), |column| all || chosen.is_some_and(|chosen| chosen[column] != 0))?;
-    }
-    [base, aligned].iter().for_each(|tensor| tensor.bytes().unload());
-    let Found { mut kept, squares, .. } = found;
-    if let Choice::Magnitude(rate) = options.choice {
-        let most = ((outputs * inputs) as f64 * rate).ceil() as usize;
-        if most < kept.len() {
-            let by = |a: &Entry, b: &Entry| b.distance().total_cmp(&a.distance()).then(a.at.cmp(&b.at));
-            kept.select_nth_unstable_by(most, by);
-            kept.truncate(most);
-            kept.sort_unstable_by_key(|entry| entry.at);
+        Choice::Mask(mask) => {
+            let (order, head_dim) = (pair.row_order(), pair.config().head_dim);
+            rows.differing(|entry| {
+                squares += f64::from(entry.distance()).powi(2);
+                let (row, column) = (entry.at as usize / inputs, entry.at as usize % inputs);
+                if mask.row(site, row, order, head_dim).is_some_and(|chosen| chosen[column] != 0) {
+                    kept.push(entry);
+                }
+            })?;
         }
     }
+    [&base, &aligned].iter().for_each(|tensor| tensor.bytes().unload());
     let restored = kept.iter().map(|entry| f64::from(entry.distance()).powi(2)).sum::<f64>();
     let distance = [squares.sqrt(), (squares - restored).max(0.0).sqrt()];
     let report = Restored { name: name.clone(), shape: [outputs, inputs], entries: kept.len(), distance };
@@ -244,34 +257,43 @@ impl Entry {
     }
 }
 
-/// The entries of a matrix that differ and are chosen.
-struct Found<'a> {
+/// A matrix of both models.
+struct Rows<'a> {
+    base: &'a Tensor,
+    aligned: &'a Tensor,
+    /// What adapters make of the base.
+    merge: Option<&'a Merge>,
+    /// What aligned values are rounded to.
+    format: Format,
     name: &'a str,
-    kept: Vec<Entry>,
-    /// `|A - W|_F^2`.
-    squares: f64,
 }
 
-impl Found<'_> {
-    fn row(
-        &mut self,
-        row: usize,
-        (before, after): (&[f32], &[f32]),
-        chosen: impl Fn(usize) -> bool,
-    ) -> Result<(), Error> {
-        let start = row * before.len();
-        for (column, (&before, &after)) in before.iter().zip(after).enumerate() {
-            let difference = after - before;
-            if !difference.is_finite() {
-                let tensor = format!("{}.weight", self.name);
-                let error =
-                    graftwork_adapters::Error::NotFinite { tensor, row, col: column, found: difference };
-                return Err(error.into());
+impl Rows<'_> {
+    /// Shows the entries that differ, row after row.
+    fn differing(&self, mut seen: impl FnMut(Entry)) -> Result<(), Error> {
+        let (cols, format) = (self.base.cols(), self.format);
+        let (mut before, mut after, mut bytes) =
+            (vec![0.0; cols], vec![0.0; cols], vec![0; cols * format.block_bytes()]);
+        for row in 0..self.base.rows() {
+            self.base.decode_row(row, &mut before);
+            if let Some(merge) = self.merge {
+                merge.row(row, &mut before);
             }
-            self.squares += f64::from(difference).powi(2);
-            // By bits: a zero may have another sign.
-            if before.to_bits() != after.to_bits() && chosen(column) {
-                self.kept.push(Entry { at: (start + column) as u32, before, after });
+            self.aligned.decode_row(row, &mut after);
+            format.encode(&after, &mut bytes);
+            format.decode(&bytes, &mut after);
+            for (column, (&before, &after)) in before.iter().zip(&after).enumerate() {
+                let difference = after - before;
+                if !difference.is_finite() {
+                    let tensor = format!("{}.weight", self.name);
+                    let error =
+                        graftwork_adapters::Error::NotFinite { tensor, row, col: column, found: difference };
+                    return Err(error.into());
+                }
+                // By bits: a zero may have another sign.
+                if before.to_bits() != after.to_bits() {
+                    seen(Entry { at: (row * cols + column) as u32, before, after });
+                }
             }
         }
         Ok(())

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use graftwork::merge::{Error, FileType, Form, Grafted, Options, Report, merge as run};
 use graftwork::quantize::quantize;
 use graftwork::{Engine, Source};
+use graftwork_adapters::delta::Delta;
 use graftwork_adapters::file::{Dtype, Gguf, HfModel, Safetensors, TensorView, write_safetensors};
-use graftwork_adapters::{Adapter, TensorFile};
+use graftwork_adapters::{Adapter, Change, Edit, Module, RowOrder, Site, TensorFile};
+use graftwork_kernels::{Format, Tensor};
 use graftwork_tests::reference::{ADAPTERS, Closeness, Expected, golden};
 
 use crate::{fresh, open};
@@ -306,4 +308,107 @@ fn one_bias_makes_a_model_with_biases() {
             assert!(difference <= 2e-4, "{module} {form:?}: {difference}");
         }
     }
+}
+
+/// What is replaced whole, in a file with rows in another order than the base's, on a base with biases, which stay.
+#[test]
+fn replaced_layers_keep_their_order_and_bias() {
+    let directory = golden("architectures/llama_linear_bias");
+    let file = fresh("biased.gguf");
+    let options = Options { form: Form::Gguf, to: None, threads: 2 };
+    run(&Source::from(&directory), &[], &file, &options, &|_, _| true).unwrap();
+    let weights = Safetensors::open(directory.join("model.safetensors")).unwrap();
+    let mut random = crate::Random(5);
+    let carried = [Module::Q, Module::K, Module::Up].map(|module| {
+        let site = Site::Linear { layer: 1, module };
+        let base = weights.require(&format!("{}.weight", site.hf_path().unwrap())).unwrap();
+        let values: Vec<f32> = (0..base.rows() * base.cols()).map(|_| 0.1 * random.next()).collect();
+        let weight = Tensor::encode(Format::F32, base.rows(), base.cols(), &values).unwrap();
+        Edit { site, change: Change::Replace { weight } }
+    });
+    let delta = Delta {
+        method: "whole".to_owned(),
+        architecture: None,
+        base_model: None,
+        bases: Vec::new(),
+        row_order: RowOrder::HuggingFace,
+        layers: Vec::new(),
+        carried: carried.into(),
+    };
+    let place = fresh("whole.delta");
+    delta.write(&place).unwrap();
+    let adapter = Adapter::open(&*place).unwrap();
+    let tokens: Vec<u32> = (0..24).map(|t| (t * 37 + 5) % 300).collect();
+    let mut all = Vec::new();
+    for (base, form) in [(&directory, FORMS[0]), (&directory, FORMS[1]), (&file, FORMS[1])] {
+        let out = fresh("whole-merged");
+        let options = Options { form, to: None, threads: 2 };
+        let grafted = [Grafted { name: "whole", adapter: &adapter, weight: 1.0 }];
+        run(&Source::from(base), &grafted, &out, &options, &|_, _| true).unwrap();
+        let engine = open(base);
+        engine.load_adapter("whole", &*place).unwrap();
+        all.push(engine.logits(&tokens, &[("whole".to_owned(), 1.0)]).unwrap());
+        all.push(open(&out).logits(&tokens, &[]).unwrap());
+    }
+    for logits in &all[1..] {
+        let difference = Closeness::of(&all[0], logits).max_difference;
+        assert!(difference <= 2e-4, "{difference}");
+    }
+}
+
+/// An adapter of weight 0 is not there; one that a model's description cannot hold is refused.
+#[test]
+fn nothing_is_merged_in_part() {
+    let (out, report) =
+        merge(&path("base"), &[("resized", 0.0), ("oft", 0.0)], "zero", FORMS[0], None).unwrap();
+    assert!(report.tensors.iter().all(|tensor| tensor.change.is_none()));
+    assert_eq!(fs::read(out.join("config.json")).unwrap().len(), {
+        let config: serde_json::Value =
+            serde_json::from_slice(&fs::read(path("base").join("config.json")).unwrap()).unwrap();
+        format!("{config:#}\n").len()
+    });
+    let tensor = |name: &str, shape: [u64; 2]| {
+        let count = shape[0] * shape[1];
+        (format!("base_model.model.lm_head.{name}"), shape, [0, 0, 0, 63].repeat(count as usize))
+    };
+    let tensors = [
+        tensor("lora_A.weight", [2, 128]),
+        tensor("lora_B.weight", [512, 2]),
+        tensor("lora_B.bias", [512, 1]),
+    ];
+    let views: Vec<_> = tensors
+        .iter()
+        .map(|(name, shape, bytes)| TensorView {
+            name,
+            dtype: Dtype::F32,
+            shape: if shape[1] == 1 { &shape[..1] } else { shape },
+            bytes,
+        })
+        .collect();
+    let mut weights = Vec::new();
+    write_safetensors(&mut weights, &views, &[]).unwrap();
+    let config = br#"{"peft_type": "LORA", "r": 2, "lora_alpha": 4, "lora_bias": true, "target_modules": ["lm_head"]}"#;
+    let adapter = Adapter::from_peft(config, weights.into()).unwrap();
+    let options = Options { form: Form::Gguf, to: None, threads: 1 };
+    let grafted = [Grafted { name: "head", adapter: &adapter, weight: 1.0 }];
+    let error =
+        run(&Source::from(path("base")), &grafted, &fresh("never"), &options, &|_, _| true).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "head: merging a bias at head is not supported: a model's description has none there"
+    );
+
+    // What another left where the unfinished directory would be stays.
+    let precious = fresh("taken.partial");
+    fs::create_dir(&precious).unwrap();
+    fs::write(precious.join("file"), "precious").unwrap();
+    let options = Options { form: Form::HuggingFace, to: None, threads: 1 };
+    let error = run(&Source::from(path("base")), &[], &fresh("taken"), &options, &|_, _| true).unwrap_err();
+    assert!(error.to_string().contains("taken.partial: expected nothing of that name"), "{error}");
+    assert_eq!(fs::read(precious.join("file")).unwrap(), b"precious");
+    // A slash at the end.
+    let out = fresh("slash");
+    let slash = PathBuf::from(format!("{}/", out.display()));
+    run(&Source::from(path("base")), &[], &slash, &options, &|_, _| true).unwrap();
+    assert!(out.join("model.safetensors").is_file());
 }

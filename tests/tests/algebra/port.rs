@@ -10,7 +10,8 @@ use graftwork::{Request, Source};
 use graftwork_adapters::delta::{Delta, Fingerprint};
 use graftwork_adapters::file::{Dtype, HfModel, Safetensors, TensorView, write_safetensors};
 use graftwork_adapters::seed::{SeedPatch, Settings};
-use graftwork_adapters::{Adapter, Module, TensorFile};
+use graftwork_adapters::{Adapter, Change, Module, TensorFile, write_peft};
+use graftwork_kernels::{Format, Tensor};
 use graftwork_tests::reference::{ADAPTERS, Closeness, Expected, example, golden, smollm2};
 
 use crate::{Random, fresh, open};
@@ -262,4 +263,66 @@ fn other_lineages_are_refused() {
     assert!(error.ends_with("expected nothing of that name, found something"), "{error}");
     let error = run((&base, &base), &path("lora"), &fresh("stopped"), &options, &|_, _| false);
     assert!(error.is_err());
+}
+
+/// Adapters in unusual places, and bases that an adapter of embedding or head cannot move between.
+#[test]
+fn what_is_written_is_what_was_opened() {
+    let drift = path("lora_all");
+    let new = merged(&path("base"), &[&drift], "unusual-new", Form::HuggingFace, None);
+    // A directory with a delta in it that is a LoRA's all the same; a file whose configuration lies beside it.
+    let both = fresh("unusual-both");
+    fs::create_dir(&both).unwrap();
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs::copy(path("lora").join(name), both.join(name)).unwrap();
+    }
+    fs::write(both.join("delta.safetensors"), "something else").unwrap();
+    for adapter in [
+        both.clone(),
+        path("dora").join("adapter_model.safetensors"),
+        path("lora").join("adapter_model.safetensors"),
+    ] {
+        let out = fresh("unusual-out");
+        port(&path("base"), &new, &adapter, &out).unwrap();
+        assert!(out.is_dir());
+        assert_eq!(Adapter::open(&*out).unwrap().kind.name(), "lora");
+    }
+    let slash = fresh("unusual-slash");
+    port(&path("base"), &new, &both, &PathBuf::from(format!("{}/", slash.display()))).unwrap();
+
+    // A magnitude of 0 stays 0.
+    let dora = Adapter::open(path("dora")).unwrap();
+    let zero = fresh("unusual-zero");
+    let mut changed = dora.clone();
+    for edit in &mut changed.edits {
+        if let Change::LowRank { magnitude: Some(magnitude), .. } = &mut edit.change {
+            let mut values = magnitude.decode().unwrap();
+            values[3] = 0.0;
+            *magnitude = Tensor::encode(Format::F32, 1, values.len(), &values).unwrap();
+        }
+    }
+    write_peft(&changed, &zero).unwrap();
+    let out = fresh("unusual-zero-out");
+    port(&path("base"), &new, &zero, &out).unwrap();
+    for edit in &Adapter::open(&*out).unwrap().edits {
+        let Change::LowRank { magnitude: Some(magnitude), .. } = &edit.change else { panic!("{edit:?}") };
+        let values = magnitude.decode().unwrap();
+        assert!(values[3] == 0.0 && values[4] > 0.0);
+    }
+
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&fs::read(path("base").join("config.json")).unwrap()).unwrap();
+    config["tie_word_embeddings"] = true.into();
+    let tied = fresh("unusual-tied");
+    fs::create_dir(&tied).unwrap();
+    fs::write(tied.join("config.json"), config.to_string()).unwrap();
+    fs::copy(path("base").join("model.safetensors"), tied.join("model.safetensors")).unwrap();
+    let error = port(&tied, &path("base"), &path("lora_trainable_tokens"), &fresh("never")).unwrap_err();
+    let expected = "new base: embedding and head, which the adapter changes: expected one matrix, as the old base has, found two";
+    assert_eq!(error.to_string(), expected);
+    port(&tied, &path("base"), &path("lora"), &fresh("unusual-untied")).unwrap();
+    // One with tokens of its own, to a base that has others there by now.
+    let grown = merged(&path("base"), &[&path("resized")], "unusual-grown", Form::HuggingFace, None);
+    let error = port(&path("base"), &grown, &path("resized"), &fresh("never")).unwrap_err().to_string();
+    assert!(error.starts_with("new base: vocabulary: expected 512 tokens, after which"), "{error}");
 }

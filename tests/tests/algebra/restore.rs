@@ -232,3 +232,79 @@ fn choices_that_mean_nothing_are_refused() {
     let error = rollback(&path("lora"), &fresh("never")).unwrap_err().to_string();
     assert!(!error.is_empty());
 }
+
+/// Behind other adapters, and with other weights than it was made for, what is merged is what is applied; on an adapter in a base of
+/// halves files go back to the bit; in blocks, where they cannot, the way back is refused.
+#[test]
+fn patches_are_merged_as_they_are_applied() {
+    let adapter = Adapter::open(path("lora_all")).unwrap();
+    let grafted = [Grafted { name: "lora_all", adapter: &adapter, weight: 1.0 }];
+    let aligned = merged(&path("base"), &path("lora"), "as-aligned", Form::HuggingFace, None);
+    let (patch, _) = restore(&aligned, &path("base"), &grafted, Choice::Magnitude(0.5), "as-applied.delta");
+    let patch_adapter = Adapter::open(&*patch).unwrap();
+    let lora = Adapter::open(path("lora")).unwrap();
+    let engine = open(path("base"));
+    for (name, file) in [("lora_all", path("lora_all")), ("lora", path("lora")), ("patch", patch.clone())] {
+        engine.load_adapter(name, file).unwrap();
+    }
+    let tokens = &Expected::read("adapters/base/expected.safetensors", "logits").tokens[0];
+    for (name, adapter, weight) in
+        [("lora_all", &adapter, 1.0), ("lora_all", &adapter, 0.5), ("lora", &lora, 1.0)]
+    {
+        let stack = [
+            Grafted { name, adapter, weight },
+            Grafted { name: "patch", adapter: &patch_adapter, weight: 1.0 },
+        ];
+        let out = fresh("as-merged");
+        let options = graftwork::merge::Options { form: Form::HuggingFace, to: None, threads: 2 };
+        let found = merge(&Source::from(path("base")), &stack, &out, &options, &|_, _| true);
+        if name == "lora" {
+            // It leaves layers alone that the patch is for, which are then not what they were.
+            let error = found.unwrap_err().to_string();
+            assert!(error.contains("layer 0 k, an entry to overwrite"), "{error}");
+            continue;
+        }
+        found.unwrap();
+        let named = stack.map(|own| (own.name.to_owned(), own.weight));
+        let applied = engine.logits(tokens, &named).unwrap();
+        let closeness = Closeness::of(&applied, &open(&out).logits(tokens, &[]).unwrap());
+        assert!(closeness.max_difference <= 2e-4, "{name} {weight}: {closeness:?}");
+    }
+
+    let halves = {
+        let out = fresh("halves");
+        let to = Some("BF16".parse().unwrap());
+        let options = graftwork::merge::Options { form: Form::HuggingFace, to, threads: 2 };
+        merge(&Source::from(path("base")), &[], &out, &options, &|_, _| true).unwrap();
+        out
+    };
+    let (patch, _) = restore(&aligned, &halves, &grafted, Choice::Magnitude(0.01), "halves.delta");
+    let patch_adapter = Adapter::open(&*patch).unwrap();
+    let options = graftwork::merge::Options { form: Form::HuggingFace, to: None, threads: 2 };
+    let stack = [grafted[0], Grafted { name: "patch", adapter: &patch_adapter, weight: 1.0 }];
+    let [tuned, restored] = ["halves-tuned", "halves-restored"].map(fresh);
+    merge(&Source::from(&halves), &stack[..1], &tuned, &options, &|_, _| true).unwrap();
+    merge(&Source::from(&halves), &stack, &restored, &options, &|_, _| true).unwrap();
+    let back = fresh("halves-back.delta");
+    rollback(&patch, &back).unwrap();
+    let rolled_back = merged(&restored, &back, "halves-rolled-back", Form::HuggingFace, None);
+    assert!(bits(&tuned) == bits(&rolled_back) && bits(&tuned) != bits(&restored));
+
+    let blocks = {
+        let out = fresh("blocks.gguf");
+        let to = Some("Q4_0".parse().unwrap());
+        let options = graftwork::merge::Options { form: Form::Gguf, to, threads: 2 };
+        merge(&Source::from(path("base")), &[], &out, &options, &|_, _| true).unwrap();
+        out
+    };
+    let (patch, _) = restore(&aligned, &blocks, &[], Choice::Magnitude(0.01), "blocks.delta");
+    let restored = merged(&blocks, &patch, "blocks-restored.gguf", Form::Gguf, None);
+    let back = fresh("blocks-back.delta");
+    rollback(&patch, &back).unwrap();
+    let adapter = Adapter::open(&*back).unwrap();
+    let grafted = [Grafted { name: "back", adapter: &adapter, weight: 1.0 }];
+    let options = graftwork::merge::Options { form: Form::Gguf, to: None, threads: 2 };
+    let error =
+        merge(&Source::from(&restored), &grafted, &fresh("never"), &options, &|_, _| true).unwrap_err();
+    assert!(error.to_string().contains("an entry to overwrite"), "{error}");
+}
