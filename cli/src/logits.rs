@@ -4,7 +4,6 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter};
 use std::path::Path;
 
-use graftwork::EngineOptions;
 use graftwork_adapters::file::safetensors::{Dtype, Safetensors, TensorView, write_safetensors};
 
 use crate::arguments::Logits;
@@ -13,16 +12,7 @@ use crate::{Failure, open, output};
 /// Runs the command.
 pub fn logits(arguments: &Logits) -> Result<(), Failure> {
     let (positions, tokens) = tokens(arguments)?;
-    let engine = open::engine(
-        &arguments.model,
-        EngineOptions { threads: arguments.threads, ..EngineOptions::default() },
-    )?;
-    let mut stack = Vec::new();
-    for (i, adapter) in arguments.adapters.iter().enumerate() {
-        let name = i.to_string();
-        open::adapter(&engine, &name, Path::new(&adapter.name))?;
-        stack.push((name, adapter.weight));
-    }
+    let (engine, stack) = open::stack(&arguments.model, &arguments.adapters, arguments.threads)?;
     let mut bytes = Vec::new();
     for sequence in tokens.chunks_exact(positions) {
         let logits = engine.logits(sequence, &stack)?;

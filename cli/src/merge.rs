@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use graftwork::Source;
-use graftwork::merge::{Form, Grafted, Options, Quantized, Report, merge as run};
+use graftwork::merge::{Form, Options, Quantized, Report, merge as run};
 use graftwork::place;
 use graftwork_adapters::combine::{self, combine};
 use graftwork_adapters::{Adapter, write_peft};
@@ -14,8 +14,7 @@ use crate::{Failure, chart, open, output};
 
 /// Runs the command.
 pub fn merge(arguments: &Merge) -> Result<(), Failure> {
-    let adapters = arguments.adapters.iter().map(|adapter| Adapter::open(Path::new(&adapter.name)));
-    let adapters = adapters.collect::<Result<Vec<_>, _>>()?;
+    let adapters = open::adapters(&arguments.adapters)?;
     let is_gguf = arguments.out.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
     let place = if is_gguf && arguments.model.is_some() { place::Form::File } else { place::Form::Directory };
     let inputs: Vec<&Path> = arguments.adapters.iter().map(|adapter| Path::new(&adapter.name)).collect();
@@ -31,10 +30,7 @@ pub fn merge(arguments: &Merge) -> Result<(), Failure> {
     };
     open::check_out(inputs, &arguments.out, place)?;
     let model = open::model_path(model)?;
-    let grafted = arguments.adapters.iter().zip(&adapters);
-    let grafted: Vec<_> = grafted
-        .map(|(given, adapter)| Grafted { name: &given.name, adapter, weight: given.weight })
-        .collect();
+    let grafted = open::grafted(&arguments.adapters, &adapters);
     let options = Options {
         form: if is_gguf { Form::Gguf } else { Form::HuggingFace },
         to: arguments.to,

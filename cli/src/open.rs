@@ -4,12 +4,15 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use graftwork::merge::Grafted;
 use graftwork::place::Form;
 use graftwork::{Engine, EngineOptions};
+use graftwork_adapters::Adapter;
 use graftwork_cli::pull;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::Failure;
+use crate::arguments::Weighted;
 
 /// The path that `-m MODEL` means: a known name is fetched if need be, unless a file has that name.
 pub fn model_path(model: &str) -> Result<PathBuf, Failure> {
@@ -39,6 +42,33 @@ pub fn adapter(engine: &Engine, name: &str, path: &Path) -> Result<(), Failure> 
     engine.load_adapter_with(name, path, &|done, all| show(&bar, done, all))?;
     bar.finish_and_clear();
     Ok(())
+}
+
+/// Opens a model and loads adapters on it, a stack in order.
+pub fn stack(
+    model: &str,
+    adapters: &[Weighted],
+    threads: usize,
+) -> Result<(Engine, Vec<(String, f32)>), Failure> {
+    let engine = engine(model, EngineOptions { threads, ..EngineOptions::default() })?;
+    let mut stack = Vec::new();
+    for (i, given) in adapters.iter().enumerate() {
+        let name = i.to_string();
+        adapter(&engine, &name, Path::new(&given.name))?;
+        stack.push((name, given.weight));
+    }
+    Ok((engine, stack))
+}
+
+/// Opens adapters, on no model.
+pub fn adapters(given: &[Weighted]) -> Result<Vec<Adapter>, Failure> {
+    Ok(given.iter().map(|given| Adapter::open(Path::new(&given.name))).collect::<Result<_, _>>()?)
+}
+
+/// Adapters to merge.
+pub fn grafted<'a>(given: &'a [Weighted], adapters: &'a [Adapter]) -> Vec<Grafted<'a>> {
+    let pairs = given.iter().zip(adapters);
+    pairs.map(|(given, adapter)| Grafted { name: &given.name, adapter, weight: given.weight }).collect()
 }
 
 /// Whether two paths are one place.

@@ -3,10 +3,8 @@
 use std::path::Path;
 
 use graftwork::Source;
-use graftwork::merge::Grafted;
 use graftwork::place::Form;
 use graftwork::restore::{Choice, Mask, Options, Report, Restored, restore as run, rollback};
-use graftwork_adapters::Adapter;
 use serde_json::{Value, json};
 
 use crate::arguments::Restore;
@@ -25,12 +23,8 @@ pub fn restore(arguments: &Restore) -> Result<(), Failure> {
         return Err(Failure::Other("expected --aligned and --model, or --rollback".to_owned()));
     };
     let sources = [open::model_path(aligned)?, open::model_path(model)?];
-    let adapters = arguments.adapters.iter().map(|adapter| Adapter::open(Path::new(&adapter.name)));
-    let adapters = adapters.collect::<Result<Vec<_>, _>>()?;
-    let grafted = arguments.adapters.iter().zip(&adapters);
-    let grafted: Vec<_> = grafted
-        .map(|(given, adapter)| Grafted { name: &given.name, adapter, weight: given.weight })
-        .collect();
+    let adapters = open::adapters(&arguments.adapters)?;
+    let grafted = open::grafted(&arguments.adapters, &adapters);
     let inputs = arguments.adapters.iter().map(|adapter| Path::new(&adapter.name));
     open::check_out(inputs.chain(arguments.mask.as_deref()), &arguments.out, Form::File)?;
     let mask = arguments.mask.as_ref().map(Mask::open).transpose()?;

@@ -1,8 +1,5 @@
 //! `verify`: is this the model that transformers ran, and if not, from where on?
 
-use std::path::Path;
-
-use graftwork::EngineOptions;
 use graftwork::compress::Divergence;
 use graftwork::verify::{Contribution, Reason, Reference, Report, Stage, verify as run};
 use serde_json::{Value, json};
@@ -14,16 +11,7 @@ use crate::{Failure, chart, open, output};
 pub fn verify(arguments: &Verify) -> Result<(), Failure> {
     // The cheaper to refuse.
     let reference = Reference::open(&arguments.reference)?;
-    let engine = open::engine(
-        &arguments.model,
-        EngineOptions { threads: arguments.threads, ..EngineOptions::default() },
-    )?;
-    let mut stack = Vec::new();
-    for (i, adapter) in arguments.adapters.iter().enumerate() {
-        let name = i.to_string();
-        open::adapter(&engine, &name, Path::new(&adapter.name))?;
-        stack.push((name, adapter.weight));
-    }
+    let (engine, stack) = open::stack(&arguments.model, &arguments.adapters, arguments.threads)?;
     let bar = open::progress_bar("comparing {wide_bar} {pos}/{len}");
     let progress = |done, all| open::show(&bar, done, all);
     let report = run(&engine, &stack, &reference, arguments.tolerance, &progress)?;
