@@ -5,7 +5,6 @@ use std::io::Write;
 use std::path::Path;
 
 use graftwork_adapters::delta::{self, Delta, Fingerprint, Layer, Part};
-
 use graftwork_adapters::file::gguf::MAGIC;
 use graftwork_adapters::seed::{self, SeedPatch};
 use graftwork_adapters::{Adapter, Change, Error as AdapterError, Kind, file, write_peft};
@@ -80,7 +79,9 @@ fn own_delta(
                 _ => None,
             });
         for part in parts {
-            if let (Part::Overwrite { values, before, .. }, Some(new)) = (part, rebased.next()) {
+            if let Part::Overwrite { values, before, .. } = part
+                && let Some(new) = rebased.next()
+            {
                 (*values, *before) = new;
             }
         }
