@@ -164,18 +164,6 @@ impl Merge {
         Ok(merge)
     }
 
-    /// Rows of the result: more than the base's where an adapter has tokens of its own.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Whether the result has a bias.
-    pub fn has_bias(&self) -> bool {
-        let adds =
-            |output: &Output| matches!(output, Output::Bias { .. } | Output::Product { bias: Some(_), .. });
-        self.base_bias.is_some() || self.outputs.iter().any(adds)
-    }
-
     /// Makes row `o` of the base, zeros if it has none such, that of the result.
     pub fn row(&self, o: usize, row: &mut [f32]) {
         for output in &self.outputs {
@@ -211,17 +199,12 @@ impl Merge {
             }
             Change::Bias { values } => Output::Bias { values: order.vector(values)?, by },
             Change::Shared { a, b, inner, outer } => {
-                let (inner, outer, cols) = (inner.decode()?, outer.decode()?, a.cols());
-                let (mut a, mut b, all, rank) = (a.decode()?, b.decode()?, cols, inner.len());
-                let mut first = tensor::reserved(rank * self.inputs_len)?;
-                a.chunks_exact_mut(all).for_each(|row| first.extend_from_slice(&row[..self.inputs_len]));
-                for (row, by) in first.chunks_exact_mut(self.inputs_len.max(1)).zip(&inner) {
-                    row.iter_mut().for_each(|value| *value *= by);
-                }
-                b.truncate(outer.len() * rank);
-                for (row, by) in b.chunks_exact_mut(rank.max(1)).zip(&outer) {
-                    row.iter_mut().for_each(|value| *value *= by);
-                }
+                let (inner, outer) = (inner.decode()?, outer.decode()?);
+                let wide = expand::scaled_rows(a, &inner)?.decode()?;
+                let mut first = tensor::reserved(inner.len() * self.inputs_len)?;
+                wide.chunks_exact(a.cols()).for_each(|row| first.extend_from_slice(&row[..self.inputs_len]));
+                let mut b = expand::scaled_rows(b, &outer)?.decode()?;
+                b.truncate(outer.len() * inner.len());
                 Output::Product { a: first, b, order, bias: None, by }
             }
             Change::Hadamard { first, second, scale } => {
@@ -239,15 +222,7 @@ impl Merge {
                 Output::Kronecker { left, right, shape, order, by: by * scale }
             }
             Change::Factors { v, s, u } => {
-                let (mut a, b) = (v.to_rows()?.decode()?, u.to_rows()?);
-                // Codes of `U` may be followed by columns that stand for nothing.
-                let (wide, rank) = (b.cols(), s.len());
-                let (all, mut b) = (b.decode()?, tensor::reserved(b.rows() * rank)?);
-                all.chunks_exact(wide.max(1)).for_each(|row| b.extend_from_slice(&row[..rank]));
-                for (row, by) in a.chunks_exact_mut(self.inputs_len.max(1)).zip(s) {
-                    row.iter_mut().for_each(|value| *value *= by);
-                }
-                a.truncate(rank * self.inputs_len);
+                let (a, b) = (expand::scaled_rows(&v.to_rows()?, s)?.decode()?, u.to_rows()?.decode()?);
                 Output::Product { a, b, order, bias: None, by }
             }
             Change::Whole { matrix, scale } => {

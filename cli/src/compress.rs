@@ -32,7 +32,6 @@ pub fn compress(arguments: &Compress) -> Result<(), Failure> {
         (Some(engine), Some(texts)) => Some(Calibration { engine, texts }),
         _ => None,
     };
-    let defaults = Options::default();
     let options = Options {
         method: arguments.method,
         bits: arguments.bits,
@@ -40,7 +39,7 @@ pub fn compress(arguments: &Compress) -> Result<(), Failure> {
         calibration,
         bases: arguments.others.iter().map(|model| fingerprint(model)).collect::<Result<_, _>>()?,
         base_model: Some(arguments.base.clone()),
-        threads: if arguments.threads == 0 { defaults.threads } else { arguments.threads },
+        threads: open::threads(arguments.threads),
         memory: arguments.memory.saturating_mul(1 << 20),
     };
     let bar = open::progress_bar("{msg} {wide_bar} {pos}/{len} {eta}");

@@ -16,7 +16,7 @@ use crate::{Failure, chart, open, output};
 pub fn merge(arguments: &Merge) -> Result<(), Failure> {
     let adapters = open::adapters(&arguments.adapters)?;
     let is_gguf = arguments.out.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
-    let place = if is_gguf && arguments.model.is_some() { place::Form::File } else { place::Form::Directory };
+    let form = if is_gguf && arguments.model.is_some() { place::Form::File } else { place::Form::Directory };
     let inputs: Vec<&Path> = arguments.adapters.iter().map(|adapter| Path::new(&adapter.name)).collect();
     let Some(model) = &arguments.model else {
         // What it wrote before may be written over.
@@ -28,7 +28,7 @@ pub fn merge(arguments: &Merge) -> Result<(), Failure> {
         }
         return combined(arguments, &adapters);
     };
-    open::check_out(inputs, &arguments.out, place)?;
+    place::check(inputs, &arguments.out, form)?;
     let model = open::model_path(model)?;
     let grafted = open::grafted(&arguments.adapters, &adapters);
     let options = Options {

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use graftwork::merge::Grafted;
-use graftwork::place::Form;
 use graftwork::{Engine, EngineOptions};
 use graftwork_adapters::Adapter;
 use graftwork_cli::pull;
@@ -74,15 +73,6 @@ pub fn grafted<'a>(given: &'a [Weighted], adapters: &'a [Adapter]) -> Vec<Grafte
 /// Whether two paths are one place.
 pub fn is_same(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
-}
-
-/// Refuses to write to `out` over what is read.
-pub fn check_out<'a>(
-    inputs: impl IntoIterator<Item = &'a Path>,
-    out: &Path,
-    form: Form,
-) -> Result<(), Failure> {
-    Ok(graftwork::place::check(inputs, out, form)?)
 }
 
 /// The threads that `--threads` means.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use graftwork::quantize::{Calibration, Options, Quantized, Report, Stage, quantize as run};
-use graftwork::{EngineOptions, Source, compress};
+use graftwork::{EngineOptions, Source};
 use serde_json::{Value, json};
 
 use crate::arguments::Quantize;
@@ -12,8 +12,7 @@ use crate::{Failure, chart, open, output, texts};
 /// Runs the command.
 pub fn quantize(arguments: &Quantize) -> Result<(), Failure> {
     let model = open::model_path(&arguments.model)?;
-    let defaults = compress::Options::default();
-    let threads = if arguments.threads == 0 { defaults.threads } else { arguments.threads };
+    let threads = open::threads(arguments.threads);
     let engine = match &arguments.calib {
         Some(_) => {
             let options = EngineOptions { threads, ..EngineOptions::default() };

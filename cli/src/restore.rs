@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use graftwork::Source;
-use graftwork::place::Form;
+use graftwork::place::{self, Form};
 use graftwork::restore::{Choice, Mask, Options, Report, Restored, restore as run, rollback};
 use serde_json::{Value, json};
 
@@ -26,7 +26,7 @@ pub fn restore(arguments: &Restore) -> Result<(), Failure> {
     let adapters = open::adapters(&arguments.adapters)?;
     let grafted = open::grafted(&arguments.adapters, &adapters);
     let inputs = arguments.adapters.iter().map(|adapter| Path::new(&adapter.name));
-    open::check_out(inputs.chain(arguments.mask.as_deref()), &arguments.out, Form::File)?;
+    place::check(inputs.chain(arguments.mask.as_deref()), &arguments.out, Form::File)?;
     let mask = arguments.mask.as_ref().map(Mask::open).transpose()?;
     let choice = match &mask {
         Some(mask) => Choice::Mask(mask),

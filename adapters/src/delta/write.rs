@@ -111,9 +111,9 @@ impl Delta {
                 let reason = "a delta carries weights and biases of modules, no other changes";
                 return Err(cannot(format!("the change of {}", edit.site), reason).into());
             };
-            let dtype = Dtype::ALL.iter().find(|dtype| dtype.format() == Some(tensor.format()));
-            let dtype = *dtype
-                .ok_or_else(|| cannot(format!("tensor {name}"), "it is carried in F32, F16 or BF16"))?;
+            let dtype = Dtype::of_format(tensor.format());
+            let dtype =
+                dtype.ok_or_else(|| cannot(format!("tensor {name}"), "it is carried in F32, F16 or BF16"))?;
             let (rows, cols) = (tensor.rows() as u64, tensor.cols() as u64);
             let is_vector = edit.site.is_norm() || name.ends_with(".bias");
             let shape = if is_vector { vec![rows * cols] } else { vec![rows, cols] };

@@ -88,8 +88,7 @@ fn write(dir: &Path, adapter: &Adapter, files: &Files) -> Result<(), Error> {
     let place = dir.join(WEIGHTS[0]);
     let mut views = Vec::new();
     for Piece { name, shape, tensor } in &files.tensors {
-        let dtype = Dtype::ALL.iter().find(|dtype| dtype.format() == Some(tensor.format()));
-        let dtype = *dtype.unwrap_or(&Dtype::F32);
+        let dtype = Dtype::of_format(tensor.format()).unwrap_or(Dtype::F32);
         views.push(TensorView { name, dtype, shape, bytes: tensor.bytes() });
     }
     let mut out = BufWriter::new(File::create(&place).map_err(failed(&place))?);

@@ -14,6 +14,7 @@ use graftwork_adapters::{Adapter, Source};
 use graftwork_kernels::Format;
 
 use crate::model::container::Container;
+use crate::parallel::Progress;
 use crate::place;
 use crate::quantize::encode::Encoder;
 use crate::quantize::source::{Model, name_of};
@@ -51,10 +52,7 @@ pub enum Form {
     HuggingFace,
 }
 
-/// Called with the values that are done and all there are, from any thread; `false` ends it.
-pub type Progress<'a> = dyn Fn(usize, usize) -> bool + Sync + 'a;
-
-/// Writes `model` with `adapters`, a stack in order, made part of it to `out`.
+/// Writes `model` with `adapters`, a stack in order, made part of it to `out`. `progress` hears of values.
 ///
 /// # Errors
 /// An adapter does not fit the model or is no change of weights ([`graftwork_adapters::merge::check`]); whatever else [`Error`]

@@ -85,7 +85,8 @@ pub fn port(
         check::architecture(&adapter, config.architecture)?;
         check::fits(&adapter, |site| shape_at(&config, site))?;
     }
-    check::base(&adapter, || pair.fingerprints()[0])?;
+    let [old, new] = pair.fingerprints();
+    check::base(&adapter, || old)?;
     same_tables(&adapter, &pair)?;
     let changed: Vec<Site> = in_blocks(&adapter, pair.config().layers).map(|(_, site)| site).collect();
     let (adapter, rebased) = rebase::rebase(adapter, &pair, options)?;
@@ -94,7 +95,7 @@ pub fn port(
         |path, error| Error::io(path)(error),
         |partial| {
             // First, so that what cannot be written is said before all weights are read.
-            write::write(path, &adapter, rebased > 0, partial, pair.fingerprints()[1], options)?;
+            write::write(path, &adapter, rebased > 0, partial, new, options)?;
             let drifts = drift::all(&pair, &changed, options.threads, progress)?;
             let cosine = drift::cosine(&drifts);
             match cosine < KIN {
