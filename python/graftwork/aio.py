@@ -61,7 +61,8 @@ class _AsyncInbox:
 
     def hear(self, event: Event) -> bool:
         """On whichever thread steps."""
-        self.events.append(event)
+        if self.raised is None:
+            self.events.append(event)
         return not self.post.tell(self) or self.cancelled
 
     def keep(self, exception: BaseException) -> None:
@@ -89,15 +90,16 @@ class Stepper:
         self._lock = threading.RLock()
         self._inboxes: set[_AsyncInbox] = set()
         self._running = False
-        self._posts: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Post] = weakref.WeakKeyDictionary()
+        # By the id of the loop, which is there as long as its post.
+        self._posts: weakref.WeakValueDictionary[int, _Post] = weakref.WeakValueDictionary()
 
     def submit(self, engine: Engine, request: Request) -> AsyncStream:
         """Submits a request for the running event loop."""
         loop = asyncio.get_running_loop()
         with self._lock:
-            post = self._posts.get(loop)
+            post = self._posts.get(id(loop))
             if post is None:
-                post = self._posts[loop] = _Post(loop)
+                post = self._posts[id(loop)] = _Post(loop)
             inbox = _AsyncInbox(post, self)
             self._inboxes.add(inbox)
         try:

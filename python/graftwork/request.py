@@ -30,7 +30,10 @@ MessageLike = Union[Message, "tuple[str, str]", "Mapping[str, str]"]
 AdapterLike = Union[str, "Adapter"]
 # An adapter, several, or each with a weight.
 AdaptersLike = Union[
-    AdapterLike, "Mapping[str, float]", "Sequence[Union[AdapterLike, tuple[AdapterLike, float]]]"
+    AdapterLike,
+    "tuple[AdapterLike, float]",
+    "Mapping[str, float]",
+    "Sequence[Union[AdapterLike, tuple[AdapterLike, float]]]",
 ]
 
 
@@ -259,6 +262,8 @@ def uses(adapters: AdaptersLike) -> list[_abi.gw_use]:
         adapters = [adapters]
     elif isinstance(adapters, Mapping):
         adapters = list(adapters.items())
+    elif isinstance(adapters, tuple) and len(adapters) == 2 and isinstance(adapters[1], (int, float)):
+        adapters = [adapters]  # One and its weight.
     elif isinstance(adapters, (bytes, bytearray)) or not isinstance(adapters, Iterable):
         raise TypeError(f"adapters: expected names, found {type(adapters).__name__}")
     made = []
