@@ -20,7 +20,7 @@ ADAPTERS = ("tools-lora", "sentiment-lora")
 def version() -> str:
     """The version of the workspace."""
     manifest = (REPOSITORY / "Cargo.toml").read_text(encoding="utf-8")
-    found = re.search(r'\[workspace\.package\][^[]*?^version = "(.*)"', manifest, re.M | re.S)
+    found = re.search(r'\[workspace\.package\][^[]*?^version = "([^"]*)"', manifest, re.M | re.S)
     if not found:
         sys.exit(f"{REPOSITORY}/Cargo.toml: no version")
     return found[1]

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 # Waiting in C is cut into slices, so that Ctrl-C and close() are heard.
 SLICE_MS = 100
 
+_EventPointer = ctypes.POINTER(_abi.gw_event)
+
 
 class Executor(Protocol):
     """Something that runs tasks on its threads, such as concurrent.futures.ThreadPoolExecutor."""
@@ -153,7 +155,8 @@ class Engine:
         self, source: SourceLike, options: EngineOptions | None = None, **keywords: Unpack[EngineKeywords]
     ) -> None:
         self._handle: ctypes.c_void_p | None = None
-        self._changed = threading.Condition(threading.RLock())
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._calls: dict[int, int] = {}  # Of each thread.
         self._closed = False
         self._thrown: dict[int, BaseException] = {}
@@ -193,7 +196,7 @@ class Engine:
     def _enter(self) -> ctypes.c_void_p:
         """Begins a call: the engine stays until _exit()."""
         me = threading.get_ident()
-        with self._changed:
+        with self._lock:
             handle = self._handle
             if self._closed or handle is None:
                 raise closed()
@@ -202,7 +205,7 @@ class Engine:
 
     def _exit(self) -> None:
         me = threading.get_ident()
-        with self._changed:
+        with self._lock:
             left = self._calls[me] - 1
             if left:
                 self._calls[me] = left
@@ -447,17 +450,19 @@ class Engine:
                 return None
 
     def _poll(self, id: int, timeout_ms: int) -> Event | None:
-        event = ctypes.POINTER(_abi.gw_event)()
+        event = _EventPointer()
         error = ctypes.c_void_p()
         handle = self._enter()
         try:
             status = lib.gw_poll(handle, id, timeout_ms, ctypes.byref(event), ctypes.byref(error))
         finally:
             self._exit()
-        try:
-            found = read_event(event.contents) if event else None
-        finally:
-            lib.gw_event_free(ctypes.byref(event))
+        found = None
+        if event:
+            try:
+                found = read_event(ctypes.addressof(event.contents))
+            finally:
+                lib.gw_event_free(ctypes.byref(event))
         if found is not None:
             return found  # What a callback raised comes out of the next step() or poll() of this thread.
         thrown = self._thrown.pop(threading.get_ident(), None) if self._thrown else None
@@ -569,7 +574,8 @@ def _close_all() -> None:
 def _forget_all() -> None:
     """In a child process an engine has no threads: it can only be left alone."""
     for engine in list(_engines):
-        engine._changed = threading.Condition(threading.RLock())
+        engine._lock = threading.RLock()
+        engine._changed = threading.Condition(engine._lock)
         engine._closed, engine._handle = True, None
 
 

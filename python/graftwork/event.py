@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
@@ -69,22 +70,28 @@ class Event:
         return error(self.status, self.message) if self.kind == _abi.GW_EVENT_FAILED else None
 
 
-def read_event(raw: _abi.gw_event) -> Event:
-    """A copy of an event of the library."""
-    size = raw.text_size
-    text = ctypes.string_at(raw.text, size).decode("utf-8", "replace") if size else ""
-    kind = raw.kind
-    if kind == _abi.GW_EVENT_TOKEN:
-        event = Event(kind, raw.request, text, raw.token, 0, raw.logprob)
-        count = raw.top_count
-        if count:
-            event.top = tuple(Logprob(raw.top[i].token, raw.top[i].logprob) for i in range(count))
-        count = raw.logits_count
-        if count:
-            event.logits = floats(ctypes.string_at(raw.logits, 4 * count), [count])
-        return event
-    message = text_at(raw.message, raw.message_size)
-    return Event(kind, raw.request, text, 0, raw.finish, 0.0, raw.status, message)
+# One call that reads all fields: between two passes over a model's weights the interpreter finds its caches cold, and
+# pays for everything that it touches.
+_KINDS = [getattr(field[1], "_type_", None) for field in _abi.gw_event._fields_]
+_EVENT = struct.Struct("@" + "".join(kind if isinstance(kind, str) else "P" for kind in _KINDS))
+_Bytes = ctypes.c_char * _EVENT.size
+
+
+def read_event(address: int) -> Event:
+    """A copy of the event of the library that lies there."""
+    (_, kind, request, text, text_size, token, finish, logprob, status, top, top_count, logits, logits_count, *rest) = (
+        _EVENT.unpack_from(_Bytes.from_address(address))
+    )
+    piece = ctypes.string_at(text, text_size).decode("utf-8", "replace") if text_size else ""
+    if kind != _abi.GW_EVENT_TOKEN:
+        return Event(kind, request, piece, 0, finish, 0.0, status, text_at(*rest))
+    event = Event(kind, request, piece, token, 0, logprob)
+    if top_count:
+        pairs = ctypes.cast(top, ctypes.POINTER(_abi.gw_logprob))
+        event.top = tuple(Logprob(pairs[i].token, pairs[i].logprob) for i in range(top_count))
+    if logits_count:
+        event.logits = floats(ctypes.string_at(logits, 4 * logits_count), [logits_count])
+    return event
 
 
 def floats(data: bytes | bytearray, shape: list[int]) -> Logits:
