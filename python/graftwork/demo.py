@@ -168,7 +168,7 @@ def demo(threads: int) -> None:
         info, memory = engine.info, engine.memory()
         print(
             f"base {MODEL}: {info.layers} layers, {info.hidden} wide, {memory.weights / 1e6:.1f} MB of weights, "
-            f"loaded in {seconds:.2f} s\n"
+            f"loaded in {seconds:.2f} s"
         )
         for name in ("tools", "sentiment"):
             start, before = time.perf_counter(), engine.memory().adapters
