@@ -26,6 +26,7 @@ class _Post:
         self.loop = loop
         self.waiting: deque[_AsyncInbox] = deque()
         self.called = False
+        self.gone = False
 
     def tell(self, inbox: _AsyncInbox) -> bool:
         """Has the loop look into an inbox. Says whether there is still a loop."""
@@ -35,8 +36,8 @@ class _Post:
             try:
                 self.loop.call_soon_threadsafe(self.deliver)
             except RuntimeError:
-                return False  # The loop is closed.
-        return True
+                self.gone = True  # The loop is closed.
+        return not self.gone
 
     def deliver(self) -> None:
         """In the loop: wakes who waits."""
@@ -103,7 +104,7 @@ class Stepper:
             inbox = _AsyncInbox(post, self)
             self._inboxes.add(inbox)
         try:
-            stream = AsyncStream(engine, inbox, engine._submit(request, inbox))
+            stream = AsyncStream(engine, inbox, engine._submit(request, inbox), request.logprobs)
         except BaseException:
             self.left(inbox)
             raise
@@ -153,8 +154,9 @@ class AsyncStream(AsyncIterator[Event]):
     leaving its `async with` block or letting go of it cancels the request.
     """
 
-    def __init__(self, engine: Engine, inbox: _AsyncInbox, id: int) -> None:
+    def __init__(self, engine: Engine, inbox: _AsyncInbox, id: int, logprobs: bool) -> None:
         self._engine = engine
+        self._logprobs = logprobs
         self._inbox = inbox
         self._over = False
         self.id = id
@@ -203,7 +205,7 @@ class AsyncStream(AsyncIterator[Event]):
         """The rest of the answer, when it is whole."""
         answer = Answer()
         async for event in self:
-            answer.add(event)
+            answer.add(event, self._logprobs)
         return answer
 
     def _cancel(self) -> None:

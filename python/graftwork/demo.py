@@ -91,7 +91,6 @@ def answer_all(engine: graftwork.Engine, adapted: bool) -> Outcome:
     running = len(order)
     while running:
         event = engine.poll()
-        assert event is not None
         if event.request not in begun:
             begun.add(event.request)
             reading = time.perf_counter() - start

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import math
 import os
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, overload
 
 from graftwork import _abi, _callbacks
 from graftwork._library import check, lib, make_error, text_at, unsigned, utf8
@@ -355,7 +356,8 @@ class Engine:
         The prompt is a text, tokens, messages, a dict for chat_json, or a Request.
         """
         inbox = Inbox()
-        return Stream(self, inbox, self._submit(to_request(prompt, options), inbox))
+        request = to_request(prompt, options)
+        return Stream(self, inbox, self._submit(request, inbox), request.logprobs)
 
     def agenerate(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> AsyncStream:
         """The same for asyncio: `async for event in engine.agenerate(...)`. Steps happen on a thread of their own."""
@@ -373,6 +375,8 @@ class Engine:
         something true, that cancels the request. If it raises, the request is cancelled, it is not called again, and
         the exception comes out of that step() or poll(). Without it, events wait for poll().
         """
+        if on_event is not None and not callable(on_event):
+            raise TypeError(f"on_event: expected a function, found {type(on_event).__name__}")
         request = to_request(prompt, options)
         return self._submit(request, None if on_event is None else _Told(on_event, self._thrown))
 
@@ -431,6 +435,15 @@ class Engine:
                 raise failure
         return live.value != 0, thrown
 
+    @overload
+    def poll(self, id: int = 0, timeout: None = None) -> Event: ...
+
+    @overload
+    def poll(self, id: int = 0, *, timeout: float) -> Event | None: ...
+
+    @overload
+    def poll(self, id: int, timeout: float) -> Event | None: ...
+
     def poll(self, id: int = 0, timeout: float | None = None) -> Event | None:
         """The next event of one request, or of any that has no callback; steps until there is one.
 
@@ -442,7 +455,7 @@ class Engine:
         while True:
             left = SLICE_MS
             if end is not None:
-                left = max(0, min(SLICE_MS, round(1e3 * (end - time.monotonic()))))
+                left = max(0, min(SLICE_MS, math.ceil(1e3 * (end - time.monotonic()))))
             event = self._poll(id, left)
             if event is not None:
                 return event

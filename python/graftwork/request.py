@@ -148,11 +148,15 @@ class Packed:
         if request.adapters or request.adapters == "":
             raw.adapters, raw.adapter_count = self._array(uses(request.adapters))
         if request.stops or request.stops == "":
-            stops = [request.stops] if isinstance(request.stops, str) else request.stops
+            stops: Iterable[Any] = [request.stops] if isinstance(request.stops, str) else request.stops
+            if not isinstance(stops, Iterable):
+                raise TypeError(f"stops: expected texts, found {type(stops).__name__}")
             texts = [utf8("stops", stop) for stop in stops]
             raw.stops, raw.stop_count = self._array([_abi.gw_text(text, len(text)) for text in texts])
         raw.stop_tokens, raw.stop_token_count = self._tokens("stop_tokens", request.stop_tokens)
         if request.logit_bias:
+            if not isinstance(request.logit_bias, Mapping):
+                raise TypeError(f"logit_bias: expected a dict, found {type(request.logit_bias).__name__}")
             biases = [
                 _abi.gw_logit_bias(unsigned("logit_bias", token), f32("logit_bias", bias))
                 for token, bias in request.logit_bias.items()

@@ -32,12 +32,12 @@ class Answer:
     logits: list[Logits] = field(default_factory=list)
     """For each token, with `logits`."""
 
-    def add(self, event: Event) -> None:
-        """Adds what an event brings."""
+    def add(self, event: Event, logprobs: bool) -> None:
+        """Adds what an event brings, its log-probability too if that was asked for."""
         self.text += event.text
         if event.kind == _abi.GW_EVENT_TOKEN:
             self.tokens.append(event.token)
-            if event.logprob:
+            if logprobs:
                 self.logprobs.append(event.logprob)
             if event.top:
                 self.top.append(event.top)
@@ -80,8 +80,9 @@ class Stream(Iterator[Event]):
     cancels the request.
     """
 
-    def __init__(self, engine: Engine, inbox: Inbox, id: int) -> None:
+    def __init__(self, engine: Engine, inbox: Inbox, id: int, logprobs: bool) -> None:
         self._engine = engine
+        self._logprobs = logprobs
         self._inbox = inbox
         self._over = False
         self.id = id
@@ -131,7 +132,7 @@ class Stream(Iterator[Event]):
         """The rest of the answer, when it is whole."""
         answer = Answer()
         for event in self:
-            answer.add(event)
+            answer.add(event, self._logprobs)
         return answer
 
     def close(self) -> None:

@@ -119,6 +119,8 @@ class Errors(unittest.TestCase):
             lambda: engine.generate("a", adapters={"x": "1"}),
             lambda: engine.generate("a", adapters={"x": None}),
             lambda: engine.generate("a", logit_bias={"x": 1}),
+            lambda: engine.generate("a", logit_bias=[1]),
+            lambda: engine.submit("a", 3),
             lambda: engine.generate("a", grammar=3),
             lambda: engine.load_adapter(None, golden.GOLDEN / "lora"),
             lambda: engine.load_adapter("a", None),

@@ -25,6 +25,7 @@ engine.generate({"messages": [], "tools": []})
 engine.generate(graftwork.Request(messages=[graftwork.Message("user", "x")]))
 assert_type(engine.generate([1]).result(), graftwork.Answer)
 assert_type(engine.submit("x", lambda event: event.last), int)
+assert_type(engine.poll(), graftwork.Event)
 assert_type(engine.poll(timeout=1), "graftwork.Event | None")
 
 
