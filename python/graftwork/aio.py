@@ -19,33 +19,53 @@ if TYPE_CHECKING:
     from graftwork.engine import Engine
 
 
+# Seconds between deliveries to a loop while events keep coming. Waking a loop takes tens of microseconds, more than a token of
+# a tiny model; what is waited for longer than this is delivered at once, as is what ends an answer.
+TOGETHER = 0.001
+
+
 class _Post:
     """Carries what happens on other threads into an event loop, with one wake-up for all that waits."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.waiting: deque[_AsyncInbox] = deque()
-        self.called = False
-        self.gone = False
+        self._lock = threading.Lock()
+        self._waiting: list[_AsyncInbox] = []
+        self._called = False
 
-    def tell(self, inbox: _AsyncInbox) -> bool:
-        """Has the loop look into an inbox. Says whether there is still a loop."""
-        self.waiting.append(inbox)
-        if not self.called:
-            self.called = True
-            try:
-                self.loop.call_soon_threadsafe(self.deliver)
-            except RuntimeError:
-                self.gone = True  # The loop is closed.
-        return not self.gone
+    def tell(self, inbox: _AsyncInbox, at_once: bool) -> bool:
+        """Has the loop look into an inbox, soon or at once. Says whether there is still a loop."""
+        with self._lock:
+            self._waiting.append(inbox)
+            called, self._called = self._called, True
+        try:
+            if not called:
+                self.loop.call_soon_threadsafe(self._deliver)
+            elif at_once:
+                self.loop.call_soon_threadsafe(self._wake)
+        except RuntimeError:
+            return False  # The loop is closed.
+        return not self.loop.is_closed()
 
-    def deliver(self) -> None:
-        """In the loop: wakes who waits."""
-        self.called = False
-        while self.waiting:
-            waiter = self.waiting.popleft().waiter
+    def _deliver(self) -> None:
+        """In the loop: wakes who waits, now and again, until nobody does."""
+        if self._wake():
+            self.loop.call_later(TOGETHER, self._deliver)
+            return
+        with self._lock:
+            self._called = bool(self._waiting)
+        if self._called:
+            self._deliver()
+
+    def _wake(self) -> bool:
+        """In the loop: wakes who waits. Says whether somebody did."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        for inbox in waiting:
+            waiter = inbox.waiter
             if waiter is not None and not waiter.done():
                 waiter.set_result(None)
+        return bool(waiting)
 
 
 class _AsyncInbox:
@@ -62,9 +82,10 @@ class _AsyncInbox:
 
     def hear(self, event: Event) -> bool:
         """On whichever thread steps."""
-        if self.raised is None:
-            self.events.append(event)
-        return not self.post.tell(self) or self.cancelled
+        if self.cancelled:
+            return True
+        self.events.append(event)
+        return not self.post.tell(self, event.last)
 
     def keep(self, exception: BaseException) -> None:
         """Keeps what interrupted hear()."""
@@ -74,13 +95,13 @@ class _AsyncInbox:
         """Ends the stream with an exception."""
         self.raised = exception
         self.cancelled = True
-        self.post.tell(self)
+        self.post.tell(self, True)
 
     def dropped(self) -> None:
         """Nothing follows."""
         self.ended = True
         self.stepper.left(self)
-        self.post.tell(self)
+        self.post.tell(self, True)
 
 
 class Stepper:

@@ -61,7 +61,8 @@ class Inbox:
 
     def hear(self, event: Event) -> bool:
         """Hears an event."""
-        self.events.append(event)
+        if not self.cancelled:
+            self.events.append(event)
         return self.cancelled
 
     def keep(self, exception: BaseException) -> None:
