@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import sys
+import threading
 from typing import Any, Callable, Protocol
 
 from graftwork import _abi
@@ -184,6 +185,56 @@ log = _abi.gw_log_fn(_log)
 progress = _abi.gw_progress_fn(_progress)
 execute = _abi.gw_execute_fn(_execute)
 read = _abi.gw_read_fn(_read)
+
+
+_FUNCTIONS = {function.__code__: function for function in (_drop, _on_event, _log, _progress, _execute, _read)}
+_MAIN = threading.main_thread().ident
+
+
+_previous: Any = sys.unraisablehook
+_interrupted: list[BaseException] = []
+
+
+def watch() -> bool:
+    """Begins to watch over a call, if this is the main thread; says whether end_watch() must follow.
+
+    Handlers of signals run in the main thread, at the start of the first Python function after a signal. If that is a
+    callback, what the handler raises, such as KeyboardInterrupt, is raised before the callback can catch it, and ctypes
+    takes it to sys.unraisablehook. That is _hook meanwhile: it runs the callback that did not begin, and keeps the
+    exception.
+    """
+    global _previous
+    if threading.get_ident() != _MAIN or sys.unraisablehook is _hook:
+        return False
+    _previous = sys.unraisablehook
+    sys.unraisablehook = _hook
+    return True
+
+
+def end_watch() -> None:
+    """Ends what watch() began."""
+    if sys.unraisablehook is _hook:
+        sys.unraisablehook = _previous
+
+
+def interruption() -> BaseException | None:
+    """What was kept meanwhile, for the main thread to raise."""
+    return _interrupted.pop() if _interrupted and threading.get_ident() == _MAIN else None
+
+
+def _hook(unraisable: Any, /) -> None:
+    trace = unraisable.exc_traceback
+    function = _FUNCTIONS.get(trace.tb_frame.f_code) if trace is not None else None
+    if function is None or threading.get_ident() != _MAIN:
+        _previous(unraisable)
+        return
+    if not _interrupted:
+        _interrupted.append(unraisable.exc_value)
+    code = trace.tb_frame.f_code
+    # Else it has begun: this comes of a second signal, and what it did is done.
+    if trace.tb_next is None and trace.tb_lineno == code.co_firstlineno:
+        values = trace.tb_frame.f_locals
+        function(*(values[name] for name in code.co_varnames[: code.co_argcount]))
 
 
 class _Unraisable:

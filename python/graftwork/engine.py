@@ -165,6 +165,7 @@ class Engine:
         model = to_source(source)
         packed = _Options(options, keywords)
         handle = ctypes.c_void_p()
+        watched = _callbacks.watch()
         try:
             check(lib.gw_engine_open, model._handle, ctypes.byref(packed.raw), ctypes.byref(handle))
         except BaseException:
@@ -172,8 +173,14 @@ class Engine:
             if packed.progress is not None and packed.progress.raised is not None:
                 raise packed.progress.raised from None
             raise
+        finally:
+            if watched:
+                _callbacks.end_watch()
         packed.opened()
         self._handle = handle
+        interruption = _callbacks.interruption()
+        if interruption is not None:
+            raise interruption
         _engines.add(self)
         self.info = self._describe()
         """What the model is."""
@@ -197,12 +204,19 @@ class Engine:
     def _enter(self) -> ctypes.c_void_p:
         """Begins a call: the engine stays until _exit()."""
         me = threading.get_ident()
-        with self._lock:
-            handle = self._handle
-            if self._closed or handle is None:
-                raise closed()
-            self._calls[me] = self._calls.get(me, 0) + 1
-            return handle
+        entered = False
+        try:
+            with self._lock:
+                handle = self._handle
+                if self._closed or handle is None:
+                    raise closed()
+                self._calls[me] = self._calls.get(me, 0) + 1
+                entered = True
+        except BaseException:
+            if entered:  # A signal came on the way out.
+                self._exit()
+            raise
+        return handle
 
     def _exit(self) -> None:
         me = threading.get_ident()
@@ -423,12 +437,18 @@ class Engine:
         """step(), and what a callback raised in it."""
         live = ctypes.c_int32()
         error = ctypes.c_void_p()
+        watched = False
         handle = self._enter()
         try:
+            watched = _callbacks.watch()
             status = lib.gw_step(handle, ctypes.byref(live), ctypes.byref(error))
         finally:
-            self._exit()
-        thrown = self._thrown.pop(threading.get_ident(), None) if self._thrown else None
+            try:
+                self._exit()
+            finally:
+                if watched:
+                    _callbacks.end_watch()
+        thrown = self._take_thrown()
         if status:
             failure = make_error(status, error)
             if thrown is None:
@@ -465,11 +485,17 @@ class Engine:
     def _poll(self, id: int, timeout_ms: int) -> Event | None:
         event = _EventPointer()
         error = ctypes.c_void_p()
+        watched = False
         handle = self._enter()
         try:
+            watched = _callbacks.watch()
             status = lib.gw_poll(handle, id, timeout_ms, ctypes.byref(event), ctypes.byref(error))
         finally:
-            self._exit()
+            try:
+                self._exit()
+            finally:
+                if watched:
+                    _callbacks.end_watch()
         found = None
         if event:
             try:
@@ -478,7 +504,7 @@ class Engine:
                 lib.gw_event_free(ctypes.byref(event))
         if found is not None:
             return found  # What a callback raised comes out of the next step() or poll() of this thread.
-        thrown = self._thrown.pop(threading.get_ident(), None) if self._thrown else None
+        thrown = self._take_thrown()
         if status:
             failure = make_error(status, error)
             if thrown is None:
@@ -486,6 +512,11 @@ class Engine:
         if thrown is not None:
             raise thrown
         return None
+
+    def _take_thrown(self) -> BaseException | None:
+        """What a callback raised in this thread, or the handler of a signal before one."""
+        thrown = self._thrown.pop(threading.get_ident(), None) if self._thrown else None
+        return thrown if thrown is not None else _callbacks.interruption()
 
     # ---------------------------------------------------------------------------------------------- Tokens and logits
 
@@ -581,6 +612,7 @@ def _memory(raw: _abi.gw_memory) -> Memory:
 def _close_all() -> None:
     """Engines end before the interpreter does."""
     for engine in list(_engines):
+        engine._calls.pop(threading.get_ident(), None)  # A signal may have come between a call and its end.
         engine.close()
 
 

@@ -69,15 +69,22 @@ class Source:
         length = file.seek(0, os.SEEK_END)
         reader = _callbacks.Reader(file)
         number = _callbacks.keep(reader)
+        watched = _callbacks.watch()
         raw = _abi.gw_reader(ctypes.sizeof(_abi.gw_reader), 0, length, _callbacks.read, number)
         try:
-            return cls(_make(lib.gw_source_reader, ctypes.byref(raw)))
+            source = cls(_make(lib.gw_source_reader, ctypes.byref(raw)))
         except BaseException:
             if reader.raised is not None:
                 raise reader.raised from None
             raise
         finally:
             _callbacks.forget(number)
+            if watched:
+                _callbacks.end_watch()
+        interruption = _callbacks.interruption()
+        if interruption is not None:
+            raise interruption
+        return source
 
     @classmethod
     def directory(cls, files: Mapping[str, SourceLike]) -> Source:

@@ -4,9 +4,12 @@ import concurrent.futures
 import gc
 import io
 import os
+import signal
+import subprocess
 import sys
 import tempfile
 import threading
+import time
 import unittest
 
 import golden
@@ -203,6 +206,50 @@ class Engines(unittest.TestCase):
         gc.collect()
         self.assertEqual(_callbacks.kept(), before)
 
+    @unittest.skipUnless(hasattr(signal, "setitimer"), "no timers")
+    def test_what_handlers_of_signals_raise(self):
+        class Alarm(Exception):
+            pass
+
+        folder, raised, caught, ignored = os.path.dirname(graftwork.__file__), 0, 0, []
+
+        def ring(number, frame):
+            nonlocal raised
+            if frame.f_code.co_filename.startswith(folder):
+                raised += 1
+                raise Alarm
+
+        engine = graftwork.Engine(golden.BASE)
+        hook, sys.unraisablehook = sys.unraisablehook, ignored.append
+        handler = signal.signal(signal.SIGALRM, ring)
+        signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
+        try:
+            end = time.monotonic() + 1
+            while time.monotonic() < end:
+                try:
+                    for event in engine.generate([1], max_tokens=20, ignore_eos=True):
+                        pass
+                    engine.submit([1], lambda event: None, max_tokens=20)
+                    while engine.step():
+                        pass
+                    engine.poll(timeout=0.001)
+                except Alarm:
+                    caught += 1
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, handler)
+            # If a signal came on the way out, the hook stays, and passes on what is not its own.
+            self.assertIn(sys.unraisablehook, (ignored.append, _callbacks._hook))
+            sys.unraisablehook = hook
+        self.assertGreater(raised, 20)
+        # Some were raised where destructors run: there Python itself ignores them.
+        lost = raised - caught - len([u for u in ignored if u.exc_type is Alarm])
+        self.assertLessEqual(lost, raised / 20, "two at once count as one")
+        self.assertNotIn("ctypes", "".join(str(u.err_msg) for u in ignored))
+        while engine.step():
+            pass
+        engine.close()
+
     def test_a_child_process(self):
         if not hasattr(os, "fork"):
             self.skipTest("no fork")
@@ -217,6 +264,61 @@ class Engines(unittest.TestCase):
                 os._exit(1)
             self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), 7)
             self.assertEqual(greedy(engine), self.answer)
+
+
+class Programs(unittest.TestCase):
+    """How programs end that have an engine."""
+
+    def run_program(self, code, signal=None):
+        code = f"import graftwork, threading\nengine = graftwork.Engine({str(golden.BASE)!r})\n" + code
+        path = os.pathsep.join(sys.path)
+        process = subprocess.Popen(
+            [sys.executable, "-X", "faulthandler", "-c", code],
+            env={**os.environ, "PYTHONPATH": path},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with process:
+            try:
+                if signal is not None:
+                    self.assertEqual(process.stdout.readline(), "ready\n")
+                    time.sleep(0.1)
+                    process.send_signal(signal)
+                out, errors = process.communicate(timeout=20)
+            except BaseException:
+                process.kill()
+                raise
+        return process.returncode, out, errors
+
+    def test_what_is_left_open(self):
+        for code in (
+            "stream = engine.generate([1], ignore_eos=True); next(stream)",
+            "engine.submit([1], print); threading.Thread(target=engine.poll, daemon=True).start()",
+            "def work():\n    while True: engine.generate([1], max_tokens=50, ignore_eos=True).result()\n"
+            "for _ in range(3): threading.Thread(target=work, daemon=True).start()\n"
+            "import time; time.sleep(0.1)",
+            "import asyncio\nloop = asyncio.new_event_loop()\n"
+            "async def one():\n    return await anext(engine.agenerate([1], ignore_eos=True))\n"
+            "print(loop.run_until_complete(one()).kind)",
+        ):
+            with self.subTest(code):
+                status, _, errors = self.run_program(code)
+                self.assertEqual(status, 0, errors)
+                self.assertNotIn("Fatal", errors)
+
+    @unittest.skipIf(sys.platform == "win32", "no SIGINT to others")
+    def test_ctrl_c(self):
+        for code in (
+            "print('ready', flush=True); engine.poll()",
+            "print('ready', flush=True)\nwhile True: engine.generate([1], ignore_eos=True).result()",
+            "def hear(event): return None\nprint('ready', flush=True)\n"
+            "while True:\n    engine.submit([1], hear, ignore_eos=True)\n    while engine.step(): pass",
+        ):
+            with self.subTest(code):
+                status, _, errors = self.run_program(code, signal.SIGINT)
+                self.assertEqual(status, -signal.SIGINT, errors)
+                self.assertTrue(errors.rstrip().endswith("KeyboardInterrupt"), errors)
 
 
 if __name__ == "__main__":
