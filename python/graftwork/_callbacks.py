@@ -225,7 +225,7 @@ def interruption() -> BaseException | None:
 def _hook(unraisable: Any, /) -> None:
     trace = unraisable.exc_traceback
     function = _FUNCTIONS.get(trace.tb_frame.f_code) if trace is not None else None
-    if function is None or threading.get_ident() != _MAIN:
+    if function is None or isinstance(unraisable, _Unraisable) or threading.get_ident() != _MAIN:
         _previous(unraisable)
         return
     if not _interrupted:

@@ -180,6 +180,7 @@ class Engine:
         self._handle = handle
         interruption = _callbacks.interruption()
         if interruption is not None:
+            self.close()
             raise interruption
         _engines.add(self)
         self.info = self._describe()
