@@ -27,6 +27,7 @@ mod bottleneck;
 pub mod check;
 pub mod combine;
 pub mod compress;
+mod content;
 mod control_vector;
 pub mod delta;
 mod error;
@@ -56,6 +57,7 @@ mod shira;
 mod site;
 mod vera;
 
+pub use content::Content;
 pub use delta::Coded;
 pub use error::Error;
 pub use file::{Source, TensorFile};

@@ -420,6 +420,22 @@ pub trait Backend: Send + Sized + 'static {
     /// Gives the cache pages `0..pages`; those it has keep their content, it never shrinks.
     fn grow(&mut self, cache: &mut Self::Cache, pages: usize) -> Result<(), Error>;
 
+    /// The bytes of a page, [`CacheShape::page_bytes`] in a layout of the backend's own, as [`Backend::set_page`] takes them.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where pages cannot be read back.
+    fn page<'a>(&self, _: &'a Self::Cache, _: u32) -> Result<&'a [u8], Error> {
+        Err(Error::Unsupported { what: "reading pages of the cache" })
+    }
+
+    /// Fills a page that [`Backend::grow`] made.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] likewise; other bytes than a page has.
+    fn set_page(&mut self, _: &mut Self::Cache, _: u32, _: &[u8]) -> Result<(), Error> {
+        Err(Error::Unsupported { what: "writing pages of the cache" })
+    }
+
     /// Runs the operations of one step inside one parallel region: threads are awake from its start to its end.
     fn step<R>(&mut self, operations: impl FnOnce(&mut Self) -> R) -> R;
 

@@ -6,10 +6,12 @@ use std::time::Instant;
 
 use crate::Error;
 use crate::batch::Batch;
+use crate::kv::pages_for;
 use crate::mail::{Mail, lock};
 use crate::model::runner::Run;
-use crate::request::FinishReason;
+use crate::request::{FinishReason, RequestId};
 use crate::schedule::Schedule;
+use crate::state::{self, Base};
 use crate::trace::Counters;
 
 /// What can be told of a core without waiting for it.
@@ -90,6 +92,19 @@ impl Core {
         Report { pages, held, scratch: self.runner.scratch_bytes(), counters }
     }
 
+    /// What a request is now, to go on later; it goes on here, too.
+    ///
+    /// # Errors
+    /// No such request waits or runs.
+    pub fn save(&mut self, mail: &Mail, id: RequestId, base: Base<'_>) -> Result<Vec<u8>, Error> {
+        mail.take_requests().into_iter().for_each(|session| self.schedule.push(session));
+        let session = self.schedule.find(id).ok_or(Error::NoRequest { id })?;
+        let pages = session.chain.as_ref().map_or(&[][..], |chain| chain.pages());
+        let pages = &pages[..pages_for(session.filled).min(pages.len())];
+        let saved = pages.iter().map(|&page| self.runner.page(page)).collect::<Option<Vec<_>>>();
+        state::write(session, base, &saved.unwrap_or_default())
+    }
+
     /// One step: takes in the requests that came, lets go of those that were cancelled, computes one batch, and
     /// posts what follows from it. `false` if there was nothing to do.
     ///
@@ -105,6 +120,10 @@ impl Core {
                 let event = session.finish(FinishReason::Cancelled);
                 mail.post(event);
             }
+            schedule.resume(|extent, page, bytes| {
+                runner.grow(extent)?;
+                runner.set_page(page, bytes)
+            })?;
             let plan = schedule.plan();
             if plan.parts.is_empty() {
                 return Ok(any);

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, TryLockError};
 use std::time::{Duration, Instant};
 
 use graftwork_adapters::delta::Fingerprint;
-use graftwork_adapters::{Adapter, Module, Source};
+use graftwork_adapters::{Adapter, Content, Module, Source};
 use graftwork_kernels::Format;
 use graftwork_kernels::backend::{Backend, PAGE};
 use graftwork_kernels::cpu::{Cpu, isa::Isa};
@@ -29,6 +29,7 @@ use crate::sample::Sampler;
 use crate::schedule::{Limits, Schedule};
 use crate::sequence::Place;
 use crate::session::Session;
+use crate::state::{self, State};
 use crate::text::{Text, Tokens};
 use crate::trace::Counters;
 use crate::{Answer, EngineOptions, Error, Memory};
@@ -267,7 +268,8 @@ impl Engine {
             prepared.text = Text::of_adapter(self.text.as_ref(), files, rows)?;
         }
         let (edits, bytes) = (prepared.edits, prepared.bytes);
-        let generation = self.registry.put(name, expect, adapter.kind, prepared)?;
+        let held = (adapter.kind, Content::of(&adapter));
+        let generation = self.registry.put(name, expect, held, prepared)?;
         self.say(Level::Info, || format!("adapter {name}#{generation}: {edits} sites, {bytes} bytes"));
         Ok(generation)
     }
@@ -341,6 +343,7 @@ impl Engine {
             end_tokens.extend_from_slice(&self.end_tokens);
             end_tokens.extend(stack.text().iter().flat_map(|text| text.tokenizer().ends_of_generation()));
         }
+        let stops = (request.stop.clone(), new_text);
         let text = match text {
             Some(text) => Some(text.stream(request.stop, new_text)?),
             None if request.stop.is_empty() => None,
@@ -365,6 +368,8 @@ impl Engine {
             end_tokens,
             sampler: Sampler::new(request.sampling)?,
             text,
+            stops,
+            saved: None,
             logprobs: request.logprobs,
             logits: request.logits,
             cancelled: Arc::default(),
@@ -373,6 +378,122 @@ impl Engine {
         self.say(Level::Debug, || {
             format!("request {id}: {} tokens of prompt, adapters {:?}", session.prompt, session.stacks)
         });
+        self.mail.submit(session, route);
+        Ok(id)
+    }
+
+    /// What a request is now, in bytes with which [`Engine::resume`] goes on, here or in another process; it goes on here, too. With the
+    /// keys and values of its tokens, so that these need not be computed again. Waits for a step in progress.
+    ///
+    /// # Errors
+    /// No such request waits or runs; no memory.
+    pub fn save(&self, id: RequestId) -> Result<Vec<u8>, Error> {
+        self.turn()?.save(&self.mail, id, self.state_base())
+    }
+
+    /// Accepts a request that was saved: its next event is the one that followed, equal to the bit. Its adapters must be loaded, under any
+    /// names: what they hold counts.
+    ///
+    /// # Errors
+    /// The bytes were changed, cut, or made by another version; another base, other keys and values; an adapter is not loaded; the KV
+    /// cache could never hold it. Nothing of it runs then.
+    pub fn resume(&self, state: &[u8]) -> Result<RequestId, Error> {
+        self.accept_saved(state, Route::Shared)
+    }
+
+    /// [`Engine::resume`] as [`Engine::submit_to`].
+    ///
+    /// # Errors
+    /// As [`Engine::resume`].
+    pub fn resume_to(
+        &self,
+        sink: impl FnMut(Event) -> ControlFlow<()> + Send + 'static,
+        state: &[u8],
+    ) -> Result<RequestId, Error> {
+        self.accept_saved(state, Route::Sink(Box::new(sink)))
+    }
+
+    /// [`Engine::resume`] as [`Engine::generate`].
+    ///
+    /// # Errors
+    /// As [`Engine::resume`].
+    pub fn resume_apart(&self, state: &[u8]) -> Result<Answer<'_>, Error> {
+        Ok(Answer::new(self, self.accept_saved(state, Route::Apart)?))
+    }
+
+    fn state_base(&self) -> state::Base<'_> {
+        state::Base {
+            fingerprint: self.model.fingerprint(),
+            architecture: self.config().architecture,
+            kv: self.options.kv_format,
+            page_bytes: self.page_bytes,
+        }
+    }
+
+    fn accept_saved(&self, bytes: &[u8], route: Route) -> Result<RequestId, Error> {
+        self.mail.check_open()?;
+        let State { header, tokens, saved } = state::read(bytes, self.state_base())?;
+        let wrong = |what, expected: String, found: String| Err(Error::State { what, expected, found });
+        let (mut adapters, mut placed) = (Vec::new(), Vec::new());
+        for state::Adapter { name, content, weight } in &header.adapters {
+            let Some(own) = self.registry.of_content(name, content) else {
+                return wrong("adapter", format!("{name} of content {content}, loaded"), "none".to_owned());
+            };
+            match f32::from_bits(*weight) {
+                0.0 => placed.push(own),
+                weight => adapters.push((own, weight)),
+            }
+        }
+        let stack = self.registry.stack(&adapters, placed.iter().map(String::as_str))?;
+        let vocabulary = stack.vocabulary(self.config().vocab);
+        stack.check(&tokens, vocabulary.embedding, header.prompt)?;
+        if header.most_tokens > self.config().context {
+            return wrong(
+                "tokens",
+                format!("at most {}", self.config().context),
+                header.most_tokens.to_string(),
+            );
+        }
+        let needed = pages_for(header.most_tokens - 1);
+        if needed > self.kv_pages {
+            return Err(Error::Budget { needed, limit: self.kv_pages });
+        }
+        let sampler = header.sampler()?;
+        let biased = sampler.options().logit_bias.iter().map(|&(token, _)| token);
+        check_tokens("logit_bias", biased, vocabulary.head)?;
+        let mut text = match (stack.text().or(self.text.as_ref()), header.has_text) {
+            (Some(text), true) => Some(text.stream(header.stops.clone(), header.new_text)?),
+            (None, true) => return Err(Error::NoTokenizer),
+            (_, false) => None,
+        };
+        // What is held back of it comes of the answer so far.
+        if let Some(text) = &mut text {
+            for &token in &tokens[header.prompt..] {
+                if text.push(token).stopped {
+                    return wrong("answer", "one that goes on".to_owned(), "one that ended".to_owned());
+                }
+            }
+        }
+        let (stacks, _) = stack.over(&tokens[..header.prompt]);
+        let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        let session = Session {
+            id,
+            stacks,
+            prompt: header.prompt,
+            filled: 0,
+            chain: None,
+            most_tokens: header.most_tokens,
+            end_tokens: header.end_tokens,
+            sampler,
+            text,
+            stops: (header.stops, header.new_text),
+            saved,
+            logprobs: header.logprobs,
+            logits: header.logits,
+            cancelled: Arc::default(),
+            tokens,
+        };
+        self.say(Level::Debug, || format!("request {id}: resumed at {} tokens", session.tokens.len()));
         self.mail.submit(session, route);
         Ok(id)
     }

@@ -28,6 +28,16 @@ pub enum Error {
         /// The shape in the file.
         found: String,
     },
+    /// A saved request cannot go on here.
+    #[error("saved request: {what}: expected {expected}, found {found}")]
+    State {
+        /// What about it.
+        what: &'static str,
+        /// What it should be.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
     /// The model's file has a tensor that its architecture has no use for.
     #[error("tensor {tensor}: expected only tensors of architecture {architecture}")]
     UnknownTensor {

@@ -59,6 +59,7 @@ impl Error {
             Self::Adapter(e) => of_adapter(e),
             Self::Shape { tensor, .. } => (K::Format, tensor),
             Self::UnknownTensor { tensor, .. } => (K::Unsupported, tensor),
+            Self::State { what, .. } => (K::Format, what),
             Self::Weight { tensor, source } => (of_tensor(source), tensor),
             Self::AdapterWeight { source, .. } => (of_tensor(source), ""),
             Self::UnsupportedSite { .. } | Self::NoBase { .. } => (K::Unsupported, ""),

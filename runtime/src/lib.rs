@@ -80,6 +80,7 @@ pub mod sample;
 mod schedule;
 mod sequence;
 mod session;
+mod state;
 pub mod stream;
 mod text;
 pub mod tokenize;

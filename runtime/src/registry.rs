@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use graftwork_adapters::check::Vocabulary;
-use graftwork_adapters::{Kind, Site};
+use graftwork_adapters::{Content, Kind, Site};
 
 use crate::Error;
 use crate::text::Text;
@@ -71,6 +71,7 @@ pub struct Loaded {
     name: String,
     generation: Generation,
     kind: Kind,
+    content: Content,
     prepared: Prepared,
     held: Arc<AtomicUsize>,
 }
@@ -118,6 +119,11 @@ impl Loaded {
         &self.name
     }
 
+    /// What its files hold.
+    pub fn content(&self) -> Content {
+        self.content
+    }
+
     /// What is known of the prepared adapter.
     pub fn prepared(&self) -> &Prepared {
         &self.prepared
@@ -162,6 +168,11 @@ impl Stack {
     /// stand in for each other. The base alone comes first.
     pub fn key(&self) -> impl Iterator<Item = (Generation, u32)> {
         self.active().map(|stacked| (stacked.adapter.generation, stacked.weight.to_bits()))
+    }
+
+    /// The adapters of the whole request, whatever position they act from, and their weights.
+    pub fn all(&self) -> impl Iterator<Item = (&Loaded, f32)> {
+        self.adapters.iter().map(|stacked| (&*stacked.adapter, stacked.weight))
     }
 
     /// The tokens that a request with these adapters has, on a base of `base` tokens.
@@ -215,6 +226,11 @@ pub type StackKey = Vec<(Generation, u32)>;
 pub struct Stacks(Vec<Stack>);
 
 impl Stacks {
+    /// The adapters of the whole sequence.
+    pub fn all(&self) -> impl Iterator<Item = (&Loaded, f32)> {
+        self.0[0].all()
+    }
+
     /// The stack at a position.
     pub fn at(&self, position: usize) -> &Stack {
         // The first starts at 0.
@@ -307,7 +323,7 @@ impl Registry {
         &self,
         name: &str,
         expect: Expect,
-        kind: Kind,
+        (kind, content): (Kind, Content),
         prepared: Prepared,
     ) -> Result<Generation, Error> {
         let mut adapters = self.lock();
@@ -315,7 +331,7 @@ impl Registry {
         let generation = Generation::next();
         self.held.fetch_add(prepared.bytes, Ordering::Relaxed);
         let held = self.held.clone();
-        let loaded = Arc::new(Loaded { name: name.to_owned(), generation, kind, prepared, held });
+        let loaded = Arc::new(Loaded { name: name.to_owned(), generation, kind, content, prepared, held });
         let before = adapters.insert(name.to_owned(), loaded);
         // Its memory may be large: freed without the lock.
         drop(adapters);
@@ -342,6 +358,14 @@ impl Registry {
     /// What is loaded under one name.
     pub fn find(&self, name: &str) -> Result<AdapterInfo, Error> {
         self.lock().get(name).map(info).ok_or_else(|| no_adapter(name))
+    }
+
+    /// The name of a loaded adapter with this content: `name`, if it is one.
+    pub fn of_content(&self, name: &str, content: &str) -> Option<String> {
+        let adapters = self.lock();
+        let has = |adapter: &Loaded| adapter.content.to_string() == content;
+        let own = adapters.get(name).filter(|adapter| has(adapter));
+        own.or_else(|| adapters.values().find(|adapter| has(adapter))).map(|adapter| adapter.name.clone())
     }
 
     /// The stack of these adapters as they are now, and of those that a prompt places. One with weight 0 changes nothing and is

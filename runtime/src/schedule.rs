@@ -149,6 +149,32 @@ impl Schedule {
         plan
     }
 
+    /// The request of this id, waiting or running.
+    pub fn find(&self, id: RequestId) -> Option<&Session> {
+        self.running.iter().chain(&self.waiting).find(|session| session.id == id)
+    }
+
+    /// Starts waiting sequences while there is room, and gives those that were saved what their pages held: `fill` writes one, once
+    /// the cache has so many.
+    pub fn resume<E>(&mut self, mut fill: impl FnMut(usize, u32, &[u8]) -> Result<(), E>) -> Result<(), E> {
+        self.admit();
+        for session in &mut self.running {
+            let (Some(saved), Some(chain)) = (&session.saved, &mut session.chain) else { continue };
+            // Kept pages of other requests may hold as much.
+            if saved.filled > session.filled {
+                let shared = session.filled / PAGE;
+                self.pool.cover(chain, saved.filled);
+                let bytes = saved.pages.chunks_exact(saved.pages.len() / pages_for(saved.filled));
+                for (&page, bytes) in chain.pages().iter().zip(bytes).skip(shared) {
+                    fill(self.pool.extent(), page, bytes)?;
+                }
+                session.filled = saved.filled;
+            }
+            session.saved = None;
+        }
+        Ok(())
+    }
+
     fn admit(&mut self) {
         while self.running.len() < self.limits.batch
             && let Some(next) = self.waiting.front()

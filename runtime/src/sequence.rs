@@ -92,6 +92,37 @@ impl Stack {
         find(self, |prepared| prepared.given, index)
     }
 
+    /// Refuses a sequence that this stack could not have made, of which so many are the prompt; the vocabulary has `tokens` tokens.
+    ///
+    /// # Errors
+    /// [`Error::State`].
+    pub fn check(&self, sequence: &[u32], tokens: usize, prompt: usize) -> Result<(), Error> {
+        let count = |count: Count| offsets(self, count).map(|(_, count, ..)| count).sum::<usize>();
+        let (given, virtual_tokens) = (count(|p| p.given), count(|p| p.virtual_tokens));
+        let first = Entry::given(sequence);
+        for (at, &number) in sequence.iter().enumerate() {
+            let fits = match Entry::of(number) {
+                Entry::Token(token) => (token as usize) < tokens,
+                Entry::Virtual(index) => (index as usize) < virtual_tokens && at < prompt,
+                Entry::Given(index) => at < first && index as usize == at && at < given,
+            };
+            if !fits {
+                let (expected, found) =
+                    ("a position that its adapters give".to_owned(), format!("{number} at {at}"));
+                return Err(Error::State { what: "tokens", expected, found });
+            }
+        }
+        // There must be logits of the last of the prompt.
+        match first < prompt && (first == given || first == 0) {
+            true => Ok(()),
+            false => {
+                let (expected, found) =
+                    (format!("{given} given positions before a prompt"), first.to_string());
+                Err(Error::State { what: "tokens", expected, found })
+            }
+        }
+    }
+
     /// The sequence that starts with `prompt`: given positions, then virtual tokens, then the prompt with those that it places.
     ///
     /// # Errors

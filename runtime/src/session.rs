@@ -34,12 +34,24 @@ pub struct Session {
     pub sampler: Sampler,
     /// Turns tokens into text; `None` where the model has no tokenizer.
     pub text: Option<TextStream>,
+    /// What the stream of text began with: texts that end it, and whether it starts a text of its own.
+    pub stops: (Vec<String>, bool),
+    /// What the first pages of the cache held when it was saved, until it runs.
+    pub saved: Option<Saved>,
     /// See [`crate::Request::logprobs`].
     pub logprobs: Option<usize>,
     /// See [`crate::Request::logits`].
     pub logits: bool,
     /// Set by whoever cancels it.
     pub cancelled: Arc<AtomicBool>,
+}
+
+/// The cache of a saved request.
+pub struct Saved {
+    /// How many of the tokens it holds.
+    pub filled: usize,
+    /// Its pages, one after the other.
+    pub pages: Vec<u8>,
 }
 
 /// A token, and what is to be reported with it.

@@ -349,6 +349,14 @@ impl Backend for Cpu {
         with_pages!(cache, c => c.grow(pages))
     }
 
+    fn page<'a>(&self, cache: &'a Cache, page: u32) -> Result<&'a [u8], Error> {
+        Ok(with_pages!(cache, c => c.bytes(page)))
+    }
+
+    fn set_page(&mut self, cache: &mut Cache, page: u32, bytes: &[u8]) -> Result<(), Error> {
+        with_pages!(cache, c => c.set_bytes(page, bytes))
+    }
+
     fn step<R>(&mut self, operations: impl FnOnce(&mut Self) -> R) -> R {
         let _step = self.team.step();
         operations(self)

@@ -208,6 +208,22 @@ impl<E: Stored> Pages<E> {
         Ok(())
     }
 
+    /// The bytes of a page: of each layer and head its keys, then its values.
+    pub fn bytes(&self, page: u32) -> &[u8] {
+        bytemuck::cast_slice(&self.pages[page as usize])
+    }
+
+    /// Fills a page with such bytes.
+    pub fn set_bytes(&mut self, page: u32, bytes: &[u8]) -> Result<(), Error> {
+        let own: &mut [u8] = bytemuck::cast_slice_mut(&mut self.pages[page as usize]);
+        let (expected, found) = (own.len(), bytes.len());
+        if expected != found {
+            return Err(Error::Length { format: self.shape.format, rows: PAGE, cols: 1, expected, found });
+        }
+        own.copy_from_slice(bytes);
+        Ok(())
+    }
+
     /// Keys and values of a head.
     pub fn head(&self, page: u32, layer: usize, head: usize) -> Head<&[E]> {
         let half = self.half();

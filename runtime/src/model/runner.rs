@@ -54,6 +54,12 @@ pub trait Run: Send {
     /// Bytes of a page of the KV cache.
     fn page_bytes(&self) -> usize;
 
+    /// What a page of the KV cache holds; none where the backend cannot say.
+    fn page(&self, page: u32) -> Option<&[u8]>;
+
+    /// Fills a page of the KV cache.
+    fn set_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), Error>;
+
     /// Bytes of the activations of a step, and of what kernels need beside them, as they have grown.
     fn scratch_bytes(&self) -> usize;
 
@@ -198,6 +204,14 @@ impl<B: Backend> Run for Runner<B> {
 
     fn page_bytes(&self) -> usize {
         self.shape.page_bytes()
+    }
+
+    fn page(&self, page: u32) -> Option<&[u8]> {
+        self.backend.page(&self.cache, page).ok()
+    }
+
+    fn set_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), Error> {
+        self.backend.set_page(&mut self.cache, page, bytes).map_err(Error::Memory)
     }
 
     fn scratch_bytes(&self) -> usize {

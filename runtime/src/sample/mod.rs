@@ -91,6 +91,19 @@ impl Sampler {
         Ok(Self { options, step: 0 })
     }
 
+    /// A sampler that has drawn `step` tokens already.
+    ///
+    /// # Errors
+    /// [`Error::Option`], for a value that means nothing.
+    pub fn resumed(options: Options, step: u64) -> Result<Self, Error> {
+        Ok(Self { step, ..Self::new(options)? })
+    }
+
+    /// How many tokens it has drawn.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
     /// The options that it was made with.
     pub fn options(&self) -> &Options {
         &self.options

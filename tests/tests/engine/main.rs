@@ -5,6 +5,7 @@ mod hostile_requests;
 mod mistakes;
 mod own_tokens;
 mod prefixes;
+mod states;
 
 use std::collections::HashMap;
 use std::fs;

@@ -1,0 +1,124 @@
+//! Requests that are saved and go on later: the same tokens and texts, or an error.
+
+use graftwork::sample;
+use graftwork::{Engine, EngineOptions, Event, Format, Prompt, Request, RequestId};
+use graftwork_tests::reference::golden;
+
+fn open(kv: Format) -> Engine {
+    let options = EngineOptions { threads: 2, kv_format: kv, ..EngineOptions::default() };
+    let engine = Engine::open(golden("adapters/base"), options).unwrap();
+    for name in ["lora", "lora_all", "prompt_tuning", "prefix_tuning", "alora"] {
+        engine.load_adapter(name, golden(&format!("adapters/{name}"))).unwrap();
+    }
+    engine
+}
+
+fn request(names: &[(&str, f32)], prompt: usize) -> Request {
+    let tokens: Vec<u32> = (0..prompt as u32).map(|t| (t * 37 + 11) % 500).chain([7, 301, 7, 1]).collect();
+    let sampling = sample::Options {
+        temperature: 1.3,
+        top_p: 0.95,
+        repetition_penalty: 1.1,
+        seed: 99,
+        logit_bias: vec![(3, f32::NEG_INFINITY), (4, 0.5)],
+        ..Default::default()
+    };
+    let adapters = names.iter().map(|&(name, weight)| (name.to_owned(), weight)).collect();
+    Request {
+        adapters,
+        sampling,
+        ignore_eos: true,
+        max_tokens: Some(70),
+        ..Request::new(Prompt::Tokens(tokens))
+    }
+}
+
+/// The tokens that come until the request ends, or so many.
+fn tokens(engine: &Engine, id: RequestId, most: usize) -> Vec<u32> {
+    let mut tokens = Vec::new();
+    while tokens.len() < most {
+        match engine.poll(Some(id), std::time::Duration::MAX).unwrap() {
+            Some(Event::Token { token, .. }) => tokens.push(token),
+            Some(Event::Finished { .. }) => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    tokens
+}
+
+/// Saved in its prompt, after some tokens and just before its end, and resumed in another engine, beside others and alone.
+#[test]
+fn what_follows_is_equal_to_the_bit() {
+    for kv in [Format::F16, Format::F32, Format::Q8_0] {
+        for stack in [
+            &[][..],
+            &[("lora", 0.5), ("lora_all", 1.0)],
+            &[("prompt_tuning", 1.0)],
+            &[("prefix_tuning", 1.0), ("lora", 1.0)],
+            &[("alora", 1.0)],
+        ] {
+            for prompt in [1, 40, 150] {
+                let first = open(kv);
+                let whole = first.submit(request(stack, prompt)).unwrap();
+                let expected = tokens(&first, whole, usize::MAX);
+                assert_eq!(expected.len(), 70);
+                for after in [0, 1, 33, 69] {
+                    let id = first.submit(request(stack, prompt)).unwrap();
+                    let begun = tokens(&first, id, after);
+                    assert_eq!(begun, expected[..after]);
+                    let state = first.save(id).unwrap();
+                    first.cancel(id).unwrap();
+                    let other = open(kv);
+                    let beside = other.submit(request(&[("lora", 1.0)], 20)).unwrap();
+                    let resumed = other.resume(&state).unwrap();
+                    assert_eq!(
+                        tokens(&other, resumed, usize::MAX),
+                        expected[after..],
+                        "{kv} {stack:?} {prompt} {after}"
+                    );
+                    assert_eq!(tokens(&other, beside, usize::MAX).len(), 70);
+                    // Its pages are kept for the next; saved again on the way.
+                    let again = other.resume(&state).unwrap();
+                    let next = tokens(&other, again, 1);
+                    if after < 69 {
+                        let state = other.save(again).unwrap();
+                        let last = other.resume(&state).unwrap();
+                        assert_eq!([next, tokens(&other, last, usize::MAX)].concat(), expected[after..]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let engine = open(Format::F16);
+    let id = engine.submit(request(&[("lora", 0.5)], 40)).unwrap();
+    tokens(&engine, id, 5);
+    let state = engine.save(id).unwrap();
+    let refused = |engine: &Engine, state: &[u8], expected: &str| {
+        let error = engine.resume(state).unwrap_err().to_string();
+        assert!(error.contains(expected), "{expected}: {error}");
+    };
+    // Any byte, and any end.
+    for at in (0..state.len()).step_by(state.len() / 200).chain(0..40) {
+        let mut changed = state.clone();
+        changed[at] ^= 0x40;
+        assert!(engine.resume(&changed).is_err(), "{at}");
+        assert!(engine.resume(&state[..at]).is_err(), "{at}");
+    }
+    refused(&engine, b"", "bytes: expected more than 32, found 0");
+    refused(&open(Format::Q8_0), &state, "format of keys and values: expected Q8_0, found F16");
+    engine.unload_adapter("lora").unwrap();
+    refused(&engine, &state, "adapter: expected lora of content");
+    // Under another name it is the same; with other content the name is not.
+    engine.load_adapter("lora", golden("adapters/lora_rslora")).unwrap();
+    refused(&engine, &state, "adapter: expected lora of content");
+    engine.load_adapter("other", golden("adapters/lora")).unwrap();
+    engine.resume(&state).unwrap();
+    let other = Engine::open(golden("architectures/llama_yarn"), EngineOptions::default()).unwrap();
+    refused(&other, &state, "base: expected");
+    let error = engine.save(RequestId::from(1 << 40)).unwrap_err().to_string();
+    assert!(!error.is_empty());
+}
