@@ -33,7 +33,7 @@
  * refused and gives GW_ERR_OUT_OF_MEMORY. What cannot be caught: the system killing the process, such as for a
  * mapped file that somebody truncates (see GW_SOURCE_COPY), and a system that refuses even small pieces of memory.
  *
- * Handles. gw_engine, gw_source, gw_adapters, gw_event and gw_error are made by the library. Each is given back
+ * Handles. gw_engine, gw_source, gw_adapters, gw_event, gw_state and gw_error are made by the library. Each is given back
  * once, to its own function, which takes the address of the pointer and sets it to NULL; called again with the same
  * address, or with a pointer that is NULL, it does nothing.
  *
@@ -259,10 +259,13 @@ typedef struct gw_engine_options {
     gw_execute_fn execute;       /* Lends the other threads: `threads` - 1 tasks in each step. NULL: the engine's own. */
     void *execute_user;
     gw_drop_fn execute_drop;     /* May be NULL. Called when no more tasks will come; some may be left to run. */
+    uint64_t weight_bytes;  /* Most bytes of weights and embedding: a larger model is not opened. 0: no limit. */
+    uint64_t adapter_bytes; /* Most bytes of adapters in memory, see Adapters below. 0: no limit. */
+    uint64_t scratch_bytes; /* Most bytes of activations: smaller prefill_chunk and max_batch take fewer. 0: no limit. */
 } gw_engine_options;
 
 #define GW_ENGINE_OPTIONS_INIT \
-    {sizeof(gw_engine_options), 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL}
+    {sizeof(gw_engine_options), 0, 0, 0, 0, 0, 0, 0, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0, 0}
 
 /* Sets all fields to their defaults: what GW_ENGINE_OPTIONS_INIT does, for languages without macros. */
 GW_API GW_MUST_USE gw_status gw_engine_options_init(gw_engine_options *options, size_t size);
@@ -273,14 +276,15 @@ typedef struct gw_memory {
     uint32_t reserved;
     uint64_t weights;   /* The model as packed for the device: what a decode step reads. */
     uint64_t embedding; /* The embedding as in its file: of which a token reads one row. No memory of its own if mapped. */
-    uint64_t adapters;  /* Adapters that are loaded, and those that are not any more but that requests still use. */
+    uint64_t adapters;  /* Adapters in memory: loaded, or not any more but still used by requests. */
     uint64_t kv;        /* The KV cache as it has grown. */
     uint64_t kv_used;   /* The part of it that requests hold. */
     uint64_t kv_limit;  /* What it may grow to. */
     uint64_t scratch;   /* Activations of a step, and what kernels need beside them, as they have grown. */
+    uint64_t adapters_limit; /* What adapters may grow to: adapter_bytes; 0 for no limit. */
 } gw_memory;
 
-#define GW_MEMORY_INIT {sizeof(gw_memory), 0, 0, 0, 0, 0, 0, 0, 0}
+#define GW_MEMORY_INIT {sizeof(gw_memory), 0, 0, 0, 0, 0, 0, 0, 0, 0}
 
 /* What gw_engine_open of the same source and options would take, without doing it: weights and embedding as they
  * will be, kv 0 and kv_limit as set, scratch at its largest without adapters. Where files are mapped, reads little
@@ -327,7 +331,15 @@ GW_API GW_MUST_USE gw_status gw_engine_memory(const gw_engine *engine, gw_memory
 /* An adapter is loaded under a name and never changes. What changes is which one a name means: each has a
  * generation, a number that no other adapter of the process ever has. A request keeps the adapters that its names
  * meant when it was submitted until it ends, whatever happens to the names meanwhile. Adapters are loaded on the
- * calling thread, while requests run. */
+ * calling thread, while requests run.
+ *
+ * With gw_engine_options.adapter_bytes, adapters take no more memory than that, however many are loaded. When one needs
+ * room, those whose last use is the longest ago leave memory, but for those that are pinned or that running requests use;
+ * they keep name and generation, and come back from their source when a request needs them: in gw_submit while there is
+ * room beside adapters that other requests wait for, else in the step that starts the request, which waits until there
+ * is. So their sources must hold what they held: files stay as they are, memory stays lent. If one does not, the
+ * request fails with GW_ERR_CONFLICT and computes nothing. A request whose adapters could never be in memory together
+ * gets GW_ERR_BUDGET. While one is loaded, its file and the matrix in progress take memory beside. */
 
 /* Loads an adapter under a name that is free; GW_ERR_CONFLICT if it is not. */
 GW_API GW_MUST_USE gw_status gw_adapter_load(const gw_engine *engine, const char *name, size_t name_size,
@@ -344,23 +356,34 @@ GW_API GW_MUST_USE gw_status gw_adapter_replace(const gw_engine *engine, const c
 GW_API GW_MUST_USE gw_status gw_adapter_unload(const gw_engine *engine, const char *name, size_t name_size,
                                                gw_error **error GW_OPTIONAL);
 
+/* Keeps an adapter in memory (`pinned` not 0), until its name is freed, given to another adapter or unpinned; brings it
+ * there if it is not. GW_ERR_BUSY or GW_ERR_BUDGET if it finds no room. */
+GW_API GW_MUST_USE gw_status gw_adapter_pin(const gw_engine *engine, const char *name, size_t name_size,
+                                            int32_t pinned, gw_error **error GW_OPTIONAL);
+
 /* Some adapters as they were when they were listed. */
 typedef struct gw_adapters gw_adapters;
 
+enum {
+    GW_ADAPTER_RESIDENT = 1, /* It is in memory. */
+    GW_ADAPTER_PINNED = 2    /* It stays there. */
+};
+
 typedef struct gw_adapter_info {
     uint32_t struct_size;
-    uint32_t reserved;
+    uint32_t state;   /* GW_ADAPTER_..., added up. */
     const char *name; /* Lives as long as the list, as does kind. */
     size_t name_size;
     const char *kind; /* Such as "lora". */
     size_t kind_size;
     uint64_t generation;
     uint64_t sites;    /* Places of the model that it changes. */
-    uint64_t bytes;    /* That it keeps in memory. */
-    uint64_t requests; /* How many times running requests use it. */
+    uint64_t bytes;    /* That it takes while it is in memory. */
+    uint64_t requests; /* How many times requests use it or wait for it. */
+    uint64_t loads;    /* How many times it came into memory. */
 } gw_adapter_info;
 
-#define GW_ADAPTER_INFO_INIT {sizeof(gw_adapter_info), 0, NULL, 0, NULL, 0, 0, 0, 0, 0}
+#define GW_ADAPTER_INFO_INIT {sizeof(gw_adapter_info), 0, NULL, 0, NULL, 0, 0, 0, 0, 0, 0}
 
 /* All adapters that have a name, ordered by it. */
 GW_API GW_MUST_USE gw_status gw_adapter_list(const gw_engine *engine, gw_adapters **list, gw_error **error GW_OPTIONAL);
@@ -416,7 +439,7 @@ typedef struct gw_logprob {
 enum {
     GW_EVENT_TOKEN = 1,    /* A token of the answer. */
     GW_EVENT_FINISHED = 2, /* The answer ended, for the reason `finish`. Nothing follows. */
-    GW_EVENT_FAILED = 3    /* No token could be chosen, for the reason `status` and `message`. Nothing follows. */
+    GW_EVENT_FAILED = 3    /* It could not go on, for the reason `status` and `message`. Nothing follows. */
 };
 enum {
     GW_FINISH_STOP = 1,      /* The model, or one of stop_tokens, ended the answer. */
@@ -453,6 +476,16 @@ typedef int32_t (*gw_event_fn)(void *user, const gw_event *event);
 #define GW_REQUEST_IGNORE_EOS UINT32_C(1) /* Go on after the model's own end-of-answer tokens. */
 #define GW_REQUEST_LOGPROBS UINT32_C(2)   /* Report the log-probability of each token. */
 #define GW_REQUEST_LOGITS UINT32_C(4)     /* Report the logits that each token was chosen from. */
+
+/* What happens to a request whose sequence fills the model's context, or as much of the KV cache as there can be.
+ *
+ * GW_CONTEXT_SHIFT: of the tokens behind the first `keep` of the prompt (and behind what adapters put before it) the older
+ * half goes. Positions are counted anew, without gaps, and keys and values of all that is left are computed again: the
+ * answer goes on as that to a request whose prompt is what is left, equal to the bit. */
+enum {
+    GW_CONTEXT_STOP = 0, /* It ends, with GW_FINISH_LENGTH. */
+    GW_CONTEXT_SHIFT = 1 /* Its oldest tokens go, and it goes on. */
+};
 
 /* One request. Exactly one of text, tokens, messages and chat_json must be set. Everything it points to is read before
  * gw_submit returns. */
@@ -493,7 +526,7 @@ typedef struct gw_request {
     float frequency_penalty;  /* Subtracted from logits of repeated tokens for each time. */
     uint32_t penalty_last_n;  /* How many of the last tokens count as repeated. 0: 64. UINT32_MAX: all. */
     uint32_t top_logprobs;    /* How many of the likeliest tokens GW_REQUEST_LOGPROBS reports. */
-    uint32_t reserved;
+    uint32_t context;         /* GW_CONTEXT_... */
 
     const char *grammar; /* GW_ERR_UNSUPPORTED in this version. */
     size_t grammar_size;
@@ -501,11 +534,13 @@ typedef struct gw_request {
     gw_event_fn on_event; /* NULL: events wait for gw_poll. */
     void *user;
     gw_drop_fn drop; /* May be NULL. Called after the last event; without on_event, before gw_submit returns. */
+
+    uint64_t keep; /* GW_CONTEXT_SHIFT: how many of the prompt's tokens always stay. */
 } gw_request;
 
 #define GW_REQUEST_INIT \
     {sizeof(gw_request), 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, NULL, 0, \
-     0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, 0, NULL, NULL, NULL}
+     0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL, 0, NULL, NULL, NULL, 0}
 
 /* Sets all fields to their defaults: what GW_REQUEST_INIT does, for languages without macros. */
 GW_API GW_MUST_USE gw_status gw_request_init(gw_request *request, size_t size);
@@ -538,6 +573,35 @@ GW_API GW_MUST_USE gw_status gw_poll(const gw_engine *engine, uint64_t id, uint3
                                      gw_error **error GW_OPTIONAL);
 
 GW_API void gw_event_free(gw_event **event);
+
+/* ----------------------------------------------------------------------------------------------------------- States */
+
+/* A request as it was between two tokens, in bytes, to go on later, here or in another process: its tokens, how they are
+ * chosen, keys and values, and its adapters by what they hold. It begins with a version and ends with a checksum. */
+typedef struct gw_state gw_state;
+
+/* Saves a request that waits or runs; it goes on. Waits for a step in progress. GW_ERR_NOT_FOUND if it has ended. */
+GW_API GW_MUST_USE gw_status gw_state_save(const gw_engine *engine, uint64_t id, gw_state **state,
+                                           gw_error **error GW_OPTIONAL);
+
+/* Its bytes. They live as long as the state; NULL for NULL. */
+GW_API const void *gw_state_data(const gw_state *state, size_t *size GW_OPTIONAL);
+
+/* Writes them to a file: whole, in place of what is there, or not at all. */
+GW_API GW_MUST_USE gw_status gw_state_write(const gw_state *state, const char *path, size_t path_size,
+                                            gw_error **error GW_OPTIONAL);
+
+GW_API void gw_state_free(gw_state **state);
+
+/* Accepts a request that was saved, from a source of one file with what gw_state_data gave: its next event is the one that
+ * followed there, equal to the bit, and its text goes on where the events before ended. `on_event`, `user`, `drop` and
+ * `id` as in gw_submit. Its adapters must be loaded, under any names: what they hold counts. Bytes that were changed,
+ * cut, or made by another version, another base, format of keys and values or content of an adapter: GW_ERR_FORMAT, and
+ * nothing of it runs; GW_ERR_BUDGET if the KV cache could never hold it. */
+GW_API GW_MUST_USE gw_status gw_state_resume(const gw_engine *engine, const gw_source *state,
+                                             gw_event_fn on_event GW_OPTIONAL, void *user GW_OPTIONAL,
+                                             gw_drop_fn drop GW_OPTIONAL, uint64_t *id GW_OPTIONAL,
+                                             gw_error **error GW_OPTIONAL);
 
 /* ------------------------------------------------------------------------------------------------- Tokens and
  * logits */

@@ -140,6 +140,7 @@ impl Engine {
             weights: model.bytes,
             embedding: model.embedding_bytes,
             adapters: 0,
+            adapters_limit: options.adapter_bytes,
             kv: 0,
             kv_used: 0,
             kv_limit: options.kv_bytes / page * page,
@@ -189,6 +190,7 @@ impl Engine {
             weights: self.model.bytes(),
             embedding: self.model.embedding_bytes(),
             adapters: self.registry.held_bytes(),
+            adapters_limit: self.options.adapter_bytes,
             kv: pages * self.page_bytes,
             kv_used: held * self.page_bytes,
             kv_limit: self.kv_pages * self.page_bytes,
@@ -282,6 +284,16 @@ impl Engine {
         let generation = self.registry.remove(name)?;
         self.say(Level::Info, || format!("adapter {name}#{generation}: unloaded"));
         Ok(generation)
+    }
+
+    /// Keeps an adapter in memory, whatever [`EngineOptions::adapter_bytes`] asks for, until its name is freed, given to another adapter or
+    /// unpinned; brings it there if it is not.
+    ///
+    /// # Errors
+    /// The name is not in use; or the adapter cannot come back, or finds no room.
+    pub fn pin_adapter(&self, name: &str, pinned: bool) -> Result<(), Error> {
+        let _ = (name, pinned);
+        todo!()
     }
 
     /// The adapters that are loaded, by name.

@@ -1,5 +1,7 @@
 //! Why something was refused.
 
+use std::sync::Arc;
+
 use graftwork_adapters::{Site, file};
 
 use crate::model::config;
@@ -211,6 +213,32 @@ pub enum Error {
         /// Pages of the budget.
         limit: usize,
     },
+    /// More memory is needed than an option allows.
+    #[error("option {option}: {needed} bytes are needed, the limit is {limit}")]
+    Limit {
+        /// The option.
+        option: &'static str,
+        /// Bytes that are needed.
+        needed: usize,
+        /// What the option says.
+        limit: usize,
+    },
+    /// There is no room for an adapter now, but there would be if fewer requests ran.
+    #[error("adapter \"{name}\": no room within adapter_bytes, {limit}, beside the adapters of running requests")]
+    Busy {
+        /// The adapter.
+        name: String,
+        /// The limit.
+        limit: usize,
+    },
+    /// An adapter that had to make room cannot come back.
+    #[error("adapter \"{name}\": its source no longer holds what generation {generation} was")]
+    SourceChanged {
+        /// The adapter.
+        name: String,
+        /// What it was.
+        generation: Generation,
+    },
     /// Text was given or asked for, but the model came without a tokenizer.
     #[error("the model came without a tokenizer: only tokens can go in and come out")]
     NoTokenizer,
@@ -235,6 +263,9 @@ pub enum Error {
         /// The id.
         id: RequestId,
     },
+    /// A request failed: [`Event::Failed`](crate::Event::Failed).
+    #[error(transparent)]
+    Failed(#[from] Arc<Error>),
     /// The caller asked for the end, before it was done.
     #[error("cancelled by the caller")]
     Cancelled,

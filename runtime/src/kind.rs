@@ -26,6 +26,8 @@ pub enum ErrorKind {
     OutOfMemory,
     /// A limit of the engine's options would be exceeded.
     Budget,
+    /// Not now.
+    Busy,
     /// The caller asked for the end.
     Cancelled,
     /// Reading failed.
@@ -79,6 +81,9 @@ impl Error {
             Self::EmptyPrompt | Self::TooLong { .. } => (K::InvalidArgument, "prompt"),
             Self::Token { place, .. } => (K::InvalidArgument, place),
             Self::Budget { .. } => (K::Budget, "kv_bytes"),
+            Self::Limit { option, .. } => (K::Budget, option),
+            Self::Busy { name, .. } => (K::Busy, name),
+            Self::SourceChanged { name, .. } => (K::Conflict, name),
             Self::NoTokenizer => (K::Unsupported, "tokenizer"),
             Self::NoTemplate => (K::Unsupported, "chat_template"),
             Self::Tokenize(e) => of_tokenizer(e),
@@ -89,6 +94,7 @@ impl Error {
             Self::Sample(sample::Error::NoToken { .. }) => (K::InvalidArgument, "logit_bias"),
             Self::Stop(_) => (K::InvalidArgument, "stop"),
             Self::NoRequest { .. } => (K::NotFound, ""),
+            Self::Failed(error) => error.meaning(),
             Self::Cancelled | Self::Closed => (K::Cancelled, ""),
             Self::Poisoned | Self::Internal { .. } => (K::Internal, ""),
         }

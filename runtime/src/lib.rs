@@ -94,7 +94,7 @@ pub use kind::ErrorKind;
 pub use log::{Level, Log};
 pub use options::{EngineOptions, Memory};
 pub use registry::{AdapterInfo, Generation};
-pub use request::{Event, FinishReason, Logprob, Part, Prompt, Request, RequestId};
+pub use request::{Context, Event, FinishReason, Logprob, Part, Prompt, Request, RequestId};
 pub use text::Text;
 pub use trace::Counters;
 

@@ -24,6 +24,15 @@ pub struct EngineOptions {
     pub kv_format: Format,
     /// Most bytes of the KV cache. It grows to that as requests need it, never beyond.
     pub kv_bytes: usize,
+    /// Most bytes of the model's weights and embedding ([`Memory::weights`], [`Memory::embedding`]): a model that would take more is
+    /// not opened.
+    pub weight_bytes: usize,
+    /// Most bytes of adapters ([`Memory::adapters`]). When another adapter needs room, those that were used the longest ago go from
+    /// memory, and come back from their sources when a request needs them: see [`Engine::load_adapter`](crate::Engine::load_adapter).
+    pub adapter_bytes: usize,
+    /// Most bytes of activations ([`Memory::scratch`]): engines whose largest step takes more are not opened, requests whose adapters
+    /// would make one take more are refused.
+    pub scratch_bytes: usize,
     /// Most requests that run at once; others wait.
     pub max_batch: usize,
     /// Most rows of prompts in a step: larger reads prompts faster, smaller makes steps shorter.
@@ -43,6 +52,9 @@ impl Default for EngineOptions {
             isa: None,
             kv_format: Format::F16,
             kv_bytes: 1 << 30,
+            weight_bytes: usize::MAX,
+            adapter_bytes: usize::MAX,
+            scratch_bytes: usize::MAX,
             max_batch: 32,
             prefill_chunk: 512,
             keep_prefixes: true,
@@ -80,8 +92,10 @@ pub struct Memory {
     pub weights: usize,
     /// The model's embedding as in its file, mapped or copied: of which a token reads one row.
     pub embedding: usize,
-    /// Adapters that are loaded under a name, and those that requests still use.
+    /// Adapters that are in memory: loaded under a name, or still used by requests.
     pub adapters: usize,
+    /// What [`EngineOptions::adapter_bytes`] allows them.
+    pub adapters_limit: usize,
     /// Pages of the KV cache that there are.
     pub kv: usize,
     /// Those of them that requests hold now.

@@ -62,8 +62,14 @@ pub struct AdapterInfo {
     pub bytes: usize,
     /// Virtual tokens, or positions with keys and values, that it puts before the prompt.
     pub positions: usize,
-    /// Requests that hold it now.
+    /// Requests that use it or wait for it now.
     pub requests: usize,
+    /// Whether it is in memory now; if not, it comes back when a request needs it.
+    pub resident: bool,
+    /// Whether it stays in memory, see [`Engine::pin_adapter`](crate::Engine::pin_adapter).
+    pub pinned: bool,
+    /// How many times it came into memory.
+    pub loads: u64,
 }
 
 /// A loaded adapter, prepared for the model.
@@ -423,6 +429,9 @@ fn info(adapter: &Arc<Loaded>) -> AdapterInfo {
         bytes: adapter.prepared.bytes,
         positions: adapter.prepared.virtual_tokens + adapter.prepared.given,
         requests: Arc::strong_count(adapter) - 1,
+        resident: true,
+        pinned: false,
+        loads: 1,
     }
 }
 

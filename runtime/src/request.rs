@@ -1,9 +1,10 @@
 //! What is asked of an engine, and what it answers.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::chat::{ChatInput, Message};
-use crate::sample;
+use crate::{Error, sample};
 
 /// Identifies a request of one engine; never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -143,6 +144,24 @@ pub struct Request {
     pub logprobs: Option<usize>,
     /// Report the logits that each token was chosen from.
     pub logits: bool,
+    /// What happens when the context is full.
+    pub context: Context,
+}
+
+/// What happens to a request whose sequence fills the model's context, or as much of the KV cache as there can be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Context {
+    /// It ends, with [`FinishReason::Length`].
+    #[default]
+    Stop,
+    /// Its oldest tokens go, and it goes on: of those behind the first `keep` (and behind what adapters put before the prompt) the
+    /// older half. Positions are counted anew, without gaps, and keys and values of all that is left are computed again: the answer goes on
+    /// as that to a request whose prompt is what is left, equal to the bit. Reading that again costs a prompt of half a context for
+    /// half a context of answer.
+    Shift {
+        /// How many of the prompt's tokens always stay.
+        keep: usize,
+    },
 }
 
 impl Request {
@@ -158,6 +177,7 @@ impl Request {
             ignore_eos: false,
             logprobs: None,
             logits: false,
+            context: Context::Stop,
         }
     }
 
@@ -239,7 +259,7 @@ pub enum Event {
         /// The request.
         id: RequestId,
         /// Why.
-        error: sample::Error,
+        error: Arc<Error>,
     },
 }
 

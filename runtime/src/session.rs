@@ -82,7 +82,7 @@ impl Session {
         let id = self.id;
         let Chosen { token, logprob, logits } = match self.choose(logits) {
             Ok(chosen) => chosen,
-            Err(error) => return vec![Event::Failed { id, error }],
+            Err(error) => return vec![Event::Failed { id, error: Arc::new(error.into()) }],
         };
         self.tokens.push(token);
         if self.end_tokens.contains(&token) {
