@@ -1,10 +1,12 @@
 //! Places that tools write to: never over what they read, and whole or not at all.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use graftwork_adapters::Source;
+use graftwork_adapters::{Source, file};
+
+use crate::Error;
 
 /// A place that may not be written to.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +60,27 @@ pub fn path_of(source: &Source) -> Option<&Path> {
         Source::Path { path, .. } => Some(path),
         _ => None,
     }
+}
+
+/// Writes a file whole or not at all, also if the process or the system ends meanwhile: beside its place first, over what an
+/// earlier attempt left there.
+///
+/// # Errors
+/// [`file::Error::Io`](graftwork_adapters::file::Error::Io).
+pub fn store(out: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let mut partial = out.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = Path::new(&partial);
+    let written = File::create(partial).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(partial, out)
+    });
+    written.map_err(|source| {
+        // It may not be there; the first error is the one to tell.
+        let _ = fs::remove_file(partial);
+        file::Error::Io { path: out.to_owned(), source }.into()
+    })
 }
 
 /// Lets `make` make a file or directory beside `out` and renames it; what is left of it after an error is removed.
