@@ -77,11 +77,11 @@ static void save_each(const gw_engine *engine, const char *path) {
 static gw_engine *open_other(void) {
     gw_source *model = NULL, *file = NULL;
     static const char *const names[] = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"};
-    char path[4096];
+    char name[64], path[4096];
     WORKS(gw_source_directory(&model, &error));
     for (int i = 0; i < 4; i++) {
-        snprintf(path, sizeof path, "model/%s", names[i]);
-        file = source_of(path);
+        snprintf(name, sizeof name, "model/%s", names[i]);
+        file = source_of(name);
         WORKS(gw_source_add(model, names[i], GW_NUL, file, &error));
         gw_source_free(&file);
     }

@@ -156,7 +156,7 @@ static void ways(const gw_engine *engine, const gw_engine *other, const hearing 
     FILE *file = fopen(path, "w");
     CHECK(file && fputs("another file", file) > 0 && fclose(file) == 0);
     for (int i = 0; i < 2; i++) WORKS(gw_state_write(saved.state, path, strlen(path), &error));
-    char partial[4096];
+    char partial[128];
     snprintf(partial, sizeof partial, "%s/no/such/folder/state", path);
     CHECK(gw_state_write(saved.state, partial, GW_NUL, &error) != GW_OK && error);
     gw_error_free(&error);
@@ -322,7 +322,7 @@ int main(int count, char **arguments) {
     poll_tokens(engine, id, SIZE_MAX, &whole);
     CHECK(whole.answer.count == LENGTH && whole.answer.finish == GW_FINISH_LENGTH);
 
-    char path[4096];
+    char path[64];
     snprintf(path, sizeof path, "/tmp/graftwork-states-%ld", (long)getpid());
     goes_on(engine, other, &whole);
     ways(engine, other, &whole, path);
