@@ -250,7 +250,8 @@ unsafe impl SizedStruct for gw_memory {
 
 impl From<Memory> for gw_memory {
     fn from(memory: Memory) -> Self {
-        let Memory { weights, embedding, adapters, kv, kv_used, kv_limit, scratch } = memory;
+        let Memory { weights, embedding, adapters, kv, kv_used, kv_limit, scratch, adapters_limit: _ } =
+            memory;
         Self {
             struct_size: size_of::<Self>() as u32,
             reserved: 0,
