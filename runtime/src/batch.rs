@@ -3,12 +3,13 @@
 //! Rows with the same adapter stack are neighbours, so that each adapter works on few, long segments.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use graftwork_kernels::backend::Span;
 use graftwork_kernels::tensor::{self, reserved};
 
-use crate::registry::{Loaded, Stack};
 use crate::sequence::Entry;
+use crate::stack::{Stack, Stacked};
 
 /// Which of a piece's rows give logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +54,7 @@ pub struct Segment<'a> {
 #[derive(Clone)]
 pub struct VirtualRows<'a> {
     /// The adapter.
-    pub adapter: &'a Loaded,
+    pub adapter: &'a Stacked,
     /// The rows of the batch.
     pub rows: Range<usize>,
 }
@@ -62,7 +63,7 @@ pub struct VirtualRows<'a> {
 #[derive(Clone)]
 pub struct Given<'a> {
     /// The adapter.
-    pub adapter: &'a Loaded,
+    pub adapter: &'a Stacked,
     /// Which of its own.
     pub own: Vec<u32>,
     /// Where: its rows are those of `own`.
@@ -155,7 +156,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Adds a row that is a virtual token.
-    fn put(&mut self, (adapter, own): (&'a Loaded, u32), row: usize) -> Result<(), tensor::Error> {
+    fn put(&mut self, (adapter, own): (&'a Stacked, u32), row: usize) -> Result<(), tensor::Error> {
         if self.virtual_tokens.is_empty() {
             self.virtual_tokens = reserved(self.tokens.capacity())?;
         }
@@ -163,7 +164,9 @@ impl<'a> Batch<'a> {
         self.virtual_tokens.push(own);
         self.tokens.push(0);
         match self.virtual_rows.last_mut() {
-            Some(last) if last.rows.end == row && std::ptr::eq(last.adapter, adapter) => last.rows.end += 1,
+            Some(last) if last.rows.end == row && Arc::ptr_eq(last.adapter.adapter(), adapter.adapter()) => {
+                last.rows.end += 1
+            }
             _ => self.virtual_rows.push(VirtualRows { adapter, rows: row..row + 1 }),
         }
         Ok(())
@@ -176,7 +179,7 @@ impl<'a> Batch<'a> {
             let Entry::Given(index) = Entry::of(number) else { continue };
             let (adapter, own) = piece.stack.given(index);
             match self.given[start..].last_mut() {
-                Some(last) if std::ptr::eq(last.adapter, adapter) => {
+                Some(last) if Arc::ptr_eq(last.adapter.adapter(), adapter.adapter()) => {
                     last.own.push(own);
                     last.span.rows.end += 1;
                 }

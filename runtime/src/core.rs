@@ -1,7 +1,7 @@
 //! The part of an engine that only one thread at a time may touch: the one that steps.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use crate::Error;
@@ -9,8 +9,8 @@ use crate::batch::Batch;
 use crate::kv::pages_for;
 use crate::mail::{Mail, lock};
 use crate::model::runner::Run;
-use crate::request::{FinishReason, RequestId};
-use crate::schedule::Schedule;
+use crate::request::{Event, FinishReason, RequestId};
+use crate::schedule::{Hold, Schedule};
 use crate::state::{self, Base};
 use crate::trace::Counters;
 
@@ -105,12 +105,12 @@ impl Core {
         state::write(session, base, &saved.unwrap_or_default())
     }
 
-    /// One step: takes in the requests that came, lets go of those that were cancelled, computes one batch, and
-    /// posts what follows from it. `false` if there was nothing to do.
+    /// One step: takes in the requests that came, lets go of those that were cancelled, starts those that there is room for, with the
+    /// adapters that `hold` gets, computes one batch, and posts what follows from it. `false` if there was nothing to do.
     ///
     /// # Errors
     /// Memory was refused. Nothing was computed, and nothing is lost.
-    pub fn advance(&mut self, mail: &Mail) -> Result<bool, Error> {
+    pub fn advance(&mut self, mail: &Mail, hold: &Hold<'_>) -> Result<bool, Error> {
         let Self { runner, schedule, counters, vocab } = self;
         mail.take_requests().into_iter().for_each(|session| schedule.push(session));
         let mut any = false;
@@ -119,6 +119,10 @@ impl Core {
                 any = true;
                 let event = session.finish(FinishReason::Cancelled);
                 mail.post(event);
+            }
+            for (session, error) in schedule.admit(hold) {
+                any = true;
+                mail.post(Event::Failed { id: session.id, error: Arc::new(error) });
             }
             schedule.resume(|extent, page, bytes| {
                 runner.grow(extent)?;
@@ -154,6 +158,7 @@ impl Core {
             for id in ended {
                 schedule.take(id);
             }
+            schedule.shift();
             return Ok(true);
         }
     }

@@ -23,12 +23,13 @@ use crate::model::plan::Counting;
 use crate::model::runner::{Prepare, cache_shape, erase, most_scratch};
 use crate::model::weights::Model;
 use crate::parallel::{Progress, STACK, THREAD};
-use crate::registry::{AdapterInfo, Expect, Generation, Registry, Stack};
-use crate::request::{Event, Prompt, Request, RequestId};
+use crate::registry::{AdapterInfo, Bound, Expect, Generation, Known, Loaded, Reach, Registry};
+use crate::request::{Context, Event, Prompt, Request, RequestId};
 use crate::sample::Sampler;
 use crate::schedule::{Limits, Schedule};
-use crate::sequence::Place;
+use crate::sequence::{Entry, Place};
 use crate::session::Session;
+use crate::stack::{Stack, Stacks};
 use crate::state::{self, State};
 use crate::text::{Text, Tokens};
 use crate::trace::Counters;
@@ -47,6 +48,8 @@ pub struct Engine {
     options: EngineOptions,
     kv_pages: usize,
     page_bytes: usize,
+    /// Values of scratch that the adapters of a row may take.
+    most_low: usize,
     next_id: AtomicU64,
     mail: Mail,
     core: Mutex<Core>,
@@ -73,6 +76,7 @@ impl Engine {
         progress: &Progress<'_>,
     ) -> Result<Self, Error> {
         let Opening { container, config, names, backend } = Opening::new(&source.into(), &mut options)?;
+        let most_low = fits(&container, (&config, names), &backend, &options)?;
         let (device, isa) = (backend.device().clone(), backend.isa());
         // A large vocabulary takes as long as the weights, on one thread.
         let (text, model) = std::thread::scope(|scope| {
@@ -101,13 +105,14 @@ impl Engine {
         };
         let core = Core::new(runner, Schedule::new(limits, kv_pages), model.config().vocab);
         let engine = Self {
-            registry: Registry::default(),
+            registry: Registry::new(options.adapter_bytes),
             model,
             text,
             end_tokens,
             options,
             kv_pages,
             page_bytes,
+            most_low,
             next_id: AtomicU64::new(1),
             mail: Mail::default(),
             report: Mutex::new(core.report()),
@@ -133,18 +138,18 @@ impl Engine {
     /// As [`Engine::open`], as far as it shows without reading the weights.
     pub fn plan(source: impl Into<Source>, mut options: EngineOptions) -> Result<Memory, Error> {
         let Opening { container, config, names, backend } = Opening::new(&source.into(), &mut options)?;
-        let counting = Counting::new(backend.device().clone());
-        let model = Model::load(config, names, container.weights(), &counting, (1, &|_, _| true))?;
-        let page = cache_shape(&model.config, options.kv_format).page_bytes();
+        let page = cache_shape(&config, options.kv_format).page_bytes();
+        let scratch = most_scratch(&backend, &config, options.prefill_chunk, options.max_batch, 0);
+        let (weights, embedding) = weight_bytes(&container, (&config, names), &backend)?;
         Ok(Memory {
-            weights: model.bytes,
-            embedding: model.embedding_bytes,
+            weights,
+            embedding,
             adapters: 0,
             adapters_limit: options.adapter_bytes,
             kv: 0,
             kv_used: 0,
             kv_limit: options.kv_bytes / page * page,
-            scratch: most_scratch(&backend, &model.config, options.prefill_chunk, options.max_batch),
+            scratch,
         })
     }
 
@@ -205,6 +210,12 @@ impl Engine {
 
     /// Loads an adapter under a name that is free. Runs on the caller's thread, beside any step.
     ///
+    /// Adapters take no more memory than [`EngineOptions::adapter_bytes`], however many are loaded. When one needs room, those whose last
+    /// use is the longest ago leave memory, but for those that are pinned or that running requests use. They keep name and generation, and
+    /// come back from their source when a request needs them: in [`Engine::submit`] while there is room beside adapters that other
+    /// requests wait for, else in the step that starts the request, which waits until there is. So their sources must hold what they
+    /// held; if one does not, the request fails with [`Error::SourceChanged`].
+    ///
     /// # Errors
     /// What is malformed, not understood or does not fit the model; or the name is taken.
     pub fn load_adapter(&self, name: &str, source: impl Into<Source>) -> Result<Generation, Error> {
@@ -263,17 +274,81 @@ impl Engine {
         progress: &Progress<'_>,
     ) -> Result<Generation, Error> {
         self.registry.check(name, expect)?;
+        let kept = self.registry.is_limited().then(|| source.clone());
         let adapter = Adapter::open(source)?;
-        let mut prepared = self.model.prepare(&adapter, progress)?;
+        let mut charge = self.registry.charge();
+        let mut room = |bytes| self.registry.take(name, &mut charge, bytes);
+        let (bound, mut prepared) = self.model.prepare(&adapter, progress, &mut room)?;
         if let Some(files) = &adapter.text {
             let rows = prepared.vocabulary.map_or(self.config().vocab, |vocabulary| vocabulary.embedding);
             prepared.text = Text::of_adapter(self.text.as_ref(), files, rows)?;
         }
         let (edits, bytes) = (prepared.edits, prepared.bytes);
-        let held = (adapter.kind, Content::of(&adapter));
-        let generation = self.registry.put(name, expect, held, prepared)?;
+        let known = Known { kind: adapter.kind, content: Content::of(&adapter), source: kept };
+        let generation = self.registry.put(name, expect, known, (bound, prepared), charge)?;
         self.say(Level::Info, || format!("adapter {name}#{generation}: {edits} sites, {bytes} bytes"));
         Ok(generation)
+    }
+
+    /// What an adapter has in memory, from its source.
+    fn reload(&self, loaded: &Loaded) -> Result<Bound, Error> {
+        let (name, generation, Known { content, source, .. }) =
+            (loaded.name(), loaded.generation(), loaded.known());
+        let source =
+            source.clone().ok_or(Error::Internal { what: "an adapter without a source left memory" })?;
+        let adapter = Adapter::open(source)?;
+        let changed = || Error::SourceChanged { name: name.to_owned(), generation };
+        if Content::of(&adapter) != *content {
+            return Err(changed());
+        }
+        let had = loaded.prepared().bytes;
+        let mut room = |bytes| if bytes <= had { Ok(()) } else { Err(changed()) };
+        let (bound, _) = self.model.prepare(&adapter, &|_, _| true, &mut room)?;
+        self.say(Level::Debug, || format!("adapter {name}#{generation}: back in memory, {had} bytes"));
+        Ok(bound)
+    }
+
+    /// Holds the adapters of a request in memory, as [`Hold`](crate::schedule::Hold) asks.
+    fn hold(&self, stacks: &Stacks, reach: Reach) -> Result<bool, Error> {
+        let held = self.registry.hold(stacks, reach, &|loaded| self.reload(loaded))?;
+        if !held && reach == Reach::Nameless {
+            // Another thread is loading, and will let go; or adapters were pinned since the request was accepted.
+            self.must_fit(stacks)?;
+        }
+        Ok(held)
+    }
+
+    fn must_fit(&self, stacks: &Stacks) -> Result<(), Error> {
+        let adapters: Vec<_> = stacks.all().iter().map(|stacked| stacked.adapter()).collect();
+        self.registry.must_fit(0, &adapters)
+    }
+
+    /// Refuses adapters that could never be in memory together or whose rows take too much scratch, and brings them back if there is room.
+    fn admit(&self, stacks: &Stacks) -> Result<(), Error> {
+        self.must_fit(stacks)?;
+        let low = stacks.all().iter().map(|stacked| stacked.adapter().prepared().scratch);
+        let needed = low.fold(0, usize::saturating_add);
+        if needed > self.most_low {
+            let rows = self.options.prefill_chunk.saturating_add(self.options.max_batch);
+            let more = (needed - self.most_low).saturating_mul(size_of::<f32>()).saturating_mul(rows);
+            let limit = self.options.scratch_bytes;
+            return Err(Error::Limit { option: "scratch_bytes", needed: limit.saturating_add(more), limit });
+        }
+        self.registry.prefetch(stacks, &|loaded| self.reload(loaded))
+    }
+
+    /// The adapters of a sequence that is computed now, held in memory.
+    fn held(&self, stack: &Stack, sequence: &[u32]) -> Result<Stacks, Error> {
+        let stacks = stack.over(sequence).0;
+        self.admit(&stacks)?;
+        match self.hold(&stacks, Reach::Awaited)? {
+            true => Ok(stacks),
+            false => {
+                let name =
+                    stacks.all().first().map_or_else(String::new, |first| first.adapter().name().to_owned());
+                Err(Error::Busy { name, limit: self.options.adapter_bytes })
+            }
+        }
     }
 
     /// Frees a name. Requests that use its adapter keep it; its memory goes when the last of them ends.
@@ -292,8 +367,7 @@ impl Engine {
     /// # Errors
     /// The name is not in use; or the adapter cannot come back, or finds no room.
     pub fn pin_adapter(&self, name: &str, pinned: bool) -> Result<(), Error> {
-        let _ = (name, pinned);
-        todo!()
+        self.registry.pin(name, pinned, &|loaded| self.reload(loaded))
     }
 
     /// The adapters that are loaded, by name.
@@ -348,14 +422,25 @@ impl Engine {
         let text = stack.text().or(self.text.as_ref());
         let Tokens { tokens, places, new_text } = Text::tokens_of(text, request.prompt)?;
         let tokens = self.sequence(&stack, &tokens, &places, self.config().context)?;
-        let most_tokens = self.most_tokens(tokens.len(), request.max_tokens)?;
+        let most_tokens = self.most_tokens(tokens.len(), request.max_tokens, request.context)?;
+        let context = match request.context {
+            Context::Stop => Context::Stop,
+            Context::Shift { keep } => {
+                let own = tokens.iter().take_while(|&&number| !Entry::is_token(number)).count();
+                let keep = own.saturating_add(keep).min(tokens.len());
+                if keep + 2 > most_tokens {
+                    let expected = "at least two fewer than the context and the KV cache hold";
+                    return Err(Error::Option { option: "keep", expected, found: keep.to_string() });
+                }
+                Context::Shift { keep }
+            }
+        };
         let vocabulary = stack.vocabulary(self.config().vocab);
         let mut end_tokens = request.stop_tokens;
         if !request.ignore_eos {
             end_tokens.extend_from_slice(&self.end_tokens);
             end_tokens.extend(stack.text().iter().flat_map(|text| text.tokenizer().ends_of_generation()));
         }
-        let stops = (request.stop.clone(), new_text);
         let text = match text {
             Some(text) => Some(text.stream(request.stop, new_text)?),
             None if request.stop.is_empty() => None,
@@ -364,6 +449,7 @@ impl Engine {
         let biased = request.sampling.logit_bias.iter().map(|&(token, _)| token);
         check_tokens("logit_bias", biased, vocabulary.head)?;
         let (stacks, absent) = stack.over(&tokens);
+        self.admit(&stacks)?;
         if !absent.is_empty() {
             self.say(Level::Warn, || {
                 format!("the prompt holds no invocation sequence of {absent:?}: they do nothing")
@@ -377,10 +463,11 @@ impl Engine {
             filled: 0,
             chain: None,
             most_tokens,
+            left: request.max_tokens.unwrap_or(usize::MAX),
+            context,
             end_tokens,
             sampler: Sampler::new(request.sampling)?,
             text,
-            stops,
             saved: None,
             logprobs: request.logprobs,
             logits: request.logits,
@@ -444,10 +531,10 @@ impl Engine {
 
     fn accept_saved(&self, bytes: &[u8], route: Route) -> Result<RequestId, Error> {
         self.mail.check_open()?;
-        let State { header, tokens, saved } = state::read(bytes, self.state_base())?;
+        let State { header, tokens, pages } = state::read(bytes, self.state_base())?;
         let wrong = |what, expected: String, found: String| Err(Error::State { what, expected, found });
         let (mut adapters, mut placed) = (Vec::new(), Vec::new());
-        for state::Adapter { name, content, weight } in &header.adapters {
+        for state::Adapter { name, content, weight, .. } in &header.adapters {
             let Some(own) = self.registry.of_content(name, content) else {
                 return wrong("adapter", format!("{name} of content {content}, loaded"), "none".to_owned());
             };
@@ -473,20 +560,15 @@ impl Engine {
         let sampler = header.sampler()?;
         let biased = sampler.options().logit_bias.iter().map(|&(token, _)| token);
         check_tokens("logit_bias", biased, vocabulary.head)?;
-        let mut text = match (stack.text().or(self.text.as_ref()), header.has_text) {
-            (Some(text), true) => Some(text.stream(header.stops.clone(), header.new_text)?),
-            (None, true) => return Err(Error::NoTokenizer),
-            (_, false) => None,
+        let context = header.context();
+        let text = match (stack.text().or(self.text.as_ref()), header.text) {
+            (Some(text), Some(saved)) => Some(text.resume(saved)?),
+            (None, Some(_)) => return Err(Error::NoTokenizer),
+            (_, None) => None,
         };
-        // What is held back of it comes of the answer so far.
-        if let Some(text) = &mut text {
-            for &token in &tokens[header.prompt..] {
-                if text.push(token).stopped {
-                    return wrong("answer", "one that goes on".to_owned(), "one that ended".to_owned());
-                }
-            }
-        }
-        let (stacks, _) = stack.over(&tokens[..header.prompt]);
+        let from: Vec<usize> = header.adapters.iter().map(|adapter| adapter.from).collect();
+        let stacks = stack.from_positions(&from);
+        self.admit(&stacks)?;
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let session = Session {
             id,
@@ -495,11 +577,12 @@ impl Engine {
             filled: 0,
             chain: None,
             most_tokens: header.most_tokens,
+            left: usize::try_from(header.left).unwrap_or(usize::MAX),
+            context,
             end_tokens: header.end_tokens,
             sampler,
             text,
-            stops: (header.stops, header.new_text),
-            saved,
+            saved: pages,
             logprobs: header.logprobs,
             logits: header.logits,
             cancelled: Arc::default(),
@@ -545,8 +628,8 @@ impl Engine {
         stack.sequence(prompt, places, limit)
     }
 
-    /// Positions at which a sequence that starts with `found`, fewer than the context's, ends; an error if it cannot start.
-    fn most_tokens(&self, found: usize, answer: Option<usize>) -> Result<usize, Error> {
+    /// Positions at which a sequence that starts with `found`, fewer than the context's, is full; an error if it cannot start.
+    fn most_tokens(&self, found: usize, answer: Option<usize>, policy: Context) -> Result<usize, Error> {
         let config = self.model.config();
         if answer == Some(0) {
             let found = "0".to_owned();
@@ -554,7 +637,8 @@ impl Engine {
         }
         let room = self.kv_pages.saturating_mul(PAGE);
         let most = match answer {
-            Some(answer) => found.saturating_add(answer).min(config.context),
+            Some(answer) if policy == Context::Stop => found.saturating_add(answer).min(config.context),
+            Some(answer) => found.saturating_add(answer).min(config.context).min(room + 1).max(found + 1),
             None => config.context.min(room.saturating_add(1)).max(found + 1),
         };
         let needed = pages_for(most - 1);
@@ -651,7 +735,7 @@ impl Engine {
             return Ok(false);
         }
         let before = self.mail.changes();
-        let advanced = turn.advance(&self.mail);
+        let advanced = turn.advance(&self.mail, &|stacks, reach| self.hold(stacks, reach));
         turn.idle_since = matches!(advanced, Ok(false)).then_some(before);
         drop(turn);
         self.mail.deliver();
@@ -692,8 +776,9 @@ impl Engine {
         let stack = self.registry.stack(adapters, std::iter::empty())?;
         EngineOptions { kv_format: kv, ..self.options.clone() }.check()?;
         let sequence = self.sequence(&stack, tokens, &[], self.config().context + 1)?;
-        let stacks = stack.over(&sequence).0;
-        self.turn()?.runner.score(&sequence, &stacks, kv, self.options.prefill_chunk, None)
+        let mut turn = self.turn()?;
+        let stacks = self.held(&stack, &sequence)?;
+        turn.runner.score(&sequence, &stacks, kv, self.options.prefill_chunk, None)
     }
 
     /// [`Engine::logits`], and on the way shows `seen` the residual stream `[rows, hidden]` at the same positions: `seen(0, rows)` what
@@ -710,9 +795,9 @@ impl Engine {
     ) -> Result<Vec<f32>, Error> {
         let stack = self.registry.stack(adapters, std::iter::empty())?;
         let sequence = self.sequence(&stack, tokens, &[], self.config().context + 1)?;
-        let stacks = stack.over(&sequence).0;
-        let chunk = self.options.prefill_chunk;
-        self.turn()?.runner.score(&sequence, &stacks, Format::F32, chunk, Some(seen))
+        let mut turn = self.turn()?;
+        let stacks = self.held(&stack, &sequence)?;
+        turn.runner.score(&sequence, &stacks, Format::F32, self.options.prefill_chunk, Some(seen))
     }
 
     /// Shows `seen` the inputs `[rows, inputs]` of the linear layers of the blocks up to `last`, over one sequence without adapters, some
@@ -728,8 +813,9 @@ impl Engine {
     ) -> Result<(), Error> {
         let stack = self.registry.stack(&[], std::iter::empty())?;
         let sequence = self.sequence(&stack, tokens, &[], self.config().context + 1)?;
-        let stacks = stack.over(&sequence).0;
-        self.turn()?.runner.inputs(&sequence, &stacks, last, self.options.prefill_chunk, seen)
+        let mut turn = self.turn()?;
+        let stacks = self.held(&stack, &sequence)?;
+        turn.runner.inputs(&sequence, &stacks, last, self.options.prefill_chunk, seen)
     }
 }
 
@@ -739,6 +825,48 @@ fn check_tokens(place: &'static str, tokens: impl Iterator<Item = u32>, vocab: u
         Some((index, found)) => Err(Error::Token { place, index, vocab, found }),
         None => Ok(()),
     }
+}
+
+/// Bytes that a model's weights will keep in memory, and its embedding.
+fn weight_bytes(
+    container: &Container,
+    (config, names): (&Config, &'static Names),
+    backend: &Cpu,
+) -> Result<(usize, usize), Error> {
+    let counting = Counting::new(backend.device().clone());
+    let model = Model::load(config.clone(), names, container.weights(), &counting, (1, &|_, _| true))?;
+    Ok((model.bytes, model.embedding_bytes))
+}
+
+/// Refuses a model that exceeds the limits of its weights or of scratch. Gives how many values of scratch the adapters of a row may
+/// take within them.
+fn fits(
+    container: &Container,
+    model: (&Config, &'static Names),
+    backend: &Cpu,
+    options: &EngineOptions,
+) -> Result<usize, Error> {
+    if options.weight_bytes != usize::MAX {
+        let (weights, embedding) = weight_bytes(container, model, backend)?;
+        let (needed, limit) = (weights.saturating_add(embedding), options.weight_bytes);
+        if needed > limit {
+            return Err(Error::Limit { option: "weight_bytes", needed, limit });
+        }
+    }
+    let limit = options.scratch_bytes;
+    if limit == usize::MAX {
+        return Ok(usize::MAX);
+    }
+    let needed = |low| most_scratch(backend, model.0, options.prefill_chunk, options.max_batch, low);
+    if needed(0) > limit {
+        return Err(Error::Limit { option: "scratch_bytes", needed: needed(0), limit });
+    }
+    let (mut most, mut over) = (0, limit);
+    while over - most > 1 {
+        let middle = most + (over - most) / 2;
+        *(if needed(middle) <= limit { &mut most } else { &mut over }) = middle;
+    }
+    Ok(most)
 }
 
 /// What opening a model and planning to have in common.

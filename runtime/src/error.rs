@@ -224,7 +224,9 @@ pub enum Error {
         limit: usize,
     },
     /// There is no room for an adapter now, but there would be if fewer requests ran.
-    #[error("adapter \"{name}\": no room within adapter_bytes, {limit}, beside the adapters of running requests")]
+    #[error(
+        "adapter \"{name}\": no room within adapter_bytes, {limit}, beside the adapters of running requests"
+    )]
     Busy {
         /// The adapter.
         name: String,

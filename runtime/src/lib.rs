@@ -56,6 +56,7 @@
 
 mod answer;
 mod batch;
+mod budget;
 pub mod chat;
 pub mod compress;
 mod core;
@@ -80,6 +81,7 @@ pub mod sample;
 mod schedule;
 mod sequence;
 mod session;
+mod stack;
 mod state;
 pub mod stream;
 mod text;

@@ -11,8 +11,8 @@ use std::collections::HashMap;
 use graftwork_kernels::backend::PAGE;
 
 use crate::kv::{Chain, Pool};
-use crate::registry::{StackKey, Stacks};
 use crate::sequence::Entry;
+use crate::stack::{StackKey, Stacks};
 
 /// What a page holds.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -144,7 +144,7 @@ mod tests {
 
     /// Runs a sequence to its end; gives how many positions it did not have to compute.
     fn run(prefixes: &mut Prefixes, pool: &mut Pool, tokens: &[u32]) -> usize {
-        let (stacks, _) = crate::registry::Stack::default().over(tokens);
+        let (stacks, _) = crate::stack::Stack::default().over(tokens);
         let shared = prefixes.find(&stacks, tokens);
         let pages = pages_for(tokens.len());
         prefixes.make_room(pages - shared.len(), &shared, pool);

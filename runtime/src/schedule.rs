@@ -1,6 +1,6 @@
 //! Which sequences run, and what each puts into the next step.
 //!
-//! First come, first served. A sequence starts once the KV cache has promised it room for its longest
+//! First come, first served. A sequence starts once its adapters are in memory and the KV cache has promised it room for its longest
 //! possible answer, so what runs always ends. Every step takes one row of each sequence that is writing its
 //! answer, and fills up with rows of prompts, oldest first: reading a long prompt never makes others wait
 //! for more than a step.
@@ -10,12 +10,18 @@ use std::collections::VecDeque;
 use graftwork_kernels::backend::PAGE;
 use graftwork_kernels::tensor;
 
+use crate::Error;
 use crate::batch::{Outputs, Piece};
 use crate::kv::{Chain, Pool, pages_for};
 use crate::prefix::Prefixes;
+use crate::registry::Reach;
 use crate::request::RequestId;
 use crate::sequence::Entry;
 use crate::session::Session;
+use crate::stack::Stacks;
+
+/// Gets the adapters of a request into memory and holds them there; `false` if there is no room yet.
+pub type Hold<'a> = dyn Fn(&Stacks, Reach) -> Result<bool, Error> + 'a;
 
 /// The limits of a schedule.
 #[derive(Clone, Copy, Debug)]
@@ -118,9 +124,8 @@ impl Schedule {
         session
     }
 
-    /// Starts waiting sequences while there is room, then plans a step; empty if there is nothing to run.
+    /// Plans a step; empty if there is nothing to run.
     pub fn plan(&mut self) -> Plan {
-        self.admit();
         let mut plan = Plan::default();
         let mut room = self.limits.chunk;
         for (index, session) in self.running.iter().enumerate() {
@@ -154,17 +159,15 @@ impl Schedule {
         self.running.iter().chain(&self.waiting).find(|session| session.id == id)
     }
 
-    /// Starts waiting sequences while there is room, and gives those that were saved what their pages held: `fill` writes one, once
-    /// the cache has so many.
+    /// Gives sequences that were saved what their pages held: `fill` writes one, once the cache has so many.
     pub fn resume<E>(&mut self, mut fill: impl FnMut(usize, u32, &[u8]) -> Result<(), E>) -> Result<(), E> {
-        self.admit();
         for session in &mut self.running {
             let (Some(saved), Some(chain)) = (&session.saved, &mut session.chain) else { continue };
             // Kept pages of other requests may hold as much.
             if saved.filled > session.filled {
                 let shared = session.filled / PAGE;
                 self.pool.cover(chain, saved.filled);
-                let bytes = saved.pages.chunks_exact(saved.pages.len() / pages_for(saved.filled));
+                let bytes = saved.bytes.chunks_exact(saved.bytes.len() / pages_for(saved.filled));
                 for (&page, bytes) in chain.pages().iter().zip(bytes).skip(shared) {
                     fill(self.pool.extent(), page, bytes)?;
                 }
@@ -175,16 +178,41 @@ impl Schedule {
         Ok(())
     }
 
-    fn admit(&mut self) {
+    /// Starts waiting sequences while there is room: for their adapters, which `hold` gets into memory if it can, and for their keys
+    /// and values. Gives those whose adapters cannot be had, and why.
+    pub fn admit(&mut self, hold: &Hold<'_>) -> Vec<(Session, Error)> {
+        let mut refused = Vec::new();
         while self.running.len() < self.limits.batch
             && let Some(next) = self.waiting.front()
-            && let Some(chain) = open(&mut self.pool, self.prefixes.as_mut(), next)
-            && let Some(mut session) = self.waiting.pop_front()
         {
-            session.filled = chain.pages().len() * PAGE;
-            self.reused += session.filled as u64;
-            session.chain = Some(chain);
-            self.running.push(session);
+            // With nothing else to run, nothing is worth more than going on.
+            let reach = if self.running.is_empty() { Reach::Nameless } else { Reach::Awaited };
+            let started = match hold(&next.stacks, reach) {
+                Ok(true) => open(&mut self.pool, self.prefixes.as_mut(), next).map(Ok),
+                Ok(false) => None,
+                Err(error) => Some(Err(error)),
+            };
+            let Some(started) = started else { break };
+            let Some(mut session) = self.waiting.pop_front() else { break };
+            match started {
+                Ok(chain) => {
+                    session.filled = chain.pages().len() * PAGE;
+                    self.reused += session.filled as u64;
+                    session.chain = Some(chain);
+                    self.running.push(session);
+                }
+                Err(error) => refused.push((session, error)),
+            }
+        }
+        refused
+    }
+
+    /// Lets sequences that are full lose their oldest tokens; they start again before all that wait.
+    pub fn shift(&mut self) {
+        while let Some(index) = self.running.iter().position(Session::is_full) {
+            let mut session = self.remove(index);
+            session.shift();
+            self.waiting.push_front(session);
         }
     }
 

@@ -7,7 +7,8 @@
 use graftwork_kernels::tensor::reserved;
 
 use crate::Error;
-use crate::registry::{Loaded, Prepared, Stack};
+use crate::registry::Prepared;
+use crate::stack::{Stack, Stacked};
 
 /// The first virtual token. Vocabularies have 2^24 entries at most.
 const VIRTUAL: u32 = 1 << 31;
@@ -62,33 +63,33 @@ pub struct Place {
 /// How many virtual tokens, or how many given positions, an adapter has.
 type Count = fn(&Prepared) -> usize;
 
-/// The adapters of a stack: where the own of each begin among the stack's, how many they are, whose, and its weight.
-fn offsets(stack: &Stack, count: Count) -> impl Iterator<Item = (usize, usize, &Loaded, f32)> {
+/// The adapters of a stack: where the own of each begin among the stack's, how many they are, and whose.
+fn offsets(stack: &Stack, count: Count) -> impl Iterator<Item = (usize, usize, &Stacked)> {
     let mut next = 0;
-    stack.iter().map(move |(adapter, weight)| {
-        let (first, count) = (next, count(adapter.prepared()));
+    stack.iter().map(move |stacked| {
+        let (first, count) = (next, count(stacked.adapter().prepared()));
         next += count;
-        (first, count, adapter, weight)
+        (first, count, stacked)
     })
 }
 
 /// The adapter of number `index`, and which of its own that is.
-fn find(stack: &Stack, count: Count, index: u32) -> (&Loaded, u32) {
+fn find(stack: &Stack, count: Count, index: u32) -> (&Stacked, u32) {
     let index = index as usize;
     let mut all = offsets(stack, count);
     let found = all.find(|&(first, count, ..)| (first..first + count).contains(&index));
-    let (first, _, adapter, _) = found.expect("a number that its stack has given out");
+    let (first, _, adapter) = found.expect("a number that its stack has given out");
     (adapter, (index - first) as u32)
 }
 
 impl Stack {
     /// The adapter of a virtual token, and which of its own it is.
-    pub fn virtual_token(&self, index: u32) -> (&Loaded, u32) {
+    pub fn virtual_token(&self, index: u32) -> (&Stacked, u32) {
         find(self, |prepared| prepared.virtual_tokens, index)
     }
 
     /// The adapter of a given position, and which of its own it is.
-    pub fn given(&self, index: u32) -> (&Loaded, u32) {
+    pub fn given(&self, index: u32) -> (&Stacked, u32) {
         find(self, |prepared| prepared.given, index)
     }
 
@@ -140,15 +141,15 @@ impl Stack {
         let mut runs = Vec::new();
         let own: [(u32, Count); 2] = [(GIVEN, |p| p.given), (VIRTUAL, |p| p.virtual_tokens)];
         for (base, count) in own {
-            for (first, count, _, weight) in offsets(self, count) {
-                if weight != 0.0 {
+            for (first, count, stacked) in offsets(self, count) {
+                if stacked.weight() != 0.0 {
                     runs.push((0, run(base, first, count)?));
                 }
             }
         }
         for Place { at, adapter: name, first: wanted } in places {
             let mut all = offsets(self, |p| p.virtual_tokens);
-            let own = all.find(|(_, _, adapter, _)| adapter.name() == name);
+            let own = all.find(|(_, _, stacked)| stacked.adapter().name() == name);
             let (first, have, ..) = own.ok_or_else(|| Error::NoAdapter { name: name.clone() })?;
             if have == 0 {
                 return Err(Error::NoVirtualTokens { name: name.clone() });

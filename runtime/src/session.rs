@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use graftwork_kernels::tensor::reserved;
 
 use crate::kv::Chain;
-use crate::registry::{Stack, Stacks};
-use crate::request::{Event, FinishReason, Logprob, RequestId};
+use crate::request::{Context, Event, FinishReason, Logprob, RequestId};
 use crate::sample::{self, Sampler};
 use crate::sequence::Entry;
+use crate::stack::{Stack, Stacks};
 use crate::stream::TextStream;
 
 /// A request, checked and tokenized.
@@ -20,24 +20,26 @@ pub struct Session {
     pub stacks: Stacks,
     /// What stands at each position ([`Entry`](crate::sequence::Entry)): the prompt, then what was answered so far.
     pub tokens: Vec<u32>,
-    /// How many of the tokens are the prompt.
+    /// How many of the tokens are the prompt, or what is read like it after [`Session::shift`].
     pub prompt: usize,
     /// How many of the tokens have their keys and values in the cache.
     pub filled: usize,
     /// Its pages, once it runs.
     pub chain: Option<Chain>,
-    /// Length of `tokens` at which it ends.
+    /// Length of `tokens` at which it is full.
     pub most_tokens: usize,
+    /// How many tokens the answer may still get.
+    pub left: usize,
+    /// What happens when it is full; what stays counts what adapters put before the prompt, too.
+    pub context: Context,
     /// Tokens that end it.
     pub end_tokens: Vec<u32>,
     /// Chooses tokens.
     pub sampler: Sampler,
     /// Turns tokens into text; `None` where the model has no tokenizer.
     pub text: Option<TextStream>,
-    /// What the stream of text began with: texts that end it, and whether it starts a text of its own.
-    pub stops: (Vec<String>, bool),
     /// What the first pages of the cache held when it was saved, until it runs.
-    pub saved: Option<Saved>,
+    pub saved: Option<Pages>,
     /// See [`crate::Request::logprobs`].
     pub logprobs: Option<usize>,
     /// See [`crate::Request::logits`].
@@ -46,12 +48,12 @@ pub struct Session {
     pub cancelled: Arc<AtomicBool>,
 }
 
-/// The cache of a saved request.
-pub struct Saved {
-    /// How many of the tokens it holds.
+/// The pages of the cache of a saved request.
+pub struct Pages {
+    /// How many of the tokens they hold.
     pub filled: usize,
-    /// Its pages, one after the other.
-    pub pages: Vec<u8>,
+    /// What they hold, one after the other.
+    pub bytes: Vec<u8>,
 }
 
 /// A token, and what is to be reported with it.
@@ -85,6 +87,7 @@ impl Session {
             Err(error) => return vec![Event::Failed { id, error: Arc::new(error.into()) }],
         };
         self.tokens.push(token);
+        self.left = self.left.saturating_sub(1);
         if self.end_tokens.contains(&token) {
             return vec![self.finish(FinishReason::Stop)];
         }
@@ -92,10 +95,25 @@ impl Session {
         let mut events = vec![Event::Token { id, token, text: pushed.text, logprob, logits }];
         if pushed.stopped {
             events.push(Event::Finished { id, reason: FinishReason::StopText, text: String::new() });
-        } else if self.tokens.len() >= self.most_tokens {
+        } else if self.left == 0 || self.is_full() && self.context == Context::Stop {
             events.push(self.finish(FinishReason::Length));
         }
         events
+    }
+
+    /// Whether there is no place for another token.
+    pub fn is_full(&self) -> bool {
+        self.tokens.len() >= self.most_tokens
+    }
+
+    /// Lets go of the oldest tokens behind those that stay, half of them, so that what is left is a prompt that is yet to be read.
+    pub fn shift(&mut self) {
+        let Context::Shift { keep } = self.context else { return };
+        let gone = keep..keep + (self.tokens.len() - keep).div_ceil(2);
+        self.stacks = self.stacks.without(&gone);
+        self.tokens.drain(gone);
+        self.prompt = self.tokens.len();
+        self.filled = 0;
     }
 
     /// Chooses the next token from its `logits`.

@@ -12,8 +12,11 @@ use sha2::{Digest, Sha256};
 
 use crate::Error;
 use crate::kv::pages_for;
+use crate::request::Context;
 use crate::sample;
-use crate::session::{Saved, Session};
+use crate::session::{Pages, Session};
+use crate::stack::Stacked;
+use crate::stream::{Saved, TextStream};
 
 const MAGIC: &[u8; 8] = b"GWSTATE1";
 const DIGEST: usize = 32;
@@ -42,16 +45,18 @@ pub struct Header {
     page_bytes: usize,
     pub adapters: Vec<Adapter>,
     pub tokens: usize,
-    /// Those that are the prompt.
+    /// Those that are read as a prompt.
     pub prompt: usize,
     /// Those in the pages; 0 without pages.
     filled: usize,
     pub most_tokens: usize,
+    /// Of the answer.
+    pub left: u64,
+    /// How many tokens stay when it is full; none: then it ends.
+    keep: Option<usize>,
     pub end_tokens: Vec<u32>,
     sampling: Sampling,
-    pub stops: Vec<String>,
-    pub new_text: bool,
-    pub has_text: bool,
+    pub text: Option<Saved>,
     pub logprobs: Option<usize>,
     pub logits: bool,
 }
@@ -64,6 +69,8 @@ pub struct Adapter {
     pub content: String,
     /// The bits of the weight.
     pub weight: u32,
+    /// The first position that it acts on.
+    pub from: usize,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -83,7 +90,7 @@ struct Sampling {
 pub struct State {
     pub header: Header,
     pub tokens: Vec<u32>,
-    pub saved: Option<Saved>,
+    pub pages: Option<Pages>,
 }
 
 /// What `session` is, on `base`, with the pages that its tokens fill; none where they cannot be had.
@@ -92,10 +99,11 @@ pub fn write(session: &Session, base: Base<'_>, pages: &[&[u8]]) -> Result<Vec<u
     let &sample::Options { temperature, top_k, top_p, min_p, repetition_penalty, .. } = options;
     let numbers =
         [temperature, top_p, min_p, repetition_penalty, options.presence_penalty, options.frequency_penalty];
-    let adapter = |(adapter, weight): (&crate::registry::Loaded, f32)| Adapter {
-        name: adapter.name().to_owned(),
-        content: adapter.content().to_string(),
-        weight: weight.to_bits(),
+    let adapter = |stacked: &Stacked| Adapter {
+        name: stacked.adapter().name().to_owned(),
+        content: stacked.adapter().known().content.to_string(),
+        weight: stacked.weight().to_bits(),
+        from: stacked.from(),
     };
     let header = Header {
         base: base.fingerprint.to_string(),
@@ -103,11 +111,16 @@ pub fn write(session: &Session, base: Base<'_>, pages: &[&[u8]]) -> Result<Vec<u
         kv: base.kv.name().to_owned(),
         layout: LAYOUT.to_owned(),
         page_bytes: base.page_bytes,
-        adapters: session.stacks.all().map(adapter).collect(),
+        adapters: session.stacks.all().iter().map(adapter).collect(),
         tokens: session.tokens.len(),
         prompt: session.prompt,
         filled: if pages.is_empty() { 0 } else { session.filled },
         most_tokens: session.most_tokens,
+        left: session.left as u64,
+        keep: match session.context {
+            Context::Stop => None,
+            Context::Shift { keep } => Some(keep),
+        },
         end_tokens: session.end_tokens.clone(),
         sampling: Sampling {
             step: session.sampler.step(),
@@ -117,9 +130,7 @@ pub fn write(session: &Session, base: Base<'_>, pages: &[&[u8]]) -> Result<Vec<u
             seed: options.seed,
             logit_bias: options.logit_bias.iter().map(|&(token, bias)| (token, bias.to_bits())).collect(),
         },
-        stops: session.stops.0.clone(),
-        new_text: session.stops.1,
-        has_text: session.text.is_some(),
+        text: session.text.as_ref().map(TextStream::save),
         logprobs: session.logprobs,
         logits: session.logits,
     };
@@ -175,10 +186,22 @@ pub fn read(bytes: &[u8], base: Base<'_>) -> Result<State, Error> {
             return wrong(what, expected, found);
         }
     }
-    let Header { tokens, prompt, filled, most_tokens, .. } = header;
-    if prompt == 0 || prompt > tokens || filled >= tokens || tokens >= most_tokens {
-        let found = format!("{prompt} of prompt, {filled} in pages, {tokens} in all, {most_tokens} at most");
-        return wrong("tokens", "some of prompt, fewer in pages than in all, fewer than at most", found);
+    let Header { tokens, prompt, filled, most_tokens, left, keep, .. } = header;
+    if prompt == 0 || prompt > tokens || filled >= tokens || tokens >= most_tokens || left == 0 {
+        let found = format!(
+            "{prompt} of prompt, {filled} in pages, {tokens} in all, {most_tokens} at most, {left} to come"
+        );
+        return wrong(
+            "tokens",
+            "some of prompt, fewer in pages than in all, fewer than at most, some to come",
+            found,
+        );
+    }
+    if let Some(keep) = keep.filter(|&keep| keep > prompt || keep + 2 > most_tokens) {
+        return wrong("tokens that stay", "some of the prompt, at least two fewer than there can be", keep);
+    }
+    if let Some(adapter) = header.adapters.iter().find(|adapter| adapter.from > prompt) {
+        return wrong("adapter", format!("one that acts from the prompt on, {prompt} at most"), adapter.from);
     }
     let pages = pages_for(filled).checked_mul(header.page_bytes);
     let size = tokens.checked_mul(4).zip(pages).and_then(|(tokens, pages)| tokens.checked_add(pages));
@@ -190,11 +213,16 @@ pub fn read(bytes: &[u8], base: Base<'_>) -> Result<State, Error> {
     let tokens = numbers.as_chunks().0.iter().map(|&bytes| u32::from_le_bytes(bytes)).collect();
     // Those of another layout are computed again.
     let fits = filled > 0 && header.layout == LAYOUT && header.page_bytes == base.page_bytes;
-    let saved = fits.then(|| Saved { filled, pages: pages.to_vec() });
-    Ok(State { header, tokens, saved })
+    let pages = fits.then(|| Pages { filled, bytes: pages.to_vec() });
+    Ok(State { header, tokens, pages })
 }
 
 impl Header {
+    /// What happens when it is full.
+    pub fn context(&self) -> Context {
+        self.keep.map_or(Context::Stop, |keep| Context::Shift { keep })
+    }
+
     /// How tokens are chosen from here on.
     pub fn sampler(&self) -> Result<sample::Sampler, Error> {
         let Sampling { step, numbers, top_k, penalty_last_n, seed, logit_bias } = &self.sampling;

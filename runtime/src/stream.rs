@@ -1,7 +1,10 @@
 //! Tokens to text while they are being generated: whole characters only, and never a part of a stop string.
 
-use crate::tokenize::{Lead, Tokenizer};
 use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::tokenize::{Lead, Tokenizer};
 
 /// Joins bytes to text as they come.
 ///
@@ -128,6 +131,18 @@ pub struct TextStream {
     stops: StopStrings,
 }
 
+/// A [`TextStream`] between two tokens.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Saved {
+    stops: Vec<String>,
+    at_start: bool,
+    /// The beginning of a character.
+    bytes: Vec<u8>,
+    /// What may become a stop text.
+    text: String,
+}
+
 impl TextStream {
     /// The text of tokens that answer a prompt. Its first space is kept where it continues a text, and removed where
     /// `new_text` says that it starts one, as the answer in a chat does.
@@ -137,6 +152,28 @@ impl TextStream {
     pub fn new(tokenizer: Arc<Tokenizer>, stops: Vec<String>, new_text: bool) -> Result<Self, Error> {
         let detokenizer = if new_text { Detokenizer::new() } else { Detokenizer::continuing() };
         Ok(Self { tokenizer, detokenizer: detokenizer.without_specials(), stops: StopStrings::new(stops)? })
+    }
+
+    /// The stream that was saved so.
+    ///
+    /// # Errors
+    /// As [`TextStream::new`].
+    pub(crate) fn resumed(tokenizer: Arc<Tokenizer>, saved: Saved) -> Result<Self, Error> {
+        let mut stream = Self::new(tokenizer, saved.stops, saved.at_start)?;
+        stream.detokenizer.characters.held = saved.bytes;
+        stream.stops.held = saved.text;
+        Ok(stream)
+    }
+
+    /// What it is between two tokens.
+    pub(crate) fn save(&self) -> Saved {
+        let Self { detokenizer, stops, tokenizer: _ } = self;
+        Saved {
+            stops: stops.stops.clone(),
+            at_start: detokenizer.at_start,
+            bytes: detokenizer.characters.held.clone(),
+            text: stops.held.clone(),
+        }
     }
 
     /// Takes a token and gives what can be shown.

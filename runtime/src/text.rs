@@ -9,7 +9,7 @@ use crate::chat::{self, ChatInput, ChatTemplate};
 use crate::model::container::Container;
 use crate::request::{Part, Prompt};
 use crate::sequence::Place;
-use crate::stream::TextStream;
+use crate::stream::{Saved, TextStream};
 use crate::tokenize::{Specials, Tokenizer};
 
 /// A model's tokenizer and chat template.
@@ -186,5 +186,10 @@ impl Text {
     /// Turns the tokens of an answer into text up to the first of `stops`.
     pub(crate) fn stream(&self, stops: Vec<String>, new_text: bool) -> Result<TextStream, Error> {
         Ok(TextStream::new(self.tokenizer.clone(), stops, new_text)?)
+    }
+
+    /// Goes on with a stream of text that was saved.
+    pub(crate) fn resume(&self, saved: Saved) -> Result<TextStream, Error> {
+        Ok(TextStream::resumed(self.tokenizer.clone(), saved)?)
     }
 }

@@ -17,20 +17,21 @@ use super::positions::Positions;
 use super::weights::{Linear, Model};
 use crate::Error;
 use crate::parallel::Progress;
-use crate::registry::Prepared;
+use crate::registry::{Bound as AnyBound, Prepared};
 
 /// Checks that `adapter` fits `model`, loaded from `base`, and prepares it for `device` on `threads` threads at most, rows of queries and keys in the model's order.
-/// Edits are parts of `progress`; of seed patches, elements of their updates.
+/// Edits are parts of `progress`; of seed patches, elements of their updates. `room` hears, edit by edit, how many bytes are kept.
 ///
 /// # Errors
-/// The adapter does not fit, changes what cannot be changed yet, or the device refuses a matrix; or `progress` ended it.
+/// The adapter does not fit, changes what cannot be changed yet, or the device refuses a matrix; or `progress` or `room` ended it.
 pub fn prepare<D: Device>(
     model: &Model<D>,
     base: &Base,
     (device, threads): (&D, usize),
     adapter: &Adapter,
     progress: &Progress<'_>,
-) -> std::result::Result<Prepared, Error> {
+    room: &mut Room<'_>,
+) -> std::result::Result<(AnyBound, Prepared), Error> {
     let config = &model.config;
     check::architecture(adapter, config.architecture)?;
     check::base(adapter, || base.fingerprint(config.architecture))?;
@@ -58,6 +59,7 @@ pub fn prepare<D: Device>(
         if !progress(before, all) {
             return Err(Error::Cancelled);
         }
+        room(bytes + shared.bytes)?;
         done += parts(&edit.change, site);
         if let Edit::Replace { weight } = &edit.change
             && !site.is_norm()
@@ -161,13 +163,17 @@ pub fn prepare<D: Device>(
         return Err(Error::Cancelled);
     }
     bytes += shared.bytes;
+    room(bytes)?;
     bound.widest = bound.most_values();
     let (edits, invocation) = (in_blocks(adapter, config.layers).count(), adapter.invocation.clone());
     let (virtual_tokens, given) = (bound.positions.virtual_tokens, bound.positions.given);
-    Ok(Prepared {
-        bound: Box::new(bound),
+    // Tokens of its own have inputs and logits beside the base's; changed inputs lie beside those that others use.
+    let scratch = bound.widest + bound.more.as_ref().map_or(0, |(_, rows)| config.hidden + rows);
+    let scratch = scratch.max(usize::from(bound.changes_shared_inputs()));
+    let prepared = Prepared {
         edits,
         bytes,
+        scratch,
         whole,
         invocation,
         vocabulary,
@@ -175,8 +181,12 @@ pub fn prepare<D: Device>(
         text: None,
         virtual_tokens,
         given,
-    })
+    };
+    Ok((Box::new(bound), prepared))
 }
+
+/// Hears how many bytes of an adapter are kept so far, and may end its preparation.
+pub type Room<'a> = dyn FnMut(usize) -> std::result::Result<(), Error> + 'a;
 
 /// The edits of an adapter on a base of so many blocks, each with the place where it is made.
 pub fn in_blocks(

@@ -78,16 +78,17 @@ impl<B: Backend> Scratch<B> {
             + backend.reserved_bytes()
     }
 
-    /// What [`Scratch::bytes`] comes to at most for steps of up to `rows` rows, `outputs` of them with logits, without
-    /// adapters.
-    pub fn most_bytes(backend: &B, c: &Config, rows: usize, outputs: usize) -> usize {
+    /// What [`Scratch::bytes`] comes to at most for steps of up to `rows` rows, `outputs` of them with logits, whose adapters take `low`
+    /// values of each; with any, inputs may change, too.
+    pub fn most_bytes(backend: &B, c: &Config, (rows, outputs): (usize, usize), low: usize) -> usize {
         let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         // `narrow` exchanges `x` and `a` with their counterparts, so that in time all have all rows.
         let all = [c.hidden, c.hidden, c.hidden, q, q, q, kv, kv, c.ffn, c.ffn];
         let activations = all.map(|cols| backend.activation_bytes(rows, cols)).iter().sum::<usize>();
         activations
             + backend.activation_bytes(outputs, c.vocab)
-            + backend.scratch_bytes(&step_shape(c, rows, 0))
+            + if low > 0 { backend.activation_bytes(rows, c.hidden) } else { 0 }
+            + backend.scratch_bytes(&step_shape(c, rows, rows.saturating_mul(low)))
     }
 
     fn resize(&mut self, backend: &mut B, rows: usize, outputs: usize) -> Result<(), tensor::Error> {

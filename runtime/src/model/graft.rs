@@ -10,7 +10,7 @@ use graftwork_kernels::backend::{
 
 use super::positions::Positions;
 use crate::batch::{Batch, Given, VirtualRows};
-use crate::registry::Loaded;
+use crate::stack::Stacked;
 
 /// One change of one linear layer, prepared for the device.
 pub(super) enum Bound<D: Device> {
@@ -174,7 +174,7 @@ impl<D: Device> BoundAdapter<D> {
     }
 
     /// Whether the inputs of layers that share theirs with others change.
-    fn changes_shared_inputs(&self) -> bool {
+    pub(super) fn changes_shared_inputs(&self) -> bool {
         let shared = CALLS.iter().filter(|call| call.len() > 1).flat_map(|call| call.iter());
         shared.into_iter().any(|&m| self.layers.iter().any(|layer| !layer[m as usize].inputs.is_empty()))
     }
@@ -201,8 +201,8 @@ impl<'a, B: Backend> Grafts<'a, B> {
         for segment in &batch.segments {
             let (rows, outputs) = (&segment.rows, &segment.outputs);
             // Those of weight 0 are there for the virtual tokens that the prompt places.
-            for (adapter, weight) in segment.stack.iter().filter(|(_, weight)| *weight != 0.0) {
-                let adapter = bound::<B>(adapter);
+            for stacked in segment.stack.iter().filter(|stacked| stacked.weight() != 0.0) {
+                let (adapter, weight) = (bound::<B>(stacked), stacked.weight());
                 applied.push(Applied { adapter, weight, rows: rows.clone(), outputs: outputs.clone() });
             }
         }
@@ -294,7 +294,7 @@ impl<'a, B: Backend> Grafts<'a, B> {
 }
 
 /// What an adapter is for the device of `B`.
-fn bound<B: Backend>(adapter: &Loaded) -> &BoundAdapter<B::Device> {
+fn bound<B: Backend>(adapter: &Stacked) -> &BoundAdapter<B::Device> {
     adapter.bound().downcast_ref().expect("an engine's adapters are prepared by its own device")
 }
 

@@ -11,7 +11,7 @@ use graftwork_kernels::backend::{Backend, CacheShape};
 use graftwork_kernels::tensor;
 
 use super::base::Base;
-use super::bind;
+use super::bind::{self, Room};
 use super::config::Config;
 use super::forward::{Scratch, Watch, forward};
 use super::weights::Model;
@@ -19,13 +19,19 @@ use crate::Error;
 use crate::batch::{Batch, Outputs, Piece};
 use crate::kv;
 use crate::parallel::Progress;
-use crate::registry::{Prepared, Stacks};
+use crate::registry::{Bound, Prepared};
 use crate::sequence::Entry;
+use crate::stack::Stacks;
 
 /// Prepares adapters for a model, on any thread, also while steps run.
 pub trait Prepare: Send + Sync {
-    /// Checks that `adapter` fits and prepares it.
-    fn prepare(&self, adapter: &Adapter, progress: &Progress<'_>) -> Result<Prepared, Error>;
+    /// Checks that `adapter` fits and prepares it; `room` hears how many bytes are kept so far.
+    fn prepare(
+        &self,
+        adapter: &Adapter,
+        progress: &Progress<'_>,
+        room: &mut Room<'_>,
+    ) -> Result<(Bound, Prepared), Error>;
 
     /// What the model is.
     fn config(&self) -> &Config;
@@ -119,11 +125,17 @@ pub fn cache_shape(config: &Config, kv: Format) -> CacheShape {
 /// Rows of a step of [`Run::score`]: all of them give logits.
 const SCORED: usize = 64;
 
-/// What [`Run::scratch_bytes`] comes to at most, without adapters, when steps take up to `chunk` rows of prompts and a row of each of
-/// `batch` sequences.
-pub fn most_scratch<B: Backend>(backend: &B, config: &Config, chunk: usize, batch: usize) -> usize {
+/// What [`Run::scratch_bytes`] comes to at most when steps take up to `chunk` rows of prompts and a row of each of `batch` sequences,
+/// and adapters `low` values of a row.
+pub fn most_scratch<B: Backend>(
+    backend: &B,
+    config: &Config,
+    chunk: usize,
+    batch: usize,
+    low: usize,
+) -> usize {
     let rows = chunk.saturating_add(batch);
-    Scratch::<B>::most_bytes(backend, config, rows, batch.max(SCORED.min(chunk)))
+    Scratch::<B>::most_bytes(backend, config, (rows, batch.max(SCORED.min(chunk))), low)
 }
 
 /// The two sides of `model`, loaded from `base`, on `backend` and `threads` threads, with keys and values cached in the format `kv`.
@@ -142,8 +154,13 @@ pub fn erase<B: Backend>(
 }
 
 impl<B: Backend> Prepare for Preparer<B> {
-    fn prepare(&self, adapter: &Adapter, progress: &Progress<'_>) -> Result<Prepared, Error> {
-        bind::prepare(&self.model, &self.base, (&*self.device, self.threads), adapter, progress)
+    fn prepare(
+        &self,
+        adapter: &Adapter,
+        progress: &Progress<'_>,
+        room: &mut Room<'_>,
+    ) -> Result<(Bound, Prepared), Error> {
+        bind::prepare(&self.model, &self.base, (&*self.device, self.threads), adapter, progress, room)
     }
 
     fn config(&self) -> &Config {
