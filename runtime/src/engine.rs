@@ -14,7 +14,7 @@ use graftwork_kernels::cpu::{Cpu, isa::Isa};
 use crate::core::{Core, Report, Turn};
 use crate::kv::pages_for;
 use crate::log::{Level, say};
-use crate::mail::{Mail, Route, lock};
+use crate::mail::{Mail, Route, Wake, lock};
 use crate::model::arch::Names;
 use crate::model::base::Base;
 use crate::model::config::Config;
@@ -274,6 +274,7 @@ impl Engine {
         progress: &Progress<'_>,
     ) -> Result<Generation, Error> {
         self.registry.check(name, expect)?;
+        let _wake = Wake(&self.mail);
         let kept = self.registry.is_limited().then(|| source.clone());
         let adapter = Adapter::open(source)?;
         let mut charge = self.registry.charge();
@@ -334,6 +335,7 @@ impl Engine {
             let limit = self.options.scratch_bytes;
             return Err(Error::Limit { option: "scratch_bytes", needed: limit.saturating_add(more), limit });
         }
+        let _wake = Wake(&self.mail);
         self.registry.prefetch(stacks, &|loaded| self.reload(loaded))
     }
 
@@ -356,6 +358,7 @@ impl Engine {
     /// # Errors
     /// The name is not in use.
     pub fn unload_adapter(&self, name: &str) -> Result<Generation, Error> {
+        let _wake = Wake(&self.mail);
         let generation = self.registry.remove(name)?;
         self.say(Level::Info, || format!("adapter {name}#{generation}: unloaded"));
         Ok(generation)
@@ -367,6 +370,7 @@ impl Engine {
     /// # Errors
     /// The name is not in use; or the adapter cannot come back, or finds no room.
     pub fn pin_adapter(&self, name: &str, pinned: bool) -> Result<(), Error> {
+        let _wake = Wake(&self.mail);
         self.registry.pin(name, pinned, &|loaded| self.reload(loaded))
     }
 

@@ -281,6 +281,15 @@ impl Mail {
     }
 }
 
+/// Tells the threads in [`Mail::wait`], when it is dropped, that there may be room for their requests now.
+pub struct Wake<'a>(pub &'a Mail);
+
+impl Drop for Wake<'_> {
+    fn drop(&mut self) {
+        self.0.change();
+    }
+}
+
 /// Locks, also after a panic elsewhere: for what is consistent between any two statements.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

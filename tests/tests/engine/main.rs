@@ -1,5 +1,7 @@
 //! The engine's promises: adapters, requests, memory and errors.
 
+mod budgets;
+mod contexts;
 mod events;
 mod hostile_requests;
 mod mistakes;
