@@ -131,45 +131,42 @@ class States(unittest.TestCase):
             self.engine.save(1)
 
     def test_asyncio(self):
+        state = self.saved()
+
         async def work():
-            stream = self.engine.agenerate(PROMPT, **OPTIONS)
-            for _ in range(5):
-                await stream.__anext__()
-            id = self.engine.submit(PROMPT, **OPTIONS)
-            state = await self.engine.asave(id)
-            resumed = self.other.aresume(self.saved())
-            whole = self.other.aresume(state).result()
-            answers = await asyncio.gather(stream.result(), resumed.result(), whole)
+            resumed = await asyncio.gather(self.other.aresume(state).result(), self.other.aresume(state).result())
             with self.assertRaises(graftwork.FormatError):
                 self.other.aresume(b"no state")
             async for _ in self.other.aresume(state):
                 break  # Cancels it.
+            # Another thread steps, so that it is saved at some token.
+            stream = self.engine.agenerate([1, 2], **{**OPTIONS, "max_tokens": 400})
+            await stream.__anext__()
+            running = await self.engine.asave(stream)
+            rest = await self.other.aresume(running).result()
+            whole = await stream.result()
+            self.assertLess(len(rest.tokens), 400)
+            self.assertEqual(rest.tokens, whole.tokens[len(whole.tokens) - len(rest.tokens) :])
             await self.engine.aclose()
             await self.other.aclose()
-            return answers, id
+            return resumed
 
-        (rest, resumed, _), _ = asyncio.run(work())
-        self.check(rest)
-        self.check(resumed)
+        for answer in asyncio.run(work()):
+            self.check(answer)
 
 
 class Budgets(unittest.TestCase):
     def test_adapters_make_room(self):
+        expected, limit = {}, 0
         with graftwork.Engine(golden.BASE, threads=1) as engine:
-            expected = {}
+            self.assertEqual(engine.memory().adapters_limit, 0)
             for name in ("lora", "lora_all", "lora_bias", "lora_rslora"):
                 with engine.load_adapter(name, golden.GOLDEN / name) as adapter:
                     self.assertTrue(adapter.info.resident)
                     self.assertFalse(adapter.info.pinned)
+                    self.assertEqual(adapter.info.loads, 1)
                     expected[name] = engine.generate(PROMPT, adapters=name, max_tokens=6).result().tokens
-                    largest = max(adapter.info.bytes for adapter in [adapter])
-            self.assertEqual(engine.memory().adapters_limit, 0)
-            limit = engine.memory().adapters + 2 * largest
-            largest = 0
-            for name in expected:
-                with engine.load_adapter(name, golden.GOLDEN / name) as adapter:
-                    largest = max(largest, adapter.info.bytes)
-        limit = 2 * largest
+                    limit = max(limit, 2 * adapter.info.bytes)
         with graftwork.Engine(golden.BASE, threads=1, adapter_bytes=limit) as engine:
             self.assertEqual(engine.memory().adapters_limit, limit)
             adapters = {name: engine.load_adapter(name, golden.GOLDEN / name) for name in expected}
