@@ -339,8 +339,8 @@ GW_API GW_MUST_USE gw_status gw_engine_memory(const gw_engine *engine, gw_memory
  * they keep name and generation, and come back from their source when a request needs them: in gw_submit while there is
  * room beside adapters that other requests wait for, else in the step that starts the request, which waits until there
  * is. So their sources must hold what they held: files stay as they are, memory stays lent. If one does not, the
- * request fails with GW_ERR_CONFLICT and computes nothing. A request whose adapters could never be in memory together
- * gets GW_ERR_BUDGET. Calls that need an adapter in memory at once (gw_adapter_load, _replace and _pin, gw_logits) get
+ * request fails with GW_ERR_CONFLICT and computes nothing. A request whose adapters could never be in memory together,
+ * beside those that are pinned, gets GW_ERR_BUDGET. Calls that need an adapter in memory at once (gw_adapter_load, _replace and _pin, gw_logits) get
  * GW_ERR_BUSY where those that are in use leave no room. While one is loaded, its file and the matrix in progress take
  * memory beside. */
 

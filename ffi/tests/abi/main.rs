@@ -78,6 +78,7 @@ programs! {
     life();
     sources();
     states();
+    budgets();
     killed();
     options();
     silence();

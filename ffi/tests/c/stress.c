@@ -1,5 +1,6 @@
-/* Threads that submit, cancel and swap adapters at once, for as many seconds as the second argument says: every answer
- * is that of its single run, or the beginning of it if it was cancelled, and has one end.
+/* Threads that submit, cancel, save, resume, swap and pin adapters at once, for as many seconds as the second argument says:
+ * every answer is that of its single run, or the beginning of it if it was cancelled, or the end of it if it was resumed, and
+ * has one end. Memory holds fewer adapters than there are.
  *
  * Names "0", "1" and "2" mean different adapters from moment to moment, so an answer must be that of one of the adapters
  * that its name could mean. Name "fixed" always means the same. */
@@ -13,7 +14,7 @@ static gw_engine *engine;
 static gw_source *sources[FILES];
 static answer single[PROMPTS][FILES + 1]; /* The last without an adapter. */
 static uint32_t prompts[PROMPTS][64];
-static atomic_int stop, answered, cancelled, refused, swaps, dropped, given;
+static atomic_int stop, answered, cancelled, refused, busy, swaps, resumed, dropped, given;
 
 static size_t length_of(int which) { return 5 + 11 * (size_t)which; }
 
@@ -81,11 +82,44 @@ static void swap(unsigned *state) {
     status = gw_adapter_replace(engine, name, 1, source, 0, NULL, NULL);
     if (status == GW_ERR_NOT_FOUND) {
         status = gw_adapter_load(engine, name, 1, source, NULL, NULL);
-        CHECK(status == GW_OK || status == GW_ERR_CONFLICT);
+        CHECK(status == GW_OK || status == GW_ERR_CONFLICT || status == GW_ERR_BUSY);
     } else {
-        EQUAL(GW_OK, status);
+        CHECK(status == GW_OK || status == GW_ERR_BUSY);
     }
-    atomic_fetch_add(&swaps, 1);
+    atomic_fetch_add(status == GW_ERR_BUSY ? &busy : &swaps, 1);
+    status = gw_adapter_pin(engine, "fixed", GW_NUL, next(state) % 2, NULL);
+    CHECK(status == GW_OK || status == GW_ERR_BUSY);
+}
+
+/* Saves a request and hears what follows in another. Its adapter may be gone, or it may have ended. */
+static void resume(uint64_t id, int which, int file) {
+    gw_state *state = NULL;
+    gw_source *source = NULL;
+    uint64_t again = 0;
+    size_t size = 0;
+    gw_status status = gw_state_save(engine, id, &state, NULL);
+    if (status == GW_ERR_NOT_FOUND) return;
+    EQUAL(GW_OK, status);
+    const void *data = gw_state_data(state, &size);
+    WORKS(gw_source_memory(data, size, 0, NULL, NULL, &source, &error));
+    status = gw_state_resume(engine, source, NULL, NULL, NULL, &again, NULL);
+    gw_source_free(&source);
+    gw_state_free(&state);
+    if (status == GW_ERR_FORMAT) {
+        CHECK(file < 0);
+        return;
+    }
+    EQUAL(GW_OK, status);
+    const answer found = poll_all(engine, again);
+    int good = 0;
+    for (int i = 0; i <= FILES; i++) {
+        const answer *whole = &single[which][i];
+        if (file != i && (file >= 0 || i == FILES)) continue;
+        good |= found.finish == whole->finish && found.count <= whole->count &&
+                memcmp(found.tokens, whole->tokens + whole->count - found.count, found.count * 4) == 0;
+    }
+    if (!good) FAIL("prompt %d, adapter %d, resumed: %zu tokens, finish %d", which, file, found.count, found.finish);
+    atomic_fetch_add(&resumed, 1);
 }
 
 /* Submits, and says what the name meant. 0 if the name is free at the moment. */
@@ -122,9 +156,11 @@ static void *run(void *user) {
             gw_request request = request_of(which, NULL);
             const uint64_t id = submit(&state, request, &use, &file);
             const unsigned cancel_at = next(&state) % 3 ? 1000 : next(&state) % LENGTH;
+            const unsigned save_at = next(&state) % 4 ? 1000 : next(&state) % LENGTH;
             answer found;
             memset(&found, 0, sizeof found);
             for (int last = !id; !last;) {
+                if (found.count == save_at) resume(id, which, file);
                 if (found.count == cancel_at) {
                     const gw_status status = gw_cancel(engine, id, NULL);
                     CHECK(status == GW_OK || status == GW_ERR_NOT_FOUND);
@@ -162,12 +198,16 @@ int main(int count, char **arguments) {
     begin(count, arguments);
     const double seconds = count > 2 ? atof(arguments[2]) : 5;
     for (int i = 0; i < PROMPTS; i++) prompt(prompts[i], length_of(i), (uint32_t)i);
+    uint64_t largest = 0; /* Bytes of an adapter. */
+    gw_memory memory = GW_MEMORY_INIT;
     engine = open_small();
     for (int file = 0; file <= FILES; file++) {
         const gw_use use = {"single", GW_NUL, 1.0f, 0};
         if (file < FILES) {
             sources[file] = source_of(files[file]);
             WORKS(gw_adapter_load(engine, "single", GW_NUL, sources[file], NULL, &error));
+            WORKS(gw_engine_memory(engine, &memory, &error));
+            if (memory.adapters > largest) largest = memory.adapters;
         }
         for (int i = 0; i < PROMPTS; i++) {
             const gw_request request = request_of(i, file < FILES ? &use : NULL);
@@ -175,6 +215,11 @@ int main(int count, char **arguments) {
         }
         if (file < FILES) WORKS(gw_adapter_unload(engine, "single", GW_NUL, &error));
     }
+    gw_engine_close(&engine);
+    gw_engine_options options = GW_ENGINE_OPTIONS_INIT;
+    options.threads = 2;
+    options.adapter_bytes = 3 * largest;
+    engine = open_with(&options);
     WORKS(gw_adapter_load(engine, "fixed", GW_NUL, sources[1], NULL, &error));
 
     pthread_t threads[THREADS];
@@ -190,12 +235,14 @@ int main(int count, char **arguments) {
     for (int32_t live = 1; live;) WORKS(gw_step(engine, &live, &error));
 
     EQUAL(given, dropped);
-    gw_memory memory = GW_MEMORY_INIT;
     WORKS(gw_engine_memory(engine, &memory, &error));
     EQUAL(0, memory.kv_used);
-    CHECK(answered > 20 && cancelled > 0 && swaps > 0);
+    EQUAL(3 * largest, memory.adapters_limit);
+    CHECK(memory.adapters <= memory.adapters_limit);
+    CHECK(answered > 20 && cancelled > 0 && swaps > 0 && resumed > 0);
     gw_engine_close(&engine);
     for (int i = 0; i < FILES; i++) gw_source_free(&sources[i]);
-    if (count > 3) printf("%d answered, %d cancelled, %d refused, %d swaps\n", answered, cancelled, refused, swaps);
+    if (count > 3) printf("%d answered, %d cancelled, %d refused, %d resumed, %d swaps, %d without room\n", answered, cancelled, refused,
+                          resumed, swaps, busy);
     return 0;
 }
