@@ -334,15 +334,15 @@ GW_API GW_MUST_USE gw_status gw_engine_memory(const gw_engine *engine, gw_memory
  * meant when it was submitted until it ends, whatever happens to the names meanwhile. Adapters are loaded on the
  * calling thread, while requests run.
  *
- * With gw_engine_options.adapter_bytes, adapters take no more memory than that, however many are loaded. When one needs
- * room, those whose last use is the longest ago leave memory, but for those that are pinned or that running requests use;
- * they keep name and generation, and come back from their source when a request needs them: in gw_submit while there is
- * room beside adapters that other requests wait for, else in the step that starts the request, which waits until there
- * is. So their sources must hold what they held: files stay as they are, memory stays lent. If one does not, the
- * request fails with GW_ERR_CONFLICT and computes nothing. A request whose adapters could never be in memory together,
- * beside those that are pinned, gets GW_ERR_BUDGET. Calls that need an adapter in memory at once (gw_adapter_load, _replace and _pin, gw_logits) get
- * GW_ERR_BUSY where those that are in use leave no room. While one is loaded, its file and the matrix in progress take
- * memory beside. */
+ * With gw_engine_options.adapter_bytes, adapters take no more memory than that, however many are loaded. When one
+ * needs room, those whose last use is the longest ago leave memory, but for those that are pinned or that running
+ * requests use; they keep name and generation, and come back from their source when a request needs them: in gw_submit
+ * while there is room beside adapters that other requests wait for, else in the step that starts the request, which
+ * waits until there is. So their sources must hold what they held: files stay as they are, memory stays lent. If one
+ * does not, the request fails with GW_ERR_CONFLICT and computes nothing. A request whose adapters could never be in
+ * memory together, beside those that are pinned, gets GW_ERR_BUDGET. Calls that need an adapter in memory at once
+ * (gw_adapter_load, _replace and _pin, gw_logits) get GW_ERR_BUSY where those that are in use leave no room. While one
+ * is loaded, its file and the matrix in progress take memory beside. */
 
 /* Loads an adapter under a name that is free; GW_ERR_CONFLICT if it is not. */
 GW_API GW_MUST_USE gw_status gw_adapter_load(const gw_engine *engine, const char *name, size_t name_size,
