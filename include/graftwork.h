@@ -33,9 +33,9 @@
  * refused and gives GW_ERR_OUT_OF_MEMORY. What cannot be caught: the system killing the process, such as for a
  * mapped file that somebody truncates (see GW_SOURCE_COPY), and a system that refuses even small pieces of memory.
  *
- * Handles. gw_engine, gw_source, gw_adapters, gw_event, gw_state and gw_error are made by the library. Each is given back
- * once, to its own function, which takes the address of the pointer and sets it to NULL; called again with the same
- * address, or with a pointer that is NULL, it does nothing.
+ * Handles. gw_engine, gw_source, gw_adapters, gw_event, gw_state and gw_error are made by the library. Each is given
+ * back once, to its own function, which takes the address of the pointer and sets it to NULL; called again with the
+ * same address, or with a pointer that is NULL, it does nothing.
  *
  * Threads. A function that takes `const T *` may be called with one T from several threads at once; for an engine
  * that is all of them but gw_engine_close. A function that takes `T *` or `T **` of a handle needs it to itself. An
@@ -110,7 +110,7 @@ enum {
     GW_ERR_BUDGET = 7,               /* A limit of the engine's options would be exceeded. */
     GW_ERR_BUSY = 8,                 /* Not now. */
     GW_ERR_CANCELLED = 9,            /* A callback asked for the end. */
-    GW_ERR_IO = 10,                  /* Reading failed. */
+    GW_ERR_IO = 10,                  /* Reading or writing failed. */
     GW_ERR_DEVICE_LOST = 11,         /* The device that computes is gone. */
     GW_ERR_INTERNAL = 12,            /* A bug in the library. */
     GW_ERR_ABI = 13,                 /* A struct is too small, or sets fields that this version does not know. */
@@ -144,7 +144,8 @@ GW_API uint32_t gw_abi_version(void);
 GW_API const char *gw_version(void);
 
 /* 1 if the library has a capability, 0 if not: an adapter kind ("lora"), a weight format ("q4_1"), a container ("gguf",
- * "safetensors"), a way to open files ("fd"), a device ("cpu", "gpu"), or "grammar". Names are in small letters. */
+ * "safetensors"), a way to open files ("fd"), a device ("cpu", "gpu"), requests that are saved ("state"), adapters that
+ * make room for each other ("budget"), or "grammar". Names are in small letters. */
 GW_API int32_t gw_has_feature(const char *name, size_t name_size);
 
 /* ---------------------------------------------------------------------------------------------------------- Sources */
@@ -339,7 +340,9 @@ GW_API GW_MUST_USE gw_status gw_engine_memory(const gw_engine *engine, gw_memory
  * room beside adapters that other requests wait for, else in the step that starts the request, which waits until there
  * is. So their sources must hold what they held: files stay as they are, memory stays lent. If one does not, the
  * request fails with GW_ERR_CONFLICT and computes nothing. A request whose adapters could never be in memory together
- * gets GW_ERR_BUDGET. While one is loaded, its file and the matrix in progress take memory beside. */
+ * gets GW_ERR_BUDGET. Calls that need an adapter in memory at once (gw_adapter_load, _replace and _pin, gw_logits) get
+ * GW_ERR_BUSY where those that are in use leave no room. While one is loaded, its file and the matrix in progress take
+ * memory beside. */
 
 /* Loads an adapter under a name that is free; GW_ERR_CONFLICT if it is not. */
 GW_API GW_MUST_USE gw_status gw_adapter_load(const gw_engine *engine, const char *name, size_t name_size,
@@ -580,14 +583,16 @@ GW_API void gw_event_free(gw_event **event);
  * chosen, keys and values, and its adapters by what they hold. It begins with a version and ends with a checksum. */
 typedef struct gw_state gw_state;
 
-/* Saves a request that waits or runs; it goes on. Waits for a step in progress. GW_ERR_NOT_FOUND if it has ended. */
+/* Saves a request that waits or runs; it goes on. Waits for a step in progress. What followed from steps before is part of
+ * it, also where gw_poll has yet to tell: take those events too. GW_ERR_NOT_FOUND if it has ended. */
 GW_API GW_MUST_USE gw_status gw_state_save(const gw_engine *engine, uint64_t id, gw_state **state,
                                            gw_error **error GW_OPTIONAL);
 
 /* Its bytes. They live as long as the state; NULL for NULL. */
 GW_API const void *gw_state_data(const gw_state *state, size_t *size GW_OPTIONAL);
 
-/* Writes them to a file: whole, in place of what is there, or not at all. */
+/* Writes them to a file: whole, in place of what is there, or not at all. They are on the disk when this returns. Uses the
+ * name with ".partial" behind it meanwhile; what has that name is overwritten. */
 GW_API GW_MUST_USE gw_status gw_state_write(const gw_state *state, const char *path, size_t path_size,
                                             gw_error **error GW_OPTIONAL);
 

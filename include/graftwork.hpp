@@ -46,6 +46,7 @@ struct Free {
     void operator()(gw_engine *handle) const noexcept { gw_engine_close(&handle); }
     void operator()(gw_adapters *handle) const noexcept { gw_adapters_free(&handle); }
     void operator()(gw_event *handle) const noexcept { gw_event_free(&handle); }
+    void operator()(gw_state *handle) const noexcept { gw_state_free(&handle); }
 };
 
 template <class T> using Handle = std::unique_ptr<T, Free>;
@@ -219,6 +220,30 @@ private:
     internal::Handle<gw_source> handle_;
 };
 
+// ------------------------------------------------------------------------------------------------------------- States
+
+// A request as it was between two tokens, to go on later: see Engine::save and Engine::resume.
+class State {
+public:
+    // Takes over a state, or NULL.
+    explicit State(internal::Handle<gw_state> handle) noexcept : handle_(std::move(handle)) {}
+
+    // Its bytes, which live as long as it.
+    const void *data() const noexcept { return gw_state_data(get(), nullptr); }
+    std::size_t size() const noexcept {
+        std::size_t size = 0;
+        gw_state_data(get(), &size);
+        return size;
+    }
+    // Writes them to a file: whole, in place of what is there, or not at all.
+    void write(std::string_view path) const { internal::call(gw_state_write, get(), path.data(), path.size()); }
+
+    const gw_state *get() const noexcept { return handle_.get(); }
+
+private:
+    internal::Handle<gw_state> handle_;
+};
+
 // ------------------------------------------------------------------------------------------------------------- Events
 
 // What happened to a request; empty if poll() had nothing to tell.
@@ -307,6 +332,10 @@ public:
     // GW_REQUEST_IGNORE_EOS, GW_REQUEST_LOGPROBS, GW_REQUEST_LOGITS.
     Request &flags(std::uint32_t flags) { return set(&gw_request::flags, flags); }
     Request &top_logprobs(std::uint32_t count) { return set(&gw_request::top_logprobs, count); }
+    // GW_CONTEXT_...
+    Request &context(std::uint32_t policy) { return set(&gw_request::context, policy); }
+    // With GW_CONTEXT_SHIFT: how many of the prompt's tokens always stay.
+    Request &keep(std::uint64_t count) { return set(&gw_request::keep, count); }
 
     // Hears each event. Without, events wait for Engine::poll.
     Request &on_event(OnEvent function) { return on_event_ = std::move(function), *this; }
@@ -386,8 +415,11 @@ struct Adapter {
     std::string kind;
     std::uint64_t generation;
     std::uint64_t sites;    // Places of the model that it changes.
-    std::uint64_t bytes;    // That it keeps in memory.
-    std::uint64_t requests; // That use it.
+    std::uint64_t bytes;    // That it takes while it is in memory.
+    std::uint64_t requests; // That use it or wait for it.
+    bool resident;          // It is in memory.
+    bool pinned;            // It stays there.
+    std::uint64_t loads;    // How many times it came into memory.
 };
 
 // One model, its adapters, and everybody's requests.
@@ -476,6 +508,10 @@ public:
     void unload(std::string_view name) const {
         internal::call(gw_adapter_unload, get(), name.data(), name.size());
     }
+    // Keeps an adapter in memory, or no longer.
+    void pin(std::string_view name, bool pinned = true) const {
+        internal::call(gw_adapter_pin, get(), name.data(), name.size(), std::int32_t{pinned});
+    }
     // All adapters, ordered by name.
     std::vector<Adapter> adapters() const { return list(internal::make<gw_adapters>(gw_adapter_list, get())); }
     // The adapter of this name.
@@ -486,13 +522,8 @@ public:
     // Accepts a request and returns its id.
     std::uint64_t submit(const Request &request) const {
         return request.with_c([&](gw_request &c) {
-            std::unique_ptr<Callback> callback;
-            if (request.callback()) {
-                callback = std::make_unique<Callback>(Callback{request.callback(), thrown_});
-                c.user = callback.get();
-                c.drop = &internal::drop<Callback>;
-                c.on_event = &hear;
-            }
+            auto callback = keep(request.callback());
+            if (callback) c.on_event = &hear, c.user = callback.get(), c.drop = &internal::drop<Callback>;
             std::uint64_t id = 0;
             internal::call(gw_submit, get(), &c, &id);
             callback.release(); // The library has it.
@@ -500,6 +531,18 @@ public:
         });
     }
     void cancel(std::uint64_t id) const { internal::call(gw_cancel, get(), id); }
+
+    // Saves a request that waits or runs; it goes on.
+    State save(std::uint64_t id) const { return State(internal::make<gw_state>(gw_state_save, get(), id)); }
+    // Accepts a request that was saved, and returns its id. Without `on_event`, its events wait for poll().
+    std::uint64_t resume(const Source &state, const Request::OnEvent &on_event = {}) const {
+        auto callback = keep(on_event);
+        std::uint64_t id = 0;
+        internal::call(gw_state_resume, get(), state.get(), callback ? &hear : nullptr,
+                       static_cast<void *>(callback.get()), callback ? &internal::drop<Callback> : nullptr, &id);
+        callback.release(); // The library has it.
+        return id;
+    }
 
     // One forward pass over everything that is ready. False when all requests have ended.
     bool step() const {
@@ -555,6 +598,11 @@ private:
         std::shared_ptr<internal::Thrown> thrown;
     };
 
+    // What the library is given to keep; null without a function.
+    std::unique_ptr<Callback> keep(const Request::OnEvent &function) const {
+        return function ? std::make_unique<Callback>(Callback{function, thrown_}) : nullptr;
+    }
+
     static std::int32_t hear(void *user, const gw_event *event) noexcept {
         auto &callback = *static_cast<Callback *>(user);
         if (!callback.function) return 1;
@@ -572,8 +620,15 @@ private:
             gw_adapter_info info = GW_ADAPTER_INFO_INIT;
             const gw_status status = gw_adapters_get(handle.get(), i, &info);
             if (status != GW_OK) throw Error(status, nullptr);
-            all.push_back({{info.name, info.name_size}, {info.kind, info.kind_size}, info.generation, info.sites,
-                           info.bytes, info.requests});
+            all.push_back({{info.name, info.name_size},
+                           {info.kind, info.kind_size},
+                           info.generation,
+                           info.sites,
+                           info.bytes,
+                           info.requests,
+                           (info.state & GW_ADAPTER_RESIDENT) != 0,
+                           (info.state & GW_ADAPTER_PINNED) != 0,
+                           info.loads});
         }
         return all;
     }

@@ -46,7 +46,7 @@ fi
 if has valgrind; then
     note "valgrind"
     # The longest first; two at a time, because each uses one processor.
-    printf '%s\n' arguments life engines executor sizes sources fields options |
+    printf '%s\n' arguments life states engines executor sizes sources fields options |
         xargs -P 2 -I PROGRAM valgrind -q --error-exitcode=9 --leak-check=full \
             --errors-for-leak-kinds=definite,indirect,possible --read-inline-info=no --num-callers=40 \
             --suppressions=ffi/tests/c/valgrind.supp "$abi/PROGRAM" "$abi/models"

@@ -83,12 +83,14 @@ build() {
         $(pkg-config --static --cflags --libs graftwork | sed s/-lgraftwork/-l:libgraftwork.a/)
     if readelf -dW "$out-static" | grep -q libgraftwork; then fail "$name is not linked statically"; fi
 }
-for name in chat swap batch; do
+for name in chat swap batch loras tenants; do
     # shellcheck disable=SC2086
     build $name c $CC $c
 done
-# shellcheck disable=SC2086
-build chat cpp $CXX $cxx
+for name in chat assistant; do
+    # shellcheck disable=SC2086
+    build $name cpp $CXX $cxx
+done
 # The C++ header twice in a unit, in two units of a program, under later standards.
 for standard in c++17 c++20; do
     printf '#include <graftwork.hpp>\n#include <graftwork.hpp>\nvoid f();\nvoid f() {}\n' >"$work/one.cpp"
@@ -178,12 +180,73 @@ for kind in '' -static; do
     holds "$work/batch" "tools: $call"
     holds "$work/batch" "sentiment: negative"
     holds "$work/batch" " tokens of 3 answers in "
+
+    run assistant "$bin/assistant-cpp$kind" "$model" "$tools" "What is the weather like in Oslo in celsius?" \
+        "Find the area of a rectangle 12 wide and 7.5 high."
+    holds "$work/assistant" "$call"
+    holds "$work/assistant" "= rain in Oslo, told in celsius"
+    holds "$work/assistant" "= 90.000000"
 done
+run no-call "$bin/assistant-cpp" "$model" "$sentiment" "What is the weather like in Oslo in celsius?"
+holds "$work/no-call" "refused: expected a value, found \"negative\""
 printf 'I live in Paris.\nIn which city do I live?\n' >"$work/said"
 run talk "$bin/chat-c" "$model" <"$work/said"
 run talk-cpp "$bin/chat-cpp" "$model" <"$work/said"
 same "$work/talk" "$work/talk-cpp" "C and C++ converse differently"
 sed -n 2p "$work/talk" | grep -q Paris || { cat "$work/talk" >&2; fail "the conversation is not remembered"; }
+
+say "calls"
+# What is no call of a function with what it takes is refused.
+cat >"$work/calls" <<'END'
+
+nothing
+{"name": "get_weather"}
+{"name": "get_weather", "arguments": {}}
+{"name": "get_weather", "arguments": ["Oslo"]}
+{"name": "get_weather", "arguments": "city"}
+{"name": "get_weather", "arguments": {"city": 7}}
+{"name": "get_weather", "arguments": {"city": null}}
+{"name": "get_weather", "arguments": {"city": ["Oslo"]}}
+{"name": "get_weather", "arguments": {"city": "Oslo", "unit": "kelvin"}}
+{"name": "get_weather", "arguments": {"city": "Oslo", "day": "today"}}
+{"name": "get_weather", "arguments": {"city": "Oslo", "city": "Rome"}}
+{"name": "get_weather", "arguments": {"city": "Oslo"}, "then": "exit"}
+{"name": "get_weather", "arguments": {"city": "Oslo",}}
+{"name": "get_weather", "arguments": {"city": "Oslo"}} and more
+{"name": "get_weather", "arguments": {"city": "Oslo"}
+{"name": "get_weather", "arguments": {"city": "Os\lo"}}
+{"name": "get_weather", "arguments": {"city": 'Oslo'}}
+{"name": "system", "arguments": {"command": "ls"}}
+{"name": ["get_weather"], "arguments": {"city": "Oslo"}}
+{"name": "rectangle_area", "arguments": {"width": "1", "height": 2}}
+{"name": "rectangle_area", "arguments": {"width": 1, "height": 02}}
+{"name": "rectangle_area", "arguments": {"width": 1}}
+{"name": "rectangle_area", "arguments": {"width": true, "height": 2}}
+{"name": "rectangle_area", "arguments": {"width": 1e999, "height": 2}}
+[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[
+END
+run refused "$bin/assistant-cpp" <"$work/calls"
+[ "$(grep -c '^refused: ' "$work/refused")" = "$(grep -c '' "$work/calls")" ] && ! grep '^=' "$work/refused" >&2 || {
+    cat "$work/refused" >&2
+    fail "not refused"
+}
+cat >"$work/calls" <<'END'
+{"name": "get_weather", "arguments": {"city": "Oslo"}}
+ { "arguments" : { "unit" : "fahrenheit", "city" : "\"O\/s\\lo\"" } , "name" : "get_weather" }
+{"name":"rectangle_area","arguments":{"height":-2.5e1,"width":4}}
+END
+run called "$bin/assistant-cpp" <"$work/calls"
+printf '= rain in Oslo\n= rain in "O/s\\lo", told in fahrenheit\n= -100.000000\n' >"$work/expected"
+same "$work/expected" "$work/called" "the assistant calls something else"
+
+say "tenants"
+mkdir "$work/loras"
+"$bin/loras-c" "$repository/tests/golden/adapters/base" "$work/loras" 500
+run tenants "$bin/tenants-c" "$repository/tests/golden/adapters/base" "$work/loras" 500 5000 verify
+cat "$work/tenants"
+holds "$work/tenants" "0 of 5000 answers differ from their single runs"
+run tenants "$bin/tenants-c-static" "$repository/tests/golden/adapters/base" "$work/loras" 100 300 verify
+holds "$work/tenants" "0 of 300 answers differ from their single runs"
 
 say "errors"
 # Runs a program that must end with 1 and say why: TEXT PROGRAM...
@@ -198,6 +261,8 @@ refuses "chat: GW_ERR_NOT_FOUND: " "$bin/chat-c" "$work/no-such-file" hello
 refuses "chat: GW_ERR_NOT_FOUND: " "$bin/chat-cpp" "$work/no-such-file" hello
 refuses "chat: GW_ERR_FORMAT: " "$bin/chat-c" "$repository/Cargo.toml" hello
 refuses "batch: GW_ERR_CONFLICT: " "$bin/batch-c" "$model" "a=$tools" "a=$tools"
+refuses "tenants: GW_ERR_NOT_FOUND: " "$bin/tenants-c" "$repository/tests/golden/adapters/base" "$work/no-such-folder"
+refuses "assistant: " "$bin/assistant-cpp" "$work/no-such-file" "$tools" hello
 
 say "uninstalling"
 make uninstall PREFIX="$prefix" >/dev/null

@@ -81,6 +81,27 @@ pub unsafe extern "C" fn gw_adapter_unload(
     }
 }
 
+/// See the header.
+///
+/// # Safety
+/// As the header says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn gw_adapter_pin(
+    engine: *const gw_engine,
+    name: *const c_char,
+    name_size: usize,
+    pinned: i32,
+    error: *mut *mut gw_error,
+) -> gw_status {
+    // SAFETY: the caller's promises.
+    unsafe {
+        on_engine("gw_adapter_pin", engine, error, |engine| {
+            engine.pin_adapter(input::text(name, name_size, "name")?, pinned != 0)?;
+            Ok(())
+        })
+    }
+}
+
 /// Some adapters as they were when they were listed.
 pub struct gw_adapters(Vec<(Text, Text, AdapterInfo)>);
 
@@ -98,7 +119,7 @@ impl gw_adapters {
 #[allow(missing_docs, reason = "see the header")]
 pub struct gw_adapter_info {
     pub struct_size: u32,
-    pub reserved: u32,
+    pub state: u32,
     pub name: *const c_char,
     pub name_size: usize,
     pub kind: *const c_char,
@@ -107,7 +128,11 @@ pub struct gw_adapter_info {
     pub sites: u64,
     pub bytes: u64,
     pub requests: u64,
+    pub loads: u64,
 }
+
+const RESIDENT: u32 = 1;
+const PINNED: u32 = 2;
 
 // SAFETY: `repr(C)`, the size first, and every field may be zero.
 unsafe impl SizedStruct for gw_adapter_info {
@@ -187,7 +212,7 @@ pub unsafe extern "C" fn gw_adapters_get(
             })?;
             out.set(gw_adapter_info {
                 struct_size: size_of::<gw_adapter_info>() as u32,
-                reserved: 0,
+                state: u32::from(known.resident) * RESIDENT + u32::from(known.pinned) * PINNED,
                 name: name.as_ptr(),
                 name_size: name.size(),
                 kind: kind.as_ptr(),
@@ -196,6 +221,7 @@ pub unsafe extern "C" fn gw_adapters_get(
                 sites: known.edits as u64,
                 bytes: known.bytes as u64,
                 requests: known.requests as u64,
+                loads: known.loads,
             });
             Ok(())
         })

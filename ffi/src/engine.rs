@@ -126,6 +126,9 @@ pub struct gw_engine_options {
     pub execute: gw_execute_fn,
     pub execute_user: *mut c_void,
     pub execute_drop: gw_drop_fn,
+    pub weight_bytes: u64,
+    pub adapter_bytes: u64,
+    pub scratch_bytes: u64,
 }
 
 // SAFETY: `repr(C)`, the size first, and every field may be zero.
@@ -166,8 +169,15 @@ impl gw_engine_options {
                 *option = value as usize;
             }
         }
-        if self.kv_bytes != 0 {
-            options.kv_bytes = usize::try_from(self.kv_bytes).unwrap_or(usize::MAX);
+        for (option, bytes) in [
+            (&mut options.kv_bytes, self.kv_bytes),
+            (&mut options.weight_bytes, self.weight_bytes),
+            (&mut options.adapter_bytes, self.adapter_bytes),
+            (&mut options.scratch_bytes, self.scratch_bytes),
+        ] {
+            if bytes != 0 {
+                *option = usize::try_from(bytes).unwrap_or(usize::MAX);
+            }
         }
         let level = match self.log_level {
             0 | 2 => Level::Info,
@@ -241,6 +251,7 @@ pub struct gw_memory {
     pub kv_used: u64,
     pub kv_limit: u64,
     pub scratch: u64,
+    pub adapters_limit: u64,
 }
 
 // SAFETY: `repr(C)`, the size first, and every field may be zero.
@@ -250,8 +261,7 @@ unsafe impl SizedStruct for gw_memory {
 
 impl From<Memory> for gw_memory {
     fn from(memory: Memory) -> Self {
-        let Memory { weights, embedding, adapters, kv, kv_used, kv_limit, scratch, adapters_limit: _ } =
-            memory;
+        let Memory { weights, embedding, adapters, adapters_limit, kv, kv_used, kv_limit, scratch } = memory;
         Self {
             struct_size: size_of::<Self>() as u32,
             reserved: 0,
@@ -262,6 +272,7 @@ impl From<Memory> for gw_memory {
             kv_used: kv_used as u64,
             kv_limit: kv_limit as u64,
             scratch: scratch as u64,
+            adapters_limit: if adapters_limit == usize::MAX { 0 } else { adapters_limit as u64 },
         }
     }
 }

@@ -77,6 +77,7 @@ impl From<graftwork::Error> for Failure {
             ErrorKind::IncompatibleAdapter => GW_ERR_INCOMPATIBLE_ADAPTER,
             ErrorKind::OutOfMemory => GW_ERR_OUT_OF_MEMORY,
             ErrorKind::Budget => GW_ERR_BUDGET,
+            ErrorKind::Busy => GW_ERR_BUSY,
             ErrorKind::Cancelled => GW_ERR_CANCELLED,
             ErrorKind::Io => GW_ERR_IO,
             ErrorKind::Conflict => GW_ERR_CONFLICT,

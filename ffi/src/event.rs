@@ -1,6 +1,8 @@
 //! Events, and the functions that make them happen.
 
 use std::ffi::{c_char, c_void};
+use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use graftwork::{Event, FinishReason, RequestId};
@@ -8,7 +10,7 @@ use graftwork::{Event, FinishReason, RequestId};
 use crate::engine::{gw_engine, on_engine};
 use crate::error::{Failure, GW_OK, Text, gw_error, gw_status};
 use crate::guard::{free, quietly};
-use crate::input::{Out, set_optional};
+use crate::input::{Out, User, set_optional};
 use crate::request::gw_logprob;
 
 /// What happened to a request.
@@ -34,7 +36,9 @@ pub struct gw_event {
 }
 
 /// Hears the events of a request.
-pub type gw_event_fn = Option<unsafe extern "C" fn(user: *mut c_void, event: *const gw_event) -> i32>;
+pub type gw_event_fn = Option<OnEvent>;
+
+type OnEvent = unsafe extern "C" fn(user: *mut c_void, event: *const gw_event) -> i32;
 
 /// An event as the caller sees it, first, and what that points to.
 #[repr(C)]
@@ -113,6 +117,24 @@ impl OwnedEvent {
 
     pub fn seen(&self) -> &gw_event {
         &self.seen
+    }
+}
+
+/// Tells a caller's function of each event.
+///
+/// # Safety
+/// `on_event` may be called with the data of `user` from any thread, one call at a time, until this goes.
+pub(crate) unsafe fn sink(
+    on_event: OnEvent,
+    user: Arc<User>,
+) -> impl FnMut(Event) -> ControlFlow<()> + Send + 'static {
+    move |event| {
+        let event = OwnedEvent::new(event);
+        // SAFETY: the caller's promise; the event lives until it returns.
+        match unsafe { on_event(user.data(), event.seen()) } {
+            0 => ControlFlow::Continue(()),
+            _ => ControlFlow::Break(()),
+        }
     }
 }
 

@@ -121,6 +121,27 @@ pub(crate) unsafe fn text<'a>(pointer: *const c_char, size: usize, name: &str) -
     })
 }
 
+/// A path: on Unix any bytes.
+///
+/// # Safety
+/// As [`bytes`].
+pub(crate) unsafe fn path<'a>(
+    pointer: *const c_char,
+    size: usize,
+    name: &str,
+) -> Result<&'a std::path::Path, Failure> {
+    #[cfg(unix)]
+    let path = {
+        use std::os::unix::ffi::OsStrExt;
+        // SAFETY: the caller's promise.
+        std::ffi::OsStr::from_bytes(unsafe { bytes(pointer, size, name) }?)
+    };
+    #[cfg(not(unix))]
+    // SAFETY: the caller's promise.
+    let path = unsafe { text(pointer, size, name) }?;
+    Ok(path.as_ref())
+}
+
 /// Data of a caller that callbacks get, and how to let go of it.
 pub(crate) struct User {
     data: *mut c_void,

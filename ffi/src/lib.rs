@@ -20,6 +20,7 @@ mod input;
 mod request;
 mod sized;
 mod source;
+mod state;
 mod tokens;
 mod version;
 
@@ -31,6 +32,7 @@ pub use event::*;
 pub use guard::gw_inject_panic;
 pub use request::*;
 pub use source::*;
+pub use state::*;
 pub use tokens::*;
 pub use version::*;
 

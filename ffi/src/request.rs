@@ -1,15 +1,14 @@
 //! Requests: from the caller's struct to the engine's.
 
 use std::ffi::{c_char, c_void};
-use std::ops::ControlFlow;
 
 use graftwork::chat::{ChatInput, Message};
 use graftwork::sample::Options;
-use graftwork::{Prompt, Request, RequestId};
+use graftwork::{Context, Prompt, Request, RequestId};
 
 use crate::engine::{gw_engine, on_engine};
 use crate::error::{Failure, GW_ERR_ABI, GW_ERR_UNSUPPORTED, gw_error, gw_status};
-use crate::event::{OwnedEvent, gw_event_fn};
+use crate::event::{gw_event_fn, sink};
 use crate::gw_drop_fn;
 use crate::input::{self, User, array, set_optional};
 use crate::sized::{self, SizedStruct};
@@ -97,12 +96,13 @@ pub struct gw_request {
     pub frequency_penalty: f32,
     pub penalty_last_n: u32,
     pub top_logprobs: u32,
-    pub reserved: u32,
+    pub context: u32,
     pub grammar: *const c_char,
     pub grammar_size: usize,
     pub on_event: gw_event_fn,
     pub user: *mut c_void,
     pub drop: gw_drop_fn,
+    pub keep: u64,
 }
 
 // SAFETY: `repr(C)`, the size first, and every field may be zero.
@@ -180,10 +180,11 @@ impl gw_request {
             let found = format!("{:#x}", self.flags);
             return Err(Failure::argument("flags", "GW_REQUEST_... of this version", found));
         }
-        if self.reserved != 0 {
-            let message = format!("request: expected reserved to be 0, found {}", self.reserved);
-            return Err(Failure::new(GW_ERR_ABI, "reserved", message));
-        }
+        let context = match self.context {
+            0 => Context::Stop,
+            1 => Context::Shift { keep: usize::try_from(self.keep).unwrap_or(usize::MAX) },
+            found => return Err(Failure::argument("context", "one of GW_CONTEXT_...", found)),
+        };
         if !self.grammar.is_null() || self.grammar_size != 0 {
             let message = "grammar: this version cannot constrain answers";
             return Err(Failure::new(GW_ERR_UNSUPPORTED, "grammar", message));
@@ -227,6 +228,7 @@ impl gw_request {
                 ignore_eos: self.flags & IGNORE_EOS != 0,
                 logprobs: (self.flags & LOGPROBS != 0).then_some(self.top_logprobs as usize),
                 logits: self.flags & LOGITS != 0,
+                context,
                 ..Request::new(self.prompt()?)
             })
         }
@@ -262,17 +264,7 @@ pub unsafe extern "C" fn gw_submit(
             let (user, claim) = User::new(given.user, given.drop).claim();
             let submitted = match given.on_event {
                 None => engine.submit(request)?,
-                Some(on_event) => {
-                    let sink = move |event| {
-                        let event = OwnedEvent::new(event);
-                        // The caller gave both for this; the event lives until it returns.
-                        match on_event(user.data(), event.seen()) {
-                            0 => ControlFlow::Continue(()),
-                            _ => ControlFlow::Break(()),
-                        }
-                    };
-                    engine.submit_to(sink, request)?
-                }
+                Some(on_event) => engine.submit_to(sink(on_event, user), request)?,
             };
             claim.keep();
             set_optional(id, submitted.get());

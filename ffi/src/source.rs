@@ -42,15 +42,15 @@ impl gw_source {
         })
     }
 
-    /// The bytes of the one file that this is.
-    fn file(&self) -> Result<Bytes, Failure> {
+    /// The bytes of the one file that this is, as argument `name`.
+    pub(crate) fn file(&self, name: &str) -> Result<Bytes, Failure> {
         match self {
             Self::Path { path, copy } => {
                 let copy_up_to = if *copy { u64::MAX } else { 0 };
                 Ok(graftwork::open_bytes(path, copy_up_to).map_err(graftwork::Error::from)?)
             }
             Self::Bytes(bytes) => Ok(bytes.clone()),
-            Self::Directory(_) => Err(Failure::argument("file", "a source of one file", "a directory")),
+            Self::Directory(_) => Err(Failure::argument(name, "a source of one file", "a directory")),
         }
     }
 }
@@ -90,13 +90,7 @@ pub unsafe extern "C" fn gw_source_path(
     unsafe {
         guard("gw_source_path", error, || {
             let out = Out::new(source, "source")?;
-            #[cfg(unix)]
-            let path = {
-                use std::os::unix::ffi::OsStrExt;
-                std::ffi::OsStr::from_bytes(input::bytes(path, path_size, "path")?)
-            };
-            #[cfg(not(unix))]
-            let path = input::text(path, path_size, "path")?;
+            let path = input::path(path, path_size, "path")?;
             give(&out, gw_source::Path { path: path.into(), copy: copies(flags)? });
             Ok(())
         })
@@ -297,7 +291,7 @@ pub unsafe extern "C" fn gw_source_add(
     unsafe {
         guard("gw_source_add", error, || {
             let name = input::text(name, name_size, "name")?;
-            let bytes = reference(file, "file")?.file();
+            let bytes = reference(file, "file")?.file("file");
             let gw_source::Directory(files) = exclusive(directory, "directory")? else {
                 return Err(Failure::argument("directory", "a source of gw_source_directory", "another"));
             };

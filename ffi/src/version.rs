@@ -31,7 +31,7 @@ pub unsafe extern "C" fn gw_has_feature(name: *const c_char, name_size: usize) -
     caught("gw_has_feature", || {
         // SAFETY: the caller's promise.
         let Ok(name) = (unsafe { input::text(name, name_size, "name") }) else { return 0 };
-        let known = ["gguf", "safetensors", "cpu", "dora"].contains(&name)
+        let known = ["gguf", "safetensors", "cpu", "dora", "state", "budget"].contains(&name)
             || name == "fd" && cfg!(unix)
             || Kind::ALL.iter().any(|kind| kind.name() == name)
             || Format::ALL.iter().any(|format| format.name().eq_ignore_ascii_case(name))

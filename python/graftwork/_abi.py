@@ -45,6 +45,8 @@ GW_KV_F16 = 0
 GW_KV_F32 = 1
 GW_KV_Q8_0 = 2
 GW_ENGINE_NO_PREFIXES = 1
+GW_ADAPTER_RESIDENT = 1
+GW_ADAPTER_PINNED = 2
 GW_EVENT_TOKEN = 1
 GW_EVENT_FINISHED = 2
 GW_EVENT_FAILED = 3
@@ -55,6 +57,8 @@ GW_FINISH_CANCELLED = 4
 GW_REQUEST_IGNORE_EOS = 1
 GW_REQUEST_LOGPROBS = 2
 GW_REQUEST_LOGITS = 4
+GW_CONTEXT_STOP = 0
+GW_CONTEXT_SHIFT = 1
 
 
 gw_drop_fn = CFUNCTYPE(None, c_void_p)
@@ -110,6 +114,9 @@ class gw_engine_options(Structure):
     execute: Any
     execute_user: Any
     execute_drop: Any
+    weight_bytes: int
+    adapter_bytes: int
+    scratch_bytes: int
     _fields_ = [
         ("struct_size", c_uint32),
         ("flags", c_uint32),
@@ -128,6 +135,9 @@ class gw_engine_options(Structure):
         ("execute", gw_execute_fn),
         ("execute_user", c_void_p),
         ("execute_drop", gw_drop_fn),
+        ("weight_bytes", c_uint64),
+        ("adapter_bytes", c_uint64),
+        ("scratch_bytes", c_uint64),
     ]
 
 
@@ -141,6 +151,7 @@ class gw_memory(Structure):
     kv_used: int
     kv_limit: int
     scratch: int
+    adapters_limit: int
     _fields_ = [
         ("struct_size", c_uint32),
         ("reserved", c_uint32),
@@ -151,6 +162,7 @@ class gw_memory(Structure):
         ("kv_used", c_uint64),
         ("kv_limit", c_uint64),
         ("scratch", c_uint64),
+        ("adapters_limit", c_uint64),
     ]
 
 
@@ -187,7 +199,7 @@ class gw_engine_info(Structure):
 
 class gw_adapter_info(Structure):
     struct_size: int
-    reserved: int
+    state: int
     name: Any
     name_size: int
     kind: Any
@@ -196,9 +208,10 @@ class gw_adapter_info(Structure):
     sites: int
     bytes: int
     requests: int
+    loads: int
     _fields_ = [
         ("struct_size", c_uint32),
-        ("reserved", c_uint32),
+        ("state", c_uint32),
         ("name", c_void_p),
         ("name_size", c_size_t),
         ("kind", c_void_p),
@@ -207,6 +220,7 @@ class gw_adapter_info(Structure):
         ("sites", c_uint64),
         ("bytes", c_uint64),
         ("requests", c_uint64),
+        ("loads", c_uint64),
     ]
 
 
@@ -331,12 +345,13 @@ class gw_request(Structure):
     frequency_penalty: float
     penalty_last_n: int
     top_logprobs: int
-    reserved: int
+    context: int
     grammar: Any
     grammar_size: int
     on_event: Any
     user: Any
     drop: Any
+    keep: int
     _fields_ = [
         ("struct_size", c_uint32),
         ("flags", c_uint32),
@@ -367,12 +382,13 @@ class gw_request(Structure):
         ("frequency_penalty", c_float),
         ("penalty_last_n", c_uint32),
         ("top_logprobs", c_uint32),
-        ("reserved", c_uint32),
+        ("context", c_uint32),
         ("grammar", c_char_p),
         ("grammar_size", c_size_t),
         ("on_event", gw_event_fn),
         ("user", c_void_p),
         ("drop", gw_drop_fn),
+        ("keep", c_uint64),
     ]
 
 
@@ -402,6 +418,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "gw_adapter_load": (c_int32, [c_void_p, c_char_p, c_size_t, c_void_p, POINTER(c_uint64), POINTER(c_void_p)]),
     "gw_adapter_replace": (c_int32, [c_void_p, c_char_p, c_size_t, c_void_p, c_uint64, POINTER(c_uint64), POINTER(c_void_p)]),
     "gw_adapter_unload": (c_int32, [c_void_p, c_char_p, c_size_t, POINTER(c_void_p)]),
+    "gw_adapter_pin": (c_int32, [c_void_p, c_char_p, c_size_t, c_int32, POINTER(c_void_p)]),
     "gw_adapter_list": (c_int32, [c_void_p, POINTER(c_void_p), POINTER(c_void_p)]),
     "gw_adapter_describe": (c_int32, [c_void_p, c_char_p, c_size_t, POINTER(c_void_p), POINTER(c_void_p)]),
     "gw_adapters_count": (c_size_t, [c_void_p]),
@@ -413,6 +430,11 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "gw_step": (c_int32, [c_void_p, POINTER(c_int32), POINTER(c_void_p)]),
     "gw_poll": (c_int32, [c_void_p, c_uint64, c_uint32, POINTER(POINTER(gw_event)), POINTER(c_void_p)]),
     "gw_event_free": (None, [POINTER(POINTER(gw_event))]),
+    "gw_state_save": (c_int32, [c_void_p, c_uint64, POINTER(c_void_p), POINTER(c_void_p)]),
+    "gw_state_data": (c_void_p, [c_void_p, POINTER(c_size_t)]),
+    "gw_state_write": (c_int32, [c_void_p, c_char_p, c_size_t, POINTER(c_void_p)]),
+    "gw_state_free": (None, [POINTER(c_void_p)]),
+    "gw_state_resume": (c_int32, [c_void_p, c_void_p, gw_event_fn, c_void_p, gw_drop_fn, POINTER(c_uint64), POINTER(c_void_p)]),
     "gw_prompt_tokens": (c_int32, [c_void_p, POINTER(gw_request), POINTER(c_uint32), c_size_t, POINTER(c_size_t), POINTER(c_void_p)]),
     "gw_detokenize": (c_int32, [c_void_p, POINTER(c_uint32), c_size_t, c_char_p, c_size_t, POINTER(c_size_t), POINTER(c_void_p)]),
     "gw_logits": (c_int32, [c_void_p, POINTER(c_uint32), c_size_t, POINTER(gw_use), c_size_t, POINTER(c_float), c_size_t, POINTER(c_void_p)]),
@@ -447,6 +469,8 @@ __all__ = [
     "GW_KV_F32",
     "GW_KV_Q8_0",
     "GW_ENGINE_NO_PREFIXES",
+    "GW_ADAPTER_RESIDENT",
+    "GW_ADAPTER_PINNED",
     "GW_EVENT_TOKEN",
     "GW_EVENT_FINISHED",
     "GW_EVENT_FAILED",
@@ -457,4 +481,6 @@ __all__ = [
     "GW_REQUEST_IGNORE_EOS",
     "GW_REQUEST_LOGPROBS",
     "GW_REQUEST_LOGITS",
+    "GW_CONTEXT_STOP",
+    "GW_CONTEXT_SHIFT",
 ]

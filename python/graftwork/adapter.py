@@ -22,9 +22,15 @@ class AdapterInfo:
     sites: int
     """Places of the model that it changes."""
     bytes: int
-    """That it keeps in memory."""
+    """That it takes while it is in memory."""
     requests: int
-    """How many times running requests use it."""
+    """How many times requests use it or wait for it."""
+    resident: bool
+    """It is in memory."""
+    pinned: bool
+    """It stays there."""
+    loads: int
+    """How many times it came into memory."""
 
 
 class Adapter:
@@ -46,6 +52,14 @@ class Adapter:
     def unload(self) -> None:
         """Frees the name. The memory goes with the last request that uses it."""
         self._engine.unload_adapter(self.name)
+
+    def pin(self) -> None:
+        """Keeps the adapter that the name means now in memory, until the name is freed, given to another, or unpinned."""
+        self._engine.pin_adapter(self.name)
+
+    def unpin(self) -> None:
+        """Lets it leave memory when another needs room."""
+        self._engine.pin_adapter(self.name, False)
 
     @property
     def info(self) -> AdapterInfo:

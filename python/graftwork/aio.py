@@ -6,13 +6,12 @@ import asyncio
 import threading
 import weakref
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any
 
 from graftwork import _abi, _callbacks
 from graftwork.errors import ClosedError
 from graftwork.event import Event
-from graftwork.request import Request
 from graftwork.stream import Answer, closed
 
 if TYPE_CHECKING:
@@ -115,8 +114,8 @@ class Stepper:
         # By the id of the loop, which is there as long as its post.
         self._posts: weakref.WeakValueDictionary[int, _Post] = weakref.WeakValueDictionary()
 
-    def submit(self, engine: Engine, request: Request) -> AsyncStream:
-        """Submits a request for the running event loop."""
+    def submit(self, engine: Engine, accept: Callable[[_AsyncInbox], int], logprobs: bool) -> AsyncStream:
+        """Has a request accepted, with an inbox for its events, for the running event loop."""
         loop = asyncio.get_running_loop()
         with self._lock:
             post = self._posts.get(id(loop))
@@ -125,7 +124,7 @@ class Stepper:
             inbox = _AsyncInbox(post, self)
             self._inboxes.add(inbox)
         try:
-            stream = AsyncStream(engine, inbox, engine._submit(request, inbox), request.logprobs)
+            stream = AsyncStream(engine, inbox, accept(inbox), logprobs)
         except BaseException:
             self.left(inbox)
             raise

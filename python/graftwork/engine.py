@@ -11,7 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, Union, overload
 
 from graftwork import _abi, _callbacks
 from graftwork._library import check, lib, make_error, text_at, unsigned, utf8
@@ -19,7 +19,7 @@ from graftwork.adapter import Adapter, AdapterInfo
 from graftwork.aio import AsyncStream, Stepper
 from graftwork.event import Event, Logits, floats, read_event
 from graftwork.request import AdaptersLike, Packed, Prompt, Request, to_request, tokens_for_c, uses
-from graftwork.source import SourceLike, to_source
+from graftwork.source import SourceLike, path_bytes, to_source
 from graftwork.stream import Inbox, Stream, closed
 
 if TYPE_CHECKING:
@@ -31,6 +31,13 @@ if TYPE_CHECKING:
 SLICE_MS = 100
 
 _EventPointer = ctypes.POINTER(_abi.gw_event)
+
+_NOT_TOLD, _NOT_DROPPED = _abi.gw_event_fn(), _abi.gw_drop_fn()  # NULL
+
+_T = TypeVar("_T")
+
+# A request that was submitted: what reads it, or its id.
+RequestLike = Union[Stream, AsyncStream, int]
 
 
 class Executor(Protocol):
@@ -56,6 +63,12 @@ class EngineOptions:
     """Most rows of prompts in a step. 0: 512."""
     kv_bytes: int = 0
     """Most bytes of the KV cache, which grows as it is needed. 0: 1 GiB."""
+    weight_bytes: int = 0
+    """Most bytes of weights and embedding: a larger model is not opened. 0: no limit."""
+    adapter_bytes: int = 0
+    """Most bytes of adapters in memory: beyond, those that were used the longest ago leave and come back. 0: no limit."""
+    scratch_bytes: int = 0
+    """Most bytes of activations. 0: no limit."""
     no_prefixes: bool = False
     """GW_ENGINE_NO_PREFIXES: forget keys and values when a request ends."""
     log: Callable[[int, str], object] | None = None
@@ -77,6 +90,9 @@ class EngineKeywords(TypedDict, total=False):
     max_batch: int
     prefill_chunk: int
     kv_bytes: int
+    weight_bytes: int
+    adapter_bytes: int
+    scratch_bytes: int
     no_prefixes: bool
     log: Callable[[int, str], object] | None
     log_level: int
@@ -92,7 +108,7 @@ class Memory:
     """The model as packed for the device."""
     embedding: int
     adapters: int
-    """Adapters that are loaded, and those that requests still use."""
+    """Adapters in memory: loaded, or not any more but still used by requests."""
     kv: int
     """The KV cache as it has grown."""
     kv_used: int
@@ -101,6 +117,8 @@ class Memory:
     """What it may grow to."""
     scratch: int
     """Activations of a step, and what kernels need beside them, as they have grown."""
+    adapters_limit: int
+    """What adapters may grow to: `adapter_bytes`; 0 for no limit."""
 
 
 @dataclass(frozen=True)
@@ -338,6 +356,14 @@ class Engine:
         text = utf8("name", name)
         self._call(lib.gw_adapter_unload, text, len(text))
 
+    def pin_adapter(self, name: str, pinned: bool = True) -> None:
+        """Keeps an adapter in memory, or no longer; brings it there if it is not.
+
+        It stays until its name is freed, given to another adapter or unpinned. BusyError or BudgetError if it finds no room.
+        """
+        text = utf8("name", name)
+        self._call(lib.gw_adapter_pin, text, len(text), bool(pinned))
+
     def adapters(self) -> list[AdapterInfo]:
         """All adapters that have a name, ordered by it."""
         return self._adapters(lib.gw_adapter_list)
@@ -358,7 +384,9 @@ class Engine:
                 if status:
                     raise make_error(status, ctypes.c_void_p())
                 name, kind = text_at(raw.name, raw.name_size), text_at(raw.kind, raw.kind_size)
-                found.append(AdapterInfo(name, kind, raw.generation, raw.sites, raw.bytes, raw.requests))
+                resident, pinned = raw.state & _abi.GW_ADAPTER_RESIDENT, raw.state & _abi.GW_ADAPTER_PINNED
+                known = (raw.generation, raw.sites, raw.bytes, raw.requests, bool(resident), bool(pinned), raw.loads)
+                found.append(AdapterInfo(name, kind, *known))
             return found
         finally:
             lib.gw_adapters_free(ctypes.byref(adapters))
@@ -376,7 +404,8 @@ class Engine:
 
     def agenerate(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> AsyncStream:
         """The same for asyncio: `async for event in engine.agenerate(...)`. Steps happen on a thread of their own."""
-        return self._stepper.submit(self, to_request(prompt, options))
+        request = to_request(prompt, options)
+        return self._stepper.submit(self, lambda inbox: self._submit(request, inbox), request.logprobs)
 
     def submit(
         self,
@@ -390,25 +419,34 @@ class Engine:
         something true, that cancels the request. If it raises, the request is cancelled, it is not called again, and
         the exception comes out of that step() or poll(). Without it, events wait for poll().
         """
+        return self._submit(to_request(prompt, options), self._told(on_event))
+
+    def _told(self, on_event: Callable[[Event], object] | None) -> _Told | None:
+        """The listener that tells a function of the caller's."""
         if on_event is not None and not callable(on_event):
             raise TypeError(f"on_event: expected a function, found {type(on_event).__name__}")
-        request = to_request(prompt, options)
-        return self._submit(request, None if on_event is None else _Told(on_event, self._thrown))
+        return None if on_event is None else _Told(on_event, self._thrown)
 
     def _submit(self, request: Request, listener: _callbacks.Listener | None) -> int:
         packed = Packed(request)
+
+        def submit(on_event: Any, user: int, drop: Any, id: Any) -> None:
+            packed.raw.on_event, packed.raw.user, packed.raw.drop = on_event, user, drop
+            self._call(lib.gw_submit, ctypes.byref(packed.raw), id)
+
+        return self._accept(submit, listener)
+
+    def _accept(self, call: Callable[..., None], listener: _callbacks.Listener | None) -> int:
+        """Has a call take a listener, and gives the id of the request that it made."""
         id = ctypes.c_uint64()
-        number = 0
-        if listener is not None:
-            number = _callbacks.keep(listener)
-            packed.raw.on_event = _callbacks.on_event
-            packed.raw.user = number
-            packed.raw.drop = _callbacks.drop
+        if listener is None:
+            call(_NOT_TOLD, 0, _NOT_DROPPED, ctypes.byref(id))
+            return id.value
+        number = _callbacks.keep(listener)
         try:
-            self._call(lib.gw_submit, ctypes.byref(packed.raw), ctypes.byref(id))
+            call(_callbacks.on_event, number, _callbacks.drop, ctypes.byref(id))
         except BaseException:
-            if number:
-                _callbacks.forget(number)
+            _callbacks.forget(number)
             raise
         return id.value
 
@@ -519,6 +557,62 @@ class Engine:
         thrown = self._thrown.pop(threading.get_ident(), None) if self._thrown else None
         return thrown if thrown is not None else _callbacks.interruption()
 
+    # --------------------------------------------------------------------------------------------------------- States
+
+    def save(self, request: RequestLike) -> bytes:
+        """A request as it is between two tokens, in bytes with which resume() goes on, also in another process.
+
+        `request` is a stream or an id. It goes on here too; NotFoundError if it has ended. Events that it has had but that
+        nobody has read yet are before what is saved: read them too. Waits for a step in progress.
+        """
+        return self._save(request, _state_bytes)
+
+    def save_to(self, request: RequestLike, path: str | bytes | os.PathLike[Any]) -> None:
+        """save() to a file, which is written whole, in place of what is there, or not at all."""
+        name = path_bytes(path)
+        self._save(request, lambda state: check(lib.gw_state_write, state, name, len(name)))
+
+    def _save(self, request: RequestLike, take: Callable[[ctypes.c_void_p], _T]) -> _T:
+        id = request.id if isinstance(request, (Stream, AsyncStream)) else unsigned("id", request, 64)
+        state = ctypes.c_void_p()
+        self._call(lib.gw_state_save, id, ctypes.byref(state))
+        try:
+            return take(state)
+        finally:
+            lib.gw_state_free(ctypes.byref(state))
+
+    async def asave(self, request: RequestLike) -> bytes:
+        """save(), without keeping the event loop waiting for a step in progress."""
+        import asyncio
+
+        return await asyncio.get_running_loop().run_in_executor(None, self.save, request)
+
+    def resume(self, state: SourceLike, logprobs: bool = False) -> Stream:
+        """Accepts a request that was saved, and gives its next events as an iterator: those that followed, equal to the bit.
+
+        `state` is what save() gave, the path of a file with it, or another source of one file. The request's adapters must
+        be loaded, under any names: what they hold counts. FormatError if something is not what it was. `logprobs`: for
+        requests that had it, the Answer of result() has it too.
+        """
+        inbox = Inbox()
+        return Stream(self, inbox, self._resume(state, inbox), logprobs)
+
+    def aresume(self, state: SourceLike, logprobs: bool = False) -> AsyncStream:
+        """The same for asyncio: `async for event in engine.aresume(...)`."""
+        return self._stepper.submit(self, lambda inbox: self._resume(state, inbox), logprobs)
+
+    def resume_to(self, state: SourceLike, on_event: Callable[[Event], object] | None = None) -> int:
+        """The same as submit() does it: gives the id; `on_event` hears the events, without it they wait for poll()."""
+        return self._resume(state, self._told(on_event))
+
+    def _resume(self, state: SourceLike, listener: _callbacks.Listener | None) -> int:
+        source = to_source(state)
+
+        def resume(*arguments: Any) -> None:
+            self._call(lib.gw_state_resume, source._handle, *arguments)
+
+        return self._accept(resume, listener)
+
     # ---------------------------------------------------------------------------------------------- Tokens and logits
 
     def prompt_tokens(self, prompt: Prompt) -> list[int]:
@@ -577,7 +671,8 @@ class _Options:
         for name in ("device", "threads", "kv_format", "max_batch", "prefill_chunk"):
             setattr(raw, name, unsigned(name, getattr(given, name)))
         raw.log_level = unsigned("log_level", given.log_level, 31)
-        raw.kv_bytes = unsigned("kv_bytes", given.kv_bytes, 64)
+        for name in ("kv_bytes", "weight_bytes", "adapter_bytes", "scratch_bytes"):
+            setattr(raw, name, unsigned(name, getattr(given, name), 64))
         raw.flags = _abi.GW_ENGINE_NO_PREFIXES if given.no_prefixes else 0
         self.progress: _callbacks.Progress | None = None
         for name in ("log", "progress"):
@@ -603,6 +698,12 @@ class _Options:
         for number in (self.raw.log_user, self.raw.progress_user, self.raw.execute_user):
             if number:
                 _callbacks.forget(number)
+
+
+def _state_bytes(state: ctypes.c_void_p) -> bytes:
+    size = ctypes.c_size_t()
+    data = lib.gw_state_data(state, ctypes.byref(size))
+    return ctypes.string_at(data, size.value)
 
 
 def _memory(raw: _abi.gw_memory) -> Memory:

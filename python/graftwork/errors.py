@@ -69,7 +69,7 @@ class CancelledError(Error):
 
 
 class IoError(Error):
-    """Reading failed."""
+    """Reading or writing failed."""
 
 
 class DeviceLostError(Error):

@@ -8,10 +8,10 @@ import math
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Union
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict, Union
 
 from graftwork import _abi
-from graftwork._library import real, unsigned, utf8
+from graftwork._library import invalid, real, unsigned, utf8
 
 if TYPE_CHECKING:
     from graftwork.adapter import Adapter
@@ -35,6 +35,9 @@ AdaptersLike = Union[
     "Mapping[str, float]",
     "Sequence[Union[AdapterLike, tuple[AdapterLike, float]]]",
 ]
+
+
+ContextLike = Union[Literal["stop", "shift"], int]
 
 
 @dataclass
@@ -72,6 +75,10 @@ class Request:
     """How many of the last tokens count as repeated. 0: 64. 0xFFFFFFFF: all."""
     top_logprobs: int = 0
     """How many of the likeliest tokens `logprobs` reports."""
+    context: ContextLike = 0
+    """What happens when the context is full: "stop" (GW_CONTEXT_STOP), or "shift" (GW_CONTEXT_SHIFT): the older half goes."""
+    keep: int = 0
+    """With "shift": how many of the prompt's tokens always stay."""
     grammar: str | None = None
     """UnsupportedError in this version."""
 
@@ -101,6 +108,8 @@ class RequestOptions(TypedDict, total=False):
     frequency_penalty: float
     penalty_last_n: int
     top_logprobs: int
+    context: ContextLike
+    keep: int
     grammar: str | None
     ignore_eos: bool
     logprobs: bool
@@ -166,6 +175,7 @@ class Packed:
             value = getattr(request, name)
             if value:
                 setattr(raw, name, unsigned(name, value, bits))
+        raw.context = context(request.context)
         for name in _FLOATS:
             value = getattr(request, name)
             if value:
@@ -202,12 +212,14 @@ class Packed:
         return made, count
 
 
+_CONTEXTS = {"stop": _abi.GW_CONTEXT_STOP, "shift": _abi.GW_CONTEXT_SHIFT}
 _INTEGERS = (
     ("max_tokens", 64),
     ("seed", 64),
     ("top_k", 32),
     ("penalty_last_n", 32),
     ("top_logprobs", 32),
+    ("keep", 64),
 )
 _FLOATS = (
     "temperature",
@@ -217,6 +229,15 @@ _FLOATS = (
     "presence_penalty",
     "frequency_penalty",
 )
+
+
+def context(given: object) -> int:
+    """What happens when the context is full, for C."""
+    if not isinstance(given, str):
+        return unsigned("context", given)
+    if given not in _CONTEXTS:
+        raise invalid("context", '"stop" or "shift"', repr(given))
+    return _CONTEXTS[given]
 
 
 def f32(name: str, value: object) -> float:

@@ -36,11 +36,7 @@ class Source:
     @classmethod
     def path(cls, path: str | bytes | os.PathLike[Any], *, copy: bool = False) -> Source:
         """A file or a directory. Mapped, unless `copy`: then read into memory."""
-        given = os.fspath(path)
-        if sys.platform == "win32" and isinstance(given, str):
-            name = utf8("path", given)
-        else:
-            name = os.fsencode(given)
+        name = path_bytes(path)
         return cls(_make(lib.gw_source_path, name, len(name), _flags(copy)))
 
     @classmethod
@@ -110,6 +106,14 @@ def to_source(source: SourceLike) -> Source:
     if hasattr(source, "read") and hasattr(source, "seek"):
         return Source.reader(source)
     raise TypeError(f"source: expected a path, bytes, a dict of files, or a file, found {type(source).__name__}")
+
+
+def path_bytes(path: str | bytes | os.PathLike[Any]) -> bytes:
+    """A path for C."""
+    given = os.fspath(path)
+    if sys.platform == "win32" and isinstance(given, str):
+        return utf8("path", given)
+    return os.fsencode(given)
 
 
 def _flags(copy: bool) -> int:

@@ -26,6 +26,17 @@ engine.generate(graftwork.Request(messages=[graftwork.Message("user", "x")]))
 assert_type(engine.generate([1]).result(), graftwork.Answer)
 assert_type(engine.submit("x", lambda event: event.last), int)
 assert_type(engine.poll(), graftwork.Event)
+engine.generate("x", context="shift", keep=4)
+engine.generate("x", context=graftwork.GW_CONTEXT_STOP)
+adapter.pin()
+assert_type(adapter.info.resident, bool)
+graftwork.Engine("x", weight_bytes=1, adapter_bytes=1, scratch_bytes=1)
+state = engine.save(engine.generate("x"))
+assert_type(state, bytes)
+engine.save_to(7, Path("state"))
+assert_type(engine.resume(state), graftwork.Stream)
+assert_type(engine.resume_to(Path("state"), lambda event: event.last), int)
+assert_type(engine.resume_to(graftwork.Source.path("state")), int)
 assert_type(engine.poll(timeout=1), "graftwork.Event | None")
 
 
@@ -33,6 +44,8 @@ async def ask() -> str:
     async with engine.agenerate("x", temperature=1.0) as stream:
         async for event in stream:
             assert_type(event, graftwork.Event)
+        assert_type(await engine.asave(stream), bytes)
+    assert_type(engine.aresume(b"state"), graftwork.AsyncStream)
     return (await engine.agenerate("x").result()).text
 
 

@@ -77,6 +77,8 @@ macro_rules! programs {
 programs! {
     life();
     sources();
+    states();
+    killed();
     options();
     silence();
     cycles();

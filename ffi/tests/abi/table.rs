@@ -36,6 +36,7 @@ const CALLS: &[(&str, &[&str])] = &[
         &["f->engine", "\"lora\"", "GW_NUL", "f->lora", "0", "&f->made.generation", "&error"],
     ),
     ("gw_adapter_unload", &["f->engine", "\"lora\"", "GW_NUL", "&error"]),
+    ("gw_adapter_pin", &["f->engine", "\"lora\"", "GW_NUL", "1", "&error"]),
     ("gw_adapter_list", &["f->engine", "&f->made.list", "&error"]),
     ("gw_adapter_describe", &["f->engine", "\"lora\"", "GW_NUL", "&f->made.list", "&error"]),
     ("gw_adapters_count", &["f->list"]),
@@ -47,6 +48,11 @@ const CALLS: &[(&str, &[&str])] = &[
     ("gw_step", &["f->engine", "&f->made.live", "&error"]),
     ("gw_poll", &["f->engine", "f->running", "GW_FOREVER", "&f->made.event", "&error"]),
     ("gw_event_free", &["&f->event"]),
+    ("gw_state_save", &["f->engine", "f->running", "&f->made.state", "&error"]),
+    ("gw_state_data", &["f->state", "&f->made.size"]),
+    ("gw_state_write", &["f->state", "f->target", "GW_NUL", "&error"]),
+    ("gw_state_free", &["&f->state"]),
+    ("gw_state_resume", &["f->engine", "f->saved", "heard", "&f->drops", "dropped", "&f->made.id", "&error"]),
     (
         "gw_prompt_tokens",
         &["f->engine", "&f->request.known", "f->made.tokens", "8", "&f->made.size", "&error"],
@@ -59,8 +65,13 @@ const CALLS: &[(&str, &[&str])] = &[
 ];
 
 /// What calls with NULL give that have no status to return: the function's word for nothing.
-const NOTHING: &[(&str, &str)] =
-    &[("gw_status", "GW_OK"), ("size_t", "0"), ("int32_t", "0"), ("const char *", "NULL")];
+const NOTHING: &[(&str, &str)] = &[
+    ("gw_status", "GW_OK"),
+    ("size_t", "0"),
+    ("int32_t", "0"),
+    ("const char *", "NULL"),
+    ("const void *", "NULL"),
+];
 
 /// Arguments of a function that work.
 pub fn arguments(function: &Function) -> Vec<String> {

@@ -69,7 +69,8 @@ static void requests(void) {
     REFUSED(GW_ERR_INVALID_ARG, "repetition_penalty", request.repetition_penalty = -1);
     REFUSED(GW_ERR_INVALID_ARG, "presence_penalty", request.presence_penalty = INFINITY);
     REFUSED(GW_ERR_INVALID_ARG, "frequency_penalty", request.frequency_penalty = NAN);
-    REFUSED(GW_ERR_ABI, "reserved", request.reserved = 1);
+    REFUSED(GW_ERR_INVALID_ARG, "context", request.context = 2);
+    REFUSED(GW_ERR_INVALID_ARG, "context", request.context = UINT32_MAX, request.keep = 4);
     REFUSED(GW_ERR_UNSUPPORTED, "grammar", request.grammar = "root ::= \"a\"", request.grammar_size = GW_NUL);
     REFUSED(GW_ERR_NOT_FOUND, "\"none\"", request.adapters = &use, request.adapter_count = 1);
     load(engine, "none", "lora");
@@ -146,7 +147,7 @@ static void names(void) {
     }
     CHECK(strcmp(gw_status_name(GW_ERR_CONFLICT), "GW_ERR_CONFLICT") == 0);
     CHECK(strcmp(gw_status_name(15), "GW_ERR_UNKNOWN") == 0 && strcmp(gw_status_name(-1), "GW_ERR_UNKNOWN") == 0);
-    const char *const has[] = {"lora", "q4_1", "gguf", "safetensors", "fd", "cpu"};
+    const char *const has[] = {"lora", "q4_1", "gguf", "safetensors", "fd", "cpu", "state", "budget"};
     const char *const has_not[] = {"gpu", "grammar", "", "LORA", "no such thing"};
     for (size_t i = 0; i < sizeof has / sizeof *has; i++) EQUAL(1, gw_has_feature(has[i], GW_NUL));
     for (size_t i = 0; i < sizeof has_not / sizeof *has_not; i++) EQUAL(0, gw_has_feature(has_not[i], GW_NUL));

@@ -13,13 +13,14 @@
 
 typedef struct {
     gw_engine *engine;
-    gw_source *model, *lora, *file, *directory;
+    gw_source *model, *lora, *file, *directory, *saved;
     gw_adapters *list;
     gw_event *event;
+    gw_state *state;
     gw_error *failure;
     uint64_t running;
     int fd, drops;
-    char path[4096];
+    char path[4096], target[4096]; /* To read from, and to write to. */
     uint32_t tokens[8];
     gw_use uses[1];
     NEWER(gw_request, request);
@@ -34,6 +35,7 @@ typedef struct {
         gw_engine *engine;
         gw_adapters *list;
         gw_event *event;
+        gw_state *state;
         uint64_t id, generation;
         size_t size;
         int32_t live;
@@ -54,6 +56,11 @@ static inline int32_t read_bytes(void *user, uint64_t offset, void *buffer, size
 
 static inline void dropped(void *user) {
     if (user) ++*(int *)user;
+}
+
+static inline int32_t heard(void *user, const gw_event *event) {
+    (void)user, (void)event;
+    return 0;
 }
 
 static inline void defaults(fixture *f) {
@@ -98,6 +105,11 @@ static inline void set_up(fixture *f) {
     WORKS(gw_submit(f->engine, &f->request.known, &f->running, &error));
     WORKS(gw_poll(f->engine, f->running, GW_FOREVER, &f->event, &error));
     CHECK(f->event && f->event->kind == GW_EVENT_TOKEN);
+    size_t size = 0;
+    WORKS(gw_state_save(f->engine, f->running, &f->state, &error));
+    const void *const state = gw_state_data(f->state, &size);
+    WORKS(gw_source_memory(state, size, GW_SOURCE_COPY, NULL, NULL, &f->saved, &error));
+    snprintf(f->target, sizeof f->target, "/tmp/graftwork-abi-%ld", (long)getpid());
     EQUAL(GW_ERR_NOT_FOUND, gw_adapter_unload(f->engine, "none", GW_NUL, &f->failure));
     CHECK(f->failure);
 }
@@ -115,6 +127,8 @@ static inline void check_whole(const gw_engine *engine) {
 static inline void tear_down(fixture *f) {
     gw_event_free(&f->event);
     gw_event_free(&f->made.event);
+    gw_state_free(&f->state);
+    gw_state_free(&f->made.state);
     gw_adapters_free(&f->list);
     gw_adapters_free(&f->made.list);
     gw_error_free(&f->failure);
@@ -122,10 +136,12 @@ static inline void tear_down(fixture *f) {
     gw_source_free(&f->lora);
     gw_source_free(&f->file);
     gw_source_free(&f->directory);
+    gw_source_free(&f->saved);
     gw_source_free(&f->made.source);
     gw_engine_close(&f->engine);
     gw_engine_close(&f->made.engine);
     close(f->fd);
+    unlink(f->target);
 }
 
 /* Whether a refused call did nothing. */

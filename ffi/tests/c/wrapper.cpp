@@ -126,6 +126,73 @@ void borrows(const graftwork::Source &source, const Engine &other) {
     CHECK(given.use_count() == 1);
 }
 
+// A request that is saved goes on in another engine, where the adapter has another name, and its callback is let go of.
+void saves(const std::string &folder, const graftwork::Source &source, const Engine &engine) {
+    const auto lora = graftwork::Source::path(folder + "/lora");
+    engine.load("first", lora);
+    const Request request = ask().max_tokens(9).adapter("first");
+    std::vector<std::uint32_t> whole, rest;
+    const auto listen = [](const Engine &from, std::uint64_t id, std::vector<std::uint32_t> &to, std::size_t most) {
+        while (to.size() < most) {
+            const Event event = from.poll(id);
+            if (event.last()) return;
+            to.push_back(event->token);
+        }
+    };
+    const std::uint64_t id = engine.submit(request);
+    listen(engine, id, whole, 4);
+    graftwork::State state = engine.save(id), moved(std::move(state));
+    CHECK(state.data() == nullptr && state.size() == 0 && moved.size() > 0);
+    listen(engine, id, whole, 100);
+    CHECK(whole.size() == 9);
+
+    const Engine other(source);
+    try {
+        other.resume(graftwork::Source::copy(moved.data(), moved.size()));
+        CHECK(false);
+    } catch (const graftwork::Error &error) {
+        CHECK(error.status() == GW_ERR_FORMAT);
+    }
+    other.load("second", lora);
+    listen(other, other.resume(graftwork::Source::copy(moved.data(), moved.size())), rest, 100);
+    CHECK(rest == std::vector<std::uint32_t>(whole.begin() + 4, whole.end()));
+    const std::string path = "/tmp/graftwork-wrapper-" + std::to_string(reinterpret_cast<std::uintptr_t>(&other));
+    moved.write(path);
+    rest.clear();
+    auto kept = std::make_shared<int>(0);
+    other.resume(graftwork::Source::path(path), [&rest, kept](const Event &event) {
+        if (!event.last()) rest.push_back(event->token);
+        else if (++*kept) throw std::runtime_error("at the end");
+    });
+    CHECK(std::remove(path.c_str()) == 0);
+    CHECK(kept.use_count() == 2);
+    CHECK(thrown_by(other) == std::vector<std::string>{"at the end"});
+    CHECK(rest == std::vector<std::uint32_t>(whole.begin() + 4, whole.end()));
+    CHECK(*kept == 1 && kept.use_count() == 1);
+
+    // One whose callback throws at once.
+    other.resume(graftwork::Source::copy(moved.data(), moved.size()), [kept](const Event &) { throw std::runtime_error("no"); });
+    CHECK(thrown_by(other) == std::vector<std::string>{"no"} && kept.use_count() == 1);
+    engine.unload("first");
+}
+
+// Options, and what is known of adapters.
+void fields(const std::string &folder, const graftwork::Source &source) {
+    graftwork::EngineOptions options;
+    options.threads = 1;
+    options.adapter_bytes = 1 << 30;
+    const Engine engine(source, options);
+    CHECK(engine.memory().adapters_limit == 1 << 30);
+    engine.load("a", graftwork::Source::path(folder + "/lora"));
+    engine.pin("a");
+    CHECK(engine.adapter("a").resident && engine.adapter("a").pinned && engine.adapter("a").loads == 1);
+    engine.pin("a", false);
+    CHECK(!engine.adapter("a").pinned);
+    gw_request c = GW_REQUEST_INIT;
+    ask().context(GW_CONTEXT_SHIFT).keep(3).with_c([&](const gw_request &made) { return c = made, 0; });
+    CHECK(c.context == GW_CONTEXT_SHIFT && c.keep == 3);
+}
+
 void moves(Engine engine) {
     Engine second(std::move(engine));
     Engine &same = second;
@@ -150,5 +217,7 @@ int main(int count, char **arguments) {
     throws_from_its_own_engine(source, engine);
     takes_empty_prompts(engine);
     borrows(source, engine);
+    saves(arguments[1], source, engine);
+    fields(arguments[1], source);
     moves(Engine(source));
 }
