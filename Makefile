@@ -18,7 +18,8 @@ endif
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/$(if $(CARGO_BUILD_TARGET),$(CARGO_BUILD_TARGET)/)release
-OUT := $(TARGET)/package
+# Not `package`, where cargo puts crates.
+OUT := $(TARGET)/libgraftwork
 
 VERSION := $(shell sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 ABI := $(shell sed -n 's/^.define GW_ABI_VERSION //p' include/graftwork.h)
