@@ -59,8 +59,6 @@ class BuildPackage(build_py):
             for name in ADAPTERS:
                 source = REPOSITORY / "examples" / "adapters" / name
                 shutil.copytree(source, package / "adapters" / name, dirs_exist_ok=True)
-            for license in REPOSITORY.glob("LICENSE-*"):
-                shutil.copy(license, package)
 
     def copy_library(self, package: Path) -> None:
         built = library()
