@@ -13,6 +13,8 @@ OBJCOPY ?= objcopy
 INSTALL ?= install
 # What the library needs besides libc. Before glibc 2.34 also -ldl.
 LIBS ?= -lm -lpthread
+# Panics unwind by it. Empty: the system's libgcc_s.so.1.
+LIBGCC ?= -static-libgcc
 
 ifneq ($(shell uname -s),Linux)
 $(error The C library can be packaged on Linux only; elsewhere use what `cargo build --release -p graftwork-ffi` makes)
@@ -70,7 +72,7 @@ $(STATIC): $(OBJECT)
 
 # Never unloaded: statics of the standard library and of dependencies are not freed, and would be lost at each dlclose.
 $(SHARED): $(OBJECT) ffi/package/graftwork.map
-	$(CC) -shared -static-libgcc $(LDFLAGS) -o $@ $(OBJECT) -Wl,-soname,$(SONAME) \
+	$(CC) -shared $(LIBGCC) $(LDFLAGS) -o $@ $(OBJECT) -Wl,-soname,$(SONAME) \
 	    -Wl,--version-script=ffi/package/graftwork.map -Wl,-z,defs,-z,relro,-z,now,-z,nodelete,--gc-sections,--as-needed $(LIBS)
 
 $(OUT)/$(SONAME) $(OUT)/libgraftwork.so: $(SHARED)

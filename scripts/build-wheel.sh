@@ -1,28 +1,12 @@
 #!/bin/sh
 # Builds dist/graftwork-VERSION-py3-none-PLATFORM.whl, where PLATFORM is the oldest manylinux that the library runs on: it follows from the
-# glibc that it is linked with. Needs what `make` needs, and Python 3.10 with venv and pip; ends with 77 where those are lacking.
-#
-#   CONTAINER=docker     (or podman) builds in the PyPA's image for this machine's architecture, with this machine's Rust: glibc 2.28
-#   IMAGE=...            another image than quay.io/pypa/manylinux_2_28_ARCHITECTURE
-#   PYTHON=python3       which one
+# glibc that it is linked with, so scripts/manylinux.sh runs this beside an old one. Needs what `make` needs, and Python 3.10 (or the one
+# that PYTHON names) with venv and pip; ends with 77 where those are lacking.
 set -eu
 
 cd "$(dirname "$0")/.."
 . scripts/release-flags.sh
 say() { printf '%s\n' "build-wheel: $*" >&2; }
-
-if [ "${CONTAINER:-}" ]; then
-    image=${IMAGE:-quay.io/pypa/manylinux_2_28_$(uname -m)}
-    home=${CARGO_HOME:-$HOME/.cargo}
-    # The image has no Rust; that of this machine needs no newer glibc than 2.17.
-    cargo fetch --locked
-    [ "$CONTAINER" = podman ] && user=--userns=keep-id || user=--user=$(id -u):$(id -g)
-    exec "$CONTAINER" run --rm "$user" --volume "$PWD:/graftwork" --workdir /graftwork \
-        --volume "$(rustc --print sysroot):/rust:ro" --volume "$home/registry:/cargo/registry" \
-        --env CARGO_HOME=/cargo --env CARGO_NET_OFFLINE=true --env CARGO_TARGET_DIR=target/manylinux --env HOME=/tmp \
-        --env SOURCE_DATE_EPOCH --env PYTHON=/opt/python/cp310-cp310/bin/python \
-        "$image" sh -c 'PATH=/rust/bin:$PATH exec sh scripts/build-wheel.sh'
-fi
 
 PYTHON=${PYTHON:-python3}
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || {
@@ -41,8 +25,9 @@ python=$work/venv/bin/python
 pip() { "$python" -m pip --disable-pip-version-check "$@"; }
 pip install --quiet auditwheel wheel
 
-# The library of the C package: it needs libc and libm alone, and exports nothing but the header's functions.
-${MAKE:-make} >&2
+# The library of the C package, which exports nothing but the header's functions. The system's libgcc_s is where any Python is, and asks for
+# no newer glibc than its own, as the static one may.
+${MAKE:-make} -s LIBGCC= >&2
 GRAFTWORK_LIBRARY=$target/libgraftwork/libgraftwork.so
 export GRAFTWORK_LIBRARY
 # What another build left there would be packed too.
