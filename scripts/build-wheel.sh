@@ -27,8 +27,9 @@ pip install --quiet auditwheel wheel
 
 # The library of the C package, which exports nothing but the header's functions. The system's libgcc_s is where any Python is, and asks for
 # no newer glibc than its own, as the static one may.
-${MAKE:-make} -s LIBGCC= >&2
-GRAFTWORK_LIBRARY=$target/libgraftwork/libgraftwork.so
+# Linked here, not where other builds link it in other ways.
+${MAKE:-make} -s OUT="$work/library" LIBGCC= >&2
+GRAFTWORK_LIBRARY=$work/library/libgraftwork.so
 export GRAFTWORK_LIBRARY
 # What another build left there would be packed too.
 rm -rf python/build

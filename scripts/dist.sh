@@ -14,8 +14,9 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
 
-# $${pcfiledir}, where graftwork.pc lies, is for pkg-config: make reads two dollars as one.
-${MAKE:-make} -s install DESTDIR="$work" PREFIX="/$name" LIBDIR="/$name/lib" INCLUDEDIR="/$name/include" \
+# Linked anew, whatever an earlier build was asked for. $${pcfiledir}, where graftwork.pc lies, is for pkg-config: make reads two
+# dollars as one.
+${MAKE:-make} -s install OUT="$work/out" DESTDIR="$work" PREFIX="/$name" LIBDIR="/$name/lib" INCLUDEDIR="/$name/include" \
     DOCDIR="/$name/share/doc/graftwork" PC_PREFIX='$${pcfiledir}/../..'
 
 library=$work/$name/lib/libgraftwork.so
