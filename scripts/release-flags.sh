@@ -1,5 +1,5 @@
-# Read by other scripts: how what is handed out is built. It names no folder of the machine that it was built on, so the same sources
-# give the same bytes elsewhere. With RUSTFLAGS set, empty too, that counts instead.
+# Read by other scripts: how what is handed out is built. It names no folder of the machine that it was built on, so that the same
+# sources can give the same bytes elsewhere. With RUSTFLAGS set, empty too, that counts instead.
 target=$(${CARGO:-cargo} metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
 RUSTFLAGS=${RUSTFLAGS-"--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}/registry/src=/registry --remap-path-prefix=$target=/target"}
 export RUSTFLAGS
