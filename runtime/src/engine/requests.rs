@@ -105,6 +105,7 @@ impl Engine {
             sampler: Sampler::new(request.sampling)?,
             text,
             saved: None,
+            is_told: false,
             logprobs: request.logprobs,
             logits: request.logits,
             cancelled: Arc::default(),

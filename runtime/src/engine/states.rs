@@ -117,6 +117,7 @@ impl Engine {
             sampler,
             text,
             saved: pages,
+            is_told: false,
             logprobs: header.logprobs,
             logits: header.logits,
             cancelled: Arc::default(),
