@@ -1,16 +1,20 @@
-# The C library: `make`, `make install PREFIX=/usr/local DESTDIR=`, `make uninstall`, `make clean`. GNU make, on Linux.
+# The C library: `make`, `make install PREFIX=/usr/local DESTDIR=`, `make uninstall`, `make dist`, `make clean`. GNU make, on Linux.
 # Rust programs need none of this: they depend on the crate `graftwork`.
 
 PREFIX ?= /usr/local
 LIBDIR ?= $(PREFIX)/lib
 INCLUDEDIR ?= $(PREFIX)/include
 DOCDIR ?= $(PREFIX)/share/doc/graftwork
+# What graftwork.pc calls its prefix: another one where all will be moved.
+PC_PREFIX ?= $(PREFIX)
 
 CARGO ?= cargo
 OBJCOPY ?= objcopy
 INSTALL ?= install
 # What the library needs besides libc. Before glibc 2.34 also -ldl.
 LIBS ?= -lm -lpthread
+# Panics unwind by it. Empty: the system's libgcc_s.so.1.
+LIBGCC ?= -static-libgcc
 
 ifneq ($(shell uname -s),Linux)
 $(error The C library can be packaged on Linux only; elsewhere use what `cargo build --release -p graftwork-ffi` makes)
@@ -18,7 +22,8 @@ endif
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/$(if $(CARGO_BUILD_TARGET),$(CARGO_BUILD_TARGET)/)release
-OUT := $(TARGET)/package
+# Not `package`, where cargo puts crates.
+OUT := $(TARGET)/libgraftwork
 
 VERSION := $(shell sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 ABI := $(shell sed -n 's/^.define GW_ABI_VERSION //p' include/graftwork.h)
@@ -35,14 +40,14 @@ PC := $(OUT)/graftwork.pc
 CMAKE := $(OUT)/graftworkConfig.cmake $(OUT)/graftworkConfigVersion.cmake
 EXAMPLES := $(wildcard ffi/examples/*.c ffi/examples/*.cpp)
 HEADERS := include/graftwork.h include/graftwork.hpp
-TEXTS := LICENSE-APACHE LICENSE-MIT docs/c-api.md
+TEXTS := LICENSE-APACHE LICENSE-MIT THIRD-PARTY.md docs/c-api.md
 
 # Where things are put; names may have spaces.
 TO_INCLUDE = $(DESTDIR)$(INCLUDEDIR)
 TO_LIB = $(DESTDIR)$(LIBDIR)
 TO_DOC = $(DESTDIR)$(DOCDIR)
 
-.PHONY: all install uninstall clean force
+.PHONY: all install uninstall dist clean force
 .DELETE_ON_ERROR:
 
 all: $(STATIC) $(SHARED) $(OUT)/$(SONAME) $(OUT)/libgraftwork.so
@@ -67,7 +72,7 @@ $(STATIC): $(OBJECT)
 
 # Never unloaded: statics of the standard library and of dependencies are not freed, and would be lost at each dlclose.
 $(SHARED): $(OBJECT) ffi/package/graftwork.map
-	$(CC) -shared -static-libgcc $(LDFLAGS) -o $@ $(OBJECT) -Wl,-soname,$(SONAME) \
+	$(CC) -shared $(LIBGCC) $(LDFLAGS) -o $@ $(OBJECT) -Wl,-soname,$(SONAME) \
 	    -Wl,--version-script=ffi/package/graftwork.map -Wl,-z,defs,-z,relro,-z,now,-z,nodelete,--gc-sections,--as-needed $(LIBS)
 
 $(OUT)/$(SONAME) $(OUT)/libgraftwork.so: $(SHARED)
@@ -76,7 +81,7 @@ $(OUT)/$(SONAME) $(OUT)/libgraftwork.so: $(SHARED)
 # Where things are depends on PREFIX, so these are made anew.
 $(PC) $(CMAKE): $(OUT)/%: ffi/package/%.in force
 	@mkdir -p $(OUT)
-	sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@VERSION@|$(VERSION)|g' -e 's|@SONAME@|$(SONAME)|g' \
+	sed -e 's|@PREFIX@|$(PC_PREFIX)|g' -e 's|@VERSION@|$(VERSION)|g' -e 's|@SONAME@|$(SONAME)|g' \
 	    -e 's|@LIBDIR@|$(patsubst $(PREFIX)/%,$${prefix}/%,$(LIBDIR))|g' \
 	    -e 's|@INCLUDEDIR@|$(patsubst $(PREFIX)/%,$${prefix}/%,$(INCLUDEDIR))|g' \
 	    -e 's|@INCLUDE_FROM_LIB@|$(shell realpath -m --relative-to=$(LIBDIR) $(INCLUDEDIR))|g' \
@@ -101,6 +106,10 @@ uninstall:
 	for file in $(notdir $(CMAKE)); do rm -f "$(TO_LIB)/cmake/graftwork/$$file"; done
 	for file in $(notdir $(TEXTS)) $(EXAMPLES:ffi/%=%); do rm -f "$(TO_DOC)/$$file"; done
 	-rmdir "$(TO_LIB)/cmake/graftwork" "$(TO_DOC)/examples" "$(TO_DOC)"
+
+# An archive for elsewhere, dist/graftwork-VERSION-TARGET.tar.gz.
+dist:
+	sh scripts/dist.sh
 
 clean:
 	rm -rf $(OUT)

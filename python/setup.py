@@ -19,10 +19,12 @@ ADAPTERS = ("tools-lora", "sentiment-lora")
 
 def version() -> str:
     """The version of the workspace."""
-    manifest = (REPOSITORY / "Cargo.toml").read_text(encoding="utf-8")
-    found = re.search(r'\[workspace\.package\][^[]*?^version = "([^"]*)"', manifest, re.M | re.S)
+    manifest = REPOSITORY / "Cargo.toml"
+    if not manifest.is_file():
+        sys.exit("graftwork is built from a checkout of its repository: pip install ./python")
+    found = re.search(r'\[workspace\.package\][^[]*?^version = "([^"]*)"', manifest.read_text(encoding="utf-8"), re.M | re.S)
     if not found:
-        sys.exit(f"{REPOSITORY}/Cargo.toml: no version")
+        sys.exit(f"{manifest}: no version")
     return found[1]
 
 
@@ -50,8 +52,6 @@ class BuildPackage(build_py):
     """The package, with the library and the adapters of the demo in it."""
 
     def run(self) -> None:
-        if not (REPOSITORY / "Cargo.toml").is_file():
-            sys.exit("graftwork is built from a checkout of its repository: pip install ./python")
         super().run()
         package = HERE / "graftwork" if self.editable_mode else Path(self.build_lib) / "graftwork"
         self.copy_library(package)
@@ -59,8 +59,6 @@ class BuildPackage(build_py):
             for name in ADAPTERS:
                 source = REPOSITORY / "examples" / "adapters" / name
                 shutil.copytree(source, package / "adapters" / name, dirs_exist_ok=True)
-            for license in REPOSITORY.glob("LICENSE-*"):
-                shutil.copy(license, package)
 
     def copy_library(self, package: Path) -> None:
         built = library()

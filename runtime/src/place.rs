@@ -66,7 +66,7 @@ pub fn path_of(source: &Source) -> Option<&Path> {
 /// earlier attempt left there.
 ///
 /// # Errors
-/// [`file::Error::Io`](graftwork_adapters::file::Error::Io).
+/// [`file::Error::Io`].
 pub fn store(out: &Path, bytes: &[u8]) -> Result<(), Error> {
     let mut partial = out.as_os_str().to_owned();
     partial.push(".partial");

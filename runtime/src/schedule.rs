@@ -115,7 +115,9 @@ impl Schedule {
     fn remove(&mut self, index: usize) -> Session {
         let mut session = self.running.remove(index);
         if let Some(chain) = session.chain.take() {
-            if let Some(prefixes) = &mut self.prefixes {
+            if let Some(prefixes) = &mut self.prefixes
+                && !session.is_told
+            {
                 let tokens = &session.tokens[..session.filled];
                 prefixes.keep(&session.stacks, tokens, &chain, &mut self.pool);
             }
@@ -171,7 +173,7 @@ impl Schedule {
                 for (&page, bytes) in chain.pages().iter().zip(bytes).skip(shared) {
                     fill(self.pool.extent(), page, bytes)?;
                 }
-                session.filled = saved.filled;
+                (session.filled, session.is_told) = (saved.filled, true);
             }
             session.saved = None;
         }

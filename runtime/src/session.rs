@@ -40,6 +40,8 @@ pub struct Session {
     pub text: Option<TextStream>,
     /// What the first pages of the cache held when it was saved, until it runs.
     pub saved: Option<Pages>,
+    /// Whether its pages hold what others said that they hold: then they are not for other requests.
+    pub is_told: bool,
     /// See [`crate::Request::logprobs`].
     pub logprobs: Option<usize>,
     /// See [`crate::Request::logits`].
@@ -114,6 +116,8 @@ impl Session {
         self.tokens.drain(gone);
         self.prompt = self.tokens.len();
         self.filled = 0;
+        // All of it is computed here now.
+        self.is_told = false;
     }
 
     /// Chooses the next token from its `logits`.

@@ -112,7 +112,7 @@ impl Stack {
     }
 
     /// The stacks of a sequence in which the adapters act from these positions on.
-    pub fn from_positions(&self, positions: &[usize]) -> Stacks {
+    pub fn starting(&self, positions: &[usize]) -> Stacks {
         let adapters = self.adapters.iter().zip(positions);
         Stacks::new(adapters.map(|(stacked, &from)| Stacked { from, ..stacked.clone() }).collect())
     }

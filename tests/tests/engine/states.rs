@@ -1,8 +1,9 @@
 //! Requests that are saved and go on later: the same tokens and texts, or an error.
 
 use graftwork::sample;
-use graftwork::{Engine, EngineOptions, Event, Format, Prompt, Request, RequestId};
+use graftwork::{Context, Engine, EngineOptions, Event, Format, Prompt, Request, RequestId};
 use graftwork_tests::reference::golden;
+use sha2::{Digest, Sha256};
 
 fn open(kv: Format) -> Engine {
     let options = EngineOptions { threads: 2, kv_format: kv, ..EngineOptions::default() };
@@ -121,4 +122,64 @@ fn what_does_not_fit_is_refused() {
     refused(&other, &state, "base: expected");
     let error = engine.save(RequestId::from(1 << 40)).unwrap_err().to_string();
     assert!(!error.is_empty());
+}
+
+/// Who writes a state writes its digest. What it says of keys and values is for its own request alone.
+#[test]
+fn forged_pages_reach_nobody_else() {
+    let plain = |engine: &Engine| {
+        let id = engine.submit(request(&[], 150)).unwrap();
+        tokens(engine, id, usize::MAX)
+    };
+    let honest = open(Format::F16);
+    let expected = plain(&honest);
+    let id = honest.submit(request(&[], 150)).unwrap();
+    tokens(&honest, id, 1);
+    let mut forged = honest.save(id).unwrap();
+    // Behind the tokens, before the digest.
+    let end = forged.len() - 32;
+    for at in (end - 60_000..end).step_by(2) {
+        forged[at] ^= 0x11;
+    }
+    let digest = Sha256::digest(&forged[..end]);
+    forged[end..].copy_from_slice(&digest);
+    let engine = open(Format::F16);
+    let id = engine.resume(&forged).unwrap();
+    assert_ne!(tokens(&engine, id, usize::MAX), expected[1..], "nothing was forged");
+    assert_eq!(plain(&engine), expected);
+    // What is computed here is kept as ever.
+    let before = engine.counters().reused_rows;
+    assert_eq!(plain(&engine), expected);
+    assert!(engine.counters().reused_rows > before);
+}
+
+/// Saved between shifts of the context, with an adapter that acts from a place of the prompt on.
+#[test]
+fn shifted_requests_go_on() {
+    let options = EngineOptions { threads: 2, kv_bytes: 3 << 15, ..EngineOptions::default() };
+    let open = || {
+        let engine = Engine::open(golden("adapters/base"), options.clone()).unwrap();
+        for name in ["alora", "prefix_tuning"] {
+            engine.load_adapter(name, golden(&format!("adapters/{name}"))).unwrap();
+        }
+        engine
+    };
+    let engine = open();
+    for stack in [&[("alora", 1.0)][..], &[("prefix_tuning", 1.0), ("alora", 1.0)]] {
+        let request =
+            || Request { context: Context::Shift { keep: 3 }, max_tokens: Some(300), ..request(stack, 20) };
+        let id = engine.submit(request()).unwrap();
+        let expected = tokens(&engine, id, usize::MAX);
+        assert_eq!(expected.len(), 300);
+        let id = engine.submit(request()).unwrap();
+        for after in 0..200 {
+            assert_eq!(tokens(&engine, id, 1), expected[after..=after]);
+            if after % 23 == 0 {
+                let other = open();
+                let resumed = other.resume(&engine.save(id).unwrap()).unwrap();
+                assert_eq!(tokens(&other, resumed, usize::MAX), expected[after + 1..], "{stack:?} {after}");
+            }
+        }
+        engine.cancel(id).unwrap();
+    }
 }
