@@ -270,7 +270,9 @@ class Programs(unittest.TestCase):
     """How programs end that have an engine."""
 
     def run_program(self, code, signal=None):
-        code = f"import graftwork, threading\nengine = graftwork.Engine({str(golden.BASE)!r})\n" + code
+        # Whoever started the tests may have had them ignore Ctrl-C, as shells do in the background.
+        begin = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nimport graftwork, threading\n"
+        code = f"{begin}engine = graftwork.Engine({str(golden.BASE)!r})\n" + code
         path = os.pathsep.join(sys.path)
         process = subprocess.Popen(
             [sys.executable, "-X", "faulthandler", "-c", code],
