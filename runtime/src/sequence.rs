@@ -8,7 +8,7 @@ use graftwork_kernels::tensor::reserved;
 
 use crate::Error;
 use crate::registry::Prepared;
-use crate::stack::{Stack, Stacked};
+use crate::stack::{Stack, Stacked, Stacks};
 
 /// The first virtual token. Vocabularies have 2^24 entries at most.
 const VIRTUAL: u32 = 1 << 31;
@@ -93,37 +93,6 @@ impl Stack {
         find(self, |prepared| prepared.given, index)
     }
 
-    /// Refuses a sequence that this stack could not have made, of which so many are the prompt; the vocabulary has `tokens` tokens.
-    ///
-    /// # Errors
-    /// [`Error::State`].
-    pub fn check(&self, sequence: &[u32], tokens: usize, prompt: usize) -> Result<(), Error> {
-        let count = |count: Count| offsets(self, count).map(|(_, count, ..)| count).sum::<usize>();
-        let (given, virtual_tokens) = (count(|p| p.given), count(|p| p.virtual_tokens));
-        let first = Entry::given(sequence);
-        for (at, &number) in sequence.iter().enumerate() {
-            let fits = match Entry::of(number) {
-                Entry::Token(token) => (token as usize) < tokens,
-                Entry::Virtual(index) => (index as usize) < virtual_tokens && at < prompt,
-                Entry::Given(index) => at < first && index as usize == at && at < given,
-            };
-            if !fits {
-                let (expected, found) =
-                    ("a position that its adapters give".to_owned(), format!("{number} at {at}"));
-                return Err(Error::State { what: "tokens", expected, found });
-            }
-        }
-        // There must be logits of the last of the prompt.
-        match first < prompt && (first == given || first == 0) {
-            true => Ok(()),
-            false => {
-                let (expected, found) =
-                    (format!("{given} given positions before a prompt"), first.to_string());
-                Err(Error::State { what: "tokens", expected, found })
-            }
-        }
-    }
-
     /// The sequence that starts with `prompt`: given positions, then virtual tokens, then the prompt with those that it places.
     ///
     /// # Errors
@@ -172,5 +141,33 @@ impl Stack {
         }
         sequence.extend_from_slice(&prompt[done..]);
         Ok(sequence)
+    }
+}
+
+impl Stacks {
+    /// Refuses a sequence that these stacks could not have made, of which so many are the prompt; the vocabulary has `tokens` tokens.
+    ///
+    /// # Errors
+    /// [`Error::State`].
+    pub fn check(&self, sequence: &[u32], tokens: usize, prompt: usize) -> Result<(), Error> {
+        let count = |at, of: Count| offsets(self.at(at), of).map(|(_, count, _)| count).sum::<usize>();
+        let wrong = |expected, found| Err(Error::State { what: "tokens", expected, found });
+        let first = Entry::given(sequence);
+        let given = count(first, |p| p.given);
+        for (at, &number) in sequence.iter().enumerate() {
+            let fits = match Entry::of(number) {
+                Entry::Token(token) => (token as usize) < tokens,
+                Entry::Virtual(index) => at < prompt && (index as usize) < count(at, |p| p.virtual_tokens),
+                Entry::Given(index) => at < first && index as usize == at && at < given,
+            };
+            if !fits {
+                return wrong("a position that its adapters give".to_owned(), format!("{number} at {at}"));
+            }
+        }
+        // There must be logits of the last of the prompt.
+        match first < prompt && (first == given || first == 0) {
+            true => Ok(()),
+            false => wrong(format!("{given} given positions before a prompt"), first.to_string()),
+        }
     }
 }

@@ -77,9 +77,11 @@ impl Engine {
                 weight => adapters.push((own, weight)),
             }
         }
-        let stack = self.registry.stack(&adapters, placed.iter().map(String::as_str))?;
+        let stack = self.registry.stack_of(adapters, placed)?;
         let vocabulary = stack.vocabulary(self.config().vocab);
-        stack.check(&tokens, vocabulary.embedding, header.prompt)?;
+        let from: Vec<usize> = header.adapters.iter().map(|adapter| adapter.from).collect();
+        let stacks = stack.starting(&from);
+        stacks.check(&tokens, vocabulary.embedding, header.prompt)?;
         if header.most_tokens > self.config().context {
             return wrong(
                 "tokens",
@@ -100,8 +102,6 @@ impl Engine {
             (None, Some(_)) => return Err(Error::NoTokenizer),
             (_, None) => None,
         };
-        let from: Vec<usize> = header.adapters.iter().map(|adapter| adapter.from).collect();
-        let stacks = stack.starting(&from);
         self.admit(&stacks)?;
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let session = Session {

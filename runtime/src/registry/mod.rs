@@ -280,44 +280,54 @@ impl Registry {
         lock(&self.names).find(name).map(info)
     }
 
-    /// The name of a loaded adapter with this content: `name`, if it is one.
-    pub fn of_content(&self, name: &str, content: &str) -> Option<String> {
+    /// An adapter with this content: that of this name, if it has it.
+    pub fn of_content(&self, name: &str, content: &str) -> Option<Arc<Loaded>> {
         let names = lock(&self.names);
-        let has = |adapter: &Loaded| adapter.known.content.to_string() == content;
-        let own = names.of.get(name).filter(|adapter| has(adapter));
-        own.or_else(|| names.of.values().find(|adapter| has(adapter))).map(|adapter| adapter.name.clone())
+        let has = |adapter: &&Arc<Loaded>| adapter.known.content.to_string() == content;
+        let own = names.of.get(name).filter(has);
+        own.or_else(|| names.of.values().find(has)).cloned()
     }
 
-    /// The stack of these adapters as they are now, and of those that a prompt places. One with weight 0 changes nothing and is
-    /// left out.
+    /// The stack of these adapters as they are now, and of those that a prompt places.
     pub fn stack<'a>(
         &self,
         adapters: &[(String, f32)],
         placed: impl Iterator<Item = &'a str>,
     ) -> Result<Stack, Error> {
         let names = lock(&self.names);
-        let find = |name: &str| {
-            let loaded = names.find(name)?;
-            loaded.used.store(self.now(), Ordering::Relaxed);
-            Ok::<_, Error>(loaded)
-        };
+        let find = |name: &str| names.find(name).cloned();
+        let adapters = adapters.iter().map(|(name, weight)| Ok((find(name)?, *weight)));
+        let adapters = adapters.collect::<Result<Vec<_>, Error>>()?;
+        let placed = placed.map(find).collect::<Result<Vec<_>, _>>()?;
+        drop(names);
+        self.stack_of(adapters, placed)
+    }
+
+    /// The stack of these adapters, and of those that a prompt places. One with weight 0 changes nothing and is left out.
+    pub fn stack_of(
+        &self,
+        adapters: Vec<(Arc<Loaded>, f32)>,
+        placed: Vec<Arc<Loaded>>,
+    ) -> Result<Stack, Error> {
+        for adapter in adapters.iter().map(|(adapter, _)| adapter).chain(&placed) {
+            adapter.used.store(self.now(), Ordering::Relaxed);
+        }
         let mut stack: Vec<Stacked> = Vec::with_capacity(adapters.len());
-        for (name, weight) in adapters {
+        for (adapter, weight) in adapters {
+            let name = || adapter.name.clone();
             if !weight.is_finite() {
-                return Err(Error::Weighting { name: name.clone(), found: *weight });
+                return Err(Error::Weighting { name: name(), found: weight });
             }
-            let adapter = find(name)?;
             if let Some(site) = adapter.prepared.whole
-                && ![0.0, 1.0].contains(weight)
+                && ![0.0, 1.0].contains(&weight)
             {
-                let (name, found) = (name.clone(), *weight);
                 return Err(match site {
-                    Site::Prompt | Site::Prefix => Error::PromptWeight { name, found },
-                    _ => Error::WholeWeight { name, site, found },
+                    Site::Prompt | Site::Prefix => Error::PromptWeight { name: name(), found: weight },
+                    _ => Error::WholeWeight { name: name(), site, found: weight },
                 });
             }
-            if *weight != 0.0 {
-                stack.push(Stacked::new(adapter.clone(), *weight));
+            if weight != 0.0 {
+                stack.push(Stacked::new(adapter, weight));
             }
         }
         for (i, own) in stack.iter().enumerate().filter(|(_, own)| own.adapter().prepared.has_tokens()) {
@@ -328,10 +338,9 @@ impl Registry {
                 return Err(Error::Together { own, other });
             }
         }
-        for name in placed {
-            let adapter = find(name)?;
-            if !stack.iter().any(|other| Arc::ptr_eq(other.adapter(), adapter)) {
-                stack.push(Stacked::new(adapter.clone(), 0.0));
+        for adapter in placed {
+            if !stack.iter().any(|other| Arc::ptr_eq(other.adapter(), &adapter)) {
+                stack.push(Stacked::new(adapter, 0.0));
             }
         }
         Ok(Stack::new(stack))

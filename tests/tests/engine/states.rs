@@ -183,3 +183,74 @@ fn shifted_requests_go_on() {
         engine.cancel(id).unwrap();
     }
 }
+
+/// A state of a valid digest whose header or tokens say what no engine writes: refused, or harmless.
+#[test]
+fn forged_headers_are_harmless() {
+    let engine = open(Format::F16);
+    let stack = [("prefix_tuning", 1.0), ("prompt_tuning", 1.0), ("alora", 1.0)];
+    let id = engine.submit(Request { context: Context::Shift { keep: 2 }, ..request(&stack, 40) }).unwrap();
+    tokens(&engine, id, 3);
+    let state = engine.save(id).unwrap();
+    engine.cancel(id).unwrap();
+    let length = u64::from_le_bytes(*state[8..].first_chunk().unwrap()) as usize;
+    let (header, rest) = state[16..state.len() - 32].split_at(length);
+    let header: serde_json::Value = serde_json::from_slice(header).unwrap();
+    let forged = |header: &serde_json::Value, rest: &[u8]| {
+        let json = serde_json::to_vec(header).unwrap();
+        let mut bytes = [&b"GWSTATE1"[..], &(json.len() as u64).to_le_bytes(), &json, rest].concat();
+        let digest = Sha256::digest(&bytes);
+        bytes.extend_from_slice(&digest);
+        bytes
+    };
+    let run = |bytes: &[u8]| match engine.resume(bytes) {
+        Err(_) => false,
+        Ok(id) => {
+            // Whatever comes, it comes to an end.
+            for _ in 0..200 {
+                match engine.poll(Some(id), std::time::Duration::MAX).unwrap() {
+                    Some(Event::Token { .. }) => {}
+                    _ => break,
+                }
+            }
+            let _ = engine.cancel(id);
+            true
+        }
+    };
+    assert!(run(&forged(&header, rest)), "as it was written");
+    let mut ran = 0;
+    let numbers =
+        [0u64, 1, 2, 7, 39, 40, 41, 200, 511, 512, 513, 1 << 31, u64::from(u32::MAX), 1 << 62, u64::MAX];
+    let fields = ["tokens", "prompt", "filled", "most_tokens", "left", "keep", "page_bytes", "logprobs"];
+    for number in numbers {
+        for field in fields {
+            let mut changed = header.clone();
+            changed[field] = number.into();
+            ran += usize::from(run(&forged(&changed, rest)));
+        }
+        for adapter in 0..3 {
+            for (field, value) in [("from", number), ("weight", number & 0xffff_ffff)] {
+                let mut changed = header.clone();
+                changed["adapters"][adapter][field] = value.into();
+                ran += usize::from(run(&forged(&changed, rest)));
+            }
+        }
+    }
+    for (at, number) in [0usize, 1, 10, 45, 60].into_iter().flat_map(|at| {
+        [0u32, 511, 512, 1 << 24, (1 << 31) - 1, 1 << 31, (1 << 31) + 9, 3 << 30, (3 << 30) + 1, u32::MAX]
+            .map(|n| (at, n))
+    }) {
+        let mut changed = rest.to_vec();
+        changed[4 * at..4 * at + 4].copy_from_slice(&number.to_le_bytes());
+        ran += usize::from(run(&forged(&header, &changed)));
+    }
+    // Adapters in another order, and one twice.
+    for order in [[2, 1, 0], [1, 0, 2], [0, 0, 1], [2, 2, 2]] {
+        let mut changed = header.clone();
+        changed["adapters"] =
+            order.map(|index: usize| header["adapters"][index].clone()).into_iter().collect();
+        ran += usize::from(run(&forged(&changed, rest)));
+    }
+    assert!(ran > 5, "{ran}");
+    assert_eq!(tokens(&engine, engine.submit(request(&[], 40)).unwrap(), usize::MAX).len(), 70);
+}
