@@ -338,8 +338,9 @@ GW_API GW_MUST_USE gw_status gw_engine_memory(const gw_engine *engine, gw_memory
  * needs room, those whose last use is the longest ago leave memory, but for those that are pinned or that running
  * requests use; they keep name and generation, and come back from their source when a request needs them: in gw_submit
  * while there is room beside adapters that other requests wait for, else in the step that starts the request, which
- * waits until there is. So their sources must hold what they held: files stay as they are, memory stays lent. If one
- * does not, the request fails with GW_ERR_CONFLICT and computes nothing. A request whose adapters could never be in
+ * waits until there is. So their sources must hold what they held: files stay as they are
+ * (a new version gets a new path), memory stays lent, and takes its bytes beside the limit. Where one does not (of more
+ * than 64 MiB, samples are compared), the request fails with GW_ERR_CONFLICT and computes nothing. A request whose adapters could never be in
  * memory together, beside those that are pinned, gets GW_ERR_BUDGET. Calls that need an adapter in memory at once
  * (gw_adapter_load, _replace and _pin, gw_logits) get GW_ERR_BUSY where those that are in use leave no room. While one
  * is loaded, its file and the matrix in progress take memory beside. */
@@ -484,7 +485,8 @@ typedef int32_t (*gw_event_fn)(void *user, const gw_event *event);
  *
  * GW_CONTEXT_SHIFT: of the tokens behind the first `keep` of the prompt (and behind what adapters put before it) the older
  * half goes. Positions are counted anew, without gaps, and keys and values of all that is left are computed again: the
- * answer goes on as that to a request whose prompt is what is left, equal to the bit. */
+ * answer goes on as that to a request whose prompt is what is left, equal to the bit; draws go on where they were, and
+ * adapters act on what they acted on. It starts again behind requests that wait. */
 enum {
     GW_CONTEXT_STOP = 0, /* It ends, with GW_FINISH_LENGTH. */
     GW_CONTEXT_SHIFT = 1 /* Its oldest tokens go, and it goes on. */
@@ -591,7 +593,7 @@ GW_API GW_MUST_USE gw_status gw_state_save(const gw_engine *engine, uint64_t id,
 /* Its bytes. They live as long as the state; NULL for NULL. */
 GW_API const void *gw_state_data(const gw_state *state, size_t *size GW_OPTIONAL);
 
-/* Writes them to a file: whole, in place of what is there, or not at all. They are on the disk when this returns. Uses the
+/* Writes them to a file that nobody else writes: whole, in place of what is there, or not at all. They are on the disk when this returns. Uses the
  * name with ".partial" behind it meanwhile; what has that name is overwritten. */
 GW_API GW_MUST_USE gw_status gw_state_write(const gw_state *state, const char *path, size_t path_size,
                                             gw_error **error GW_OPTIONAL);

@@ -72,6 +72,7 @@ struct Reader {
 };
 
 Json parse(const std::string &text) {
+    if (text.size() > 4096) throw std::invalid_argument("expected a call of at most 4096 characters");
     Reader reader{text.begin(), text.end(), ""};
     Json read = reader.value(0);
     if (reader.at != reader.end) reader.fail("the end");
@@ -117,7 +118,6 @@ void act(const std::string &answer) try {
 }
 
 } // namespace
-
 int main(int argc, char **argv) try {
     for (std::string line; argc == 1 && std::getline(std::cin, line);) act(line);
     if (argc < 4) return argc == 1 ? 0 : (std::cerr << "usage: assistant [MODEL ADAPTER QUESTION ...]\n", 1);

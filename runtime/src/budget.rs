@@ -51,6 +51,12 @@ impl Charge {
         }
         fits
     }
+
+    /// How many bytes are missing to make it `bytes`.
+    pub fn lacks(&self, bytes: usize) -> usize {
+        let free = self.budget.limit - self.budget.held();
+        bytes.saturating_sub(self.bytes).saturating_sub(free)
+    }
 }
 
 impl Drop for Charge {

@@ -4,13 +4,15 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
+use graftwork_kernels::backend::PAGE;
+
 use crate::Error;
 use crate::batch::Batch;
-use crate::kv::pages_for;
 use crate::mail::{Mail, lock};
 use crate::model::runner::Run;
 use crate::request::{Event, FinishReason, RequestId};
 use crate::schedule::{Hold, Schedule};
+use crate::session::Session;
 use crate::state::{self, Base};
 use crate::trace::Counters;
 
@@ -77,12 +79,14 @@ pub struct Core {
     pub schedule: Schedule,
     counters: Counters,
     vocab: usize,
+    /// Requests that ended, for [`Core::take_ended`].
+    ended: Vec<Session>,
 }
 
 impl Core {
     /// Nothing runs yet.
     pub fn new(runner: Box<dyn Run>, schedule: Schedule, vocab: usize) -> Self {
-        Self { runner, schedule, counters: Counters::default(), vocab }
+        Self { runner, schedule, counters: Counters::default(), vocab, ended: Vec::new() }
     }
 
     /// What others may know of it.
@@ -90,6 +94,11 @@ impl Core {
         let (pages, held) = self.schedule.pages();
         let counters = Counters { reused_rows: self.schedule.reused(), ..self.counters };
         Report { pages, held, scratch: self.runner.scratch_bytes(), counters }
+    }
+
+    /// Requests that ended: to be dropped when nobody holds the core, for their adapters may go with them, and callers hear of that.
+    pub fn take_ended(&mut self) -> Vec<Session> {
+        std::mem::take(&mut self.ended)
     }
 
     /// What a request is now, to go on later; it goes on here, too.
@@ -100,7 +109,8 @@ impl Core {
         mail.take_requests().into_iter().for_each(|session| self.schedule.push(session));
         let session = self.schedule.find(id).ok_or(Error::NoRequest { id })?;
         let pages = session.chain.as_ref().map_or(&[][..], |chain| chain.pages());
-        let pages = &pages[..pages_for(session.filled).min(pages.len())];
+        // Full ones: the rest of the last holds what others left there.
+        let pages = &pages[..(session.filled / PAGE).min(pages.len())];
         let saved = pages.iter().map(|&page| self.runner.page(page)).collect::<Option<Vec<_>>>();
         state::write(session, base, &saved.unwrap_or_default())
     }
@@ -111,18 +121,19 @@ impl Core {
     /// # Errors
     /// Memory was refused. Nothing was computed, and nothing is lost.
     pub fn advance(&mut self, mail: &Mail, hold: &Hold<'_>) -> Result<bool, Error> {
-        let Self { runner, schedule, counters, vocab } = self;
+        let Self { runner, schedule, counters, vocab, ended } = self;
         mail.take_requests().into_iter().for_each(|session| schedule.push(session));
         let mut any = false;
         loop {
             for mut session in schedule.take_cancelled() {
                 any = true;
-                let event = session.finish(FinishReason::Cancelled);
-                mail.post(event);
+                mail.post(session.finish(FinishReason::Cancelled));
+                ended.push(session);
             }
-            for (session, error) in schedule.admit(hold) {
+            while let Some((session, error)) = schedule.admit(hold)? {
                 any = true;
                 mail.post(Event::Failed { id: session.id, error: Arc::new(error) });
+                ended.push(session);
             }
             schedule.resume(|extent, page, bytes| {
                 runner.grow(extent)?;
@@ -144,20 +155,18 @@ impl Core {
             }
             let wide = runner.wide_logits()?;
             let logits = runner.logits();
-            let mut ended = Vec::new();
+            let mut over = Vec::new();
             let rows = logits.chunks_exact(*vocab).enumerate();
             for (session, (output, logits)) in schedule.filled(&plan).into_iter().zip(rows) {
                 let logits = wide.iter().find(|wide| wide.0 == output).map_or(logits, |wide| &wide.1);
                 for event in session.advance(logits) {
                     if event.is_last() {
-                        ended.push(session.id);
+                        over.push(session.id);
                     }
                     mail.post(event);
                 }
             }
-            for id in ended {
-                schedule.take(id);
-            }
+            ended.extend(over.into_iter().filter_map(|id| schedule.take(id)));
             schedule.shift();
             return Ok(true);
         }

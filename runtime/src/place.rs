@@ -62,7 +62,7 @@ pub fn path_of(source: &Source) -> Option<&Path> {
     }
 }
 
-/// Writes a file whole or not at all, also if the process or the system ends meanwhile: beside its place first, over what an
+/// Writes a file whole or not at all (if nobody else writes it meanwhile), also if the process or the system ends meanwhile: beside its place first, over what an
 /// earlier attempt left there.
 ///
 /// # Errors
@@ -74,7 +74,10 @@ pub fn store(out: &Path, bytes: &[u8]) -> Result<(), Error> {
     let written = File::create(partial).and_then(|mut file| {
         file.write_all(bytes)?;
         file.sync_all()?;
-        fs::rename(partial, out)
+        fs::rename(partial, out)?;
+        // That it is there is part of its folder.
+        let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
     });
     written.map_err(|source| {
         // It may not be there; the first error is the one to tell.

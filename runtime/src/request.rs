@@ -156,7 +156,8 @@ pub enum Context {
     Stop,
     /// Its oldest tokens go, and it goes on: of those behind the first `keep` (and behind what adapters put before the prompt) the
     /// older half. Positions are counted anew, without gaps, and keys and values of all that is left are computed again: the answer goes on
-    /// as that to a request whose prompt is what is left, equal to the bit. Reading that again costs a prompt of half a context for
+    /// as that to a request whose prompt is what is left, equal to the bit; draws go on where they were, and adapters act on what they
+    /// acted on. It starts again behind requests that wait. Reading that again costs a prompt of half a context for
     /// half a context of answer.
     Shift {
         /// How many of the prompt's tokens always stay.

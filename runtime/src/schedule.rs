@@ -10,7 +10,6 @@ use std::collections::VecDeque;
 use graftwork_kernels::backend::PAGE;
 use graftwork_kernels::tensor;
 
-use crate::Error;
 use crate::batch::{Outputs, Piece};
 use crate::kv::{Chain, Pool, pages_for};
 use crate::prefix::Prefixes;
@@ -18,10 +17,10 @@ use crate::registry::Reach;
 use crate::request::RequestId;
 use crate::sequence::Entry;
 use crate::session::Session;
-use crate::stack::Stacks;
+use crate::{Error, ErrorKind};
 
 /// Gets the adapters of a request into memory and holds them there; `false` if there is no room yet.
-pub type Hold<'a> = dyn Fn(&Stacks, Reach) -> Result<bool, Error> + 'a;
+pub type Hold<'a> = dyn Fn(&Session, Reach) -> Result<bool, Error> + 'a;
 
 /// The limits of a schedule.
 #[derive(Clone, Copy, Debug)]
@@ -181,40 +180,39 @@ impl Schedule {
     }
 
     /// Starts waiting sequences while there is room: for their adapters, which `hold` gets into memory if it can, and for their keys
-    /// and values. Gives those whose adapters cannot be had, and why.
-    pub fn admit(&mut self, hold: &Hold<'_>) -> Vec<(Session, Error)> {
-        let mut refused = Vec::new();
+    /// and values. Gives one whose adapters cannot be had, and why; then there may be more to start.
+    ///
+    /// # Errors
+    /// Memory was refused; nothing is lost.
+    pub fn admit(&mut self, hold: &Hold<'_>) -> Result<Option<(Session, Error)>, Error> {
         while self.running.len() < self.limits.batch
             && let Some(next) = self.waiting.front()
         {
             // With nothing else to run, nothing is worth more than going on.
             let reach = if self.running.is_empty() { Reach::Nameless } else { Reach::Awaited };
-            let started = match hold(&next.stacks, reach) {
-                Ok(true) => open(&mut self.pool, self.prefixes.as_mut(), next).map(Ok),
-                Ok(false) => None,
-                Err(error) => Some(Err(error)),
-            };
-            let Some(started) = started else { break };
-            let Some(mut session) = self.waiting.pop_front() else { break };
-            match started {
-                Ok(chain) => {
-                    session.filled = chain.pages().len() * PAGE;
-                    self.reused += session.filled as u64;
-                    session.chain = Some(chain);
-                    self.running.push(session);
-                }
-                Err(error) => refused.push((session, error)),
+            match hold(next, reach) {
+                Ok(true) => {}
+                Ok(false) | Err(Error::Cancelled) => break,
+                Err(error) if error.kind() == ErrorKind::OutOfMemory => return Err(error),
+                Err(error) => return Ok(self.waiting.pop_front().map(|session| (session, error))),
             }
+            let Some(chain) = open(&mut self.pool, self.prefixes.as_mut(), next) else { break };
+            let Some(mut session) = self.waiting.pop_front() else { break };
+            session.filled = chain.pages().len() * PAGE;
+            self.reused += session.filled as u64;
+            session.chain = Some(chain);
+            self.running.push(session);
         }
-        refused
+        Ok(None)
     }
 
-    /// Lets sequences that are full lose their oldest tokens; they start again before all that wait.
+    /// Lets sequences that are full lose their oldest tokens. They start again behind those that wait, who would never come to their turn
+    /// behind one without an end.
     pub fn shift(&mut self) {
         while let Some(index) = self.running.iter().position(Session::is_full) {
             let mut session = self.remove(index);
             session.shift();
-            self.waiting.push_front(session);
+            self.waiting.push_back(session);
         }
     }
 

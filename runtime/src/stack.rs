@@ -148,14 +148,18 @@ impl Stacks {
         &self.0[0].adapters
     }
 
-    /// The same for a sequence that loses `gone` positions.
+    /// The same for a sequence that loses `gone` positions. It holds no adapter in memory yet.
     pub fn without(&self, gone: &Range<usize>) -> Self {
         let moved = |from: usize| match from <= gone.start {
             true => from,
             false => from.saturating_sub(gone.len()).max(gone.start),
         };
         let all = self.all().iter();
-        Self::new(all.map(|stacked| Stacked { from: moved(stacked.from), ..stacked.clone() }).collect())
+        let moved = |stacked: &Stacked| Stacked {
+            from: moved(stacked.from),
+            ..Stacked::new(stacked.adapter.clone(), stacked.weight)
+        };
+        Self::new(all.map(moved).collect())
     }
 
     /// The stack at a position.

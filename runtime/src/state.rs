@@ -7,11 +7,12 @@
 
 use graftwork_adapters::delta::Fingerprint;
 use graftwork_kernels::Format;
+use graftwork_kernels::backend::PAGE;
+use graftwork_kernels::tensor::reserved;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::Error;
-use crate::kv::pages_for;
 use crate::request::Context;
 use crate::sample;
 use crate::session::{Pages, Session};
@@ -114,7 +115,7 @@ pub fn write(session: &Session, base: Base<'_>, pages: &[&[u8]]) -> Result<Vec<u
         adapters: session.stacks.all().iter().map(adapter).collect(),
         tokens: session.tokens.len(),
         prompt: session.prompt,
-        filled: if pages.is_empty() { 0 } else { session.filled },
+        filled: pages.len() * PAGE,
         most_tokens: session.most_tokens,
         left: session.left as u64,
         keep: match session.context {
@@ -140,7 +141,7 @@ pub fn write(session: &Session, base: Base<'_>, pages: &[&[u8]]) -> Result<Vec<u
         + 4 * session.tokens.len()
         + pages.iter().map(|page| page.len()).sum::<usize>()
         + DIGEST;
-    let mut out = graftwork_kernels::tensor::reserved(size).map_err(Error::Memory)?;
+    let mut out = reserved(size).map_err(Error::Memory)?;
     out.extend_from_slice(MAGIC);
     out.extend_from_slice(&(json.len() as u64).to_le_bytes());
     out.extend_from_slice(&json);
@@ -187,33 +188,50 @@ pub fn read(bytes: &[u8], base: Base<'_>) -> Result<State, Error> {
         }
     }
     let Header { tokens, prompt, filled, most_tokens, left, keep, .. } = header;
-    if prompt == 0 || prompt > tokens || filled >= tokens || tokens >= most_tokens || left == 0 {
+    if prompt == 0
+        || prompt > tokens
+        || filled >= tokens
+        || !filled.is_multiple_of(PAGE)
+        || tokens >= most_tokens
+        || left == 0
+    {
         let found = format!(
             "{prompt} of prompt, {filled} in pages, {tokens} in all, {most_tokens} at most, {left} to come"
         );
         return wrong(
             "tokens",
-            "some of prompt, fewer in pages than in all, fewer than at most, some to come",
+            "some of prompt, whole pages of fewer than all, fewer than at most, some to come",
             found,
         );
     }
-    if let Some(keep) = keep.filter(|&keep| keep > prompt || keep + 2 > most_tokens) {
+    if let Some(keep) = keep.filter(|&keep| keep > prompt || keep.saturating_add(2) > most_tokens) {
         return wrong("tokens that stay", "some of the prompt, at least two fewer than there can be", keep);
+    }
+    if header.text.as_ref().is_some_and(|text| !text.is_possible()) {
+        return wrong("text that is held back", "the beginning of a character or of a stop text", "more");
     }
     if let Some(adapter) = header.adapters.iter().find(|adapter| adapter.from > prompt) {
         return wrong("adapter", format!("one that acts from the prompt on, {prompt} at most"), adapter.from);
     }
-    let pages = pages_for(filled).checked_mul(header.page_bytes);
+    let pages = (filled / PAGE).checked_mul(header.page_bytes);
     let size = tokens.checked_mul(4).zip(pages).and_then(|(tokens, pages)| tokens.checked_add(pages));
     if size != Some(payload.len()) {
         let expected = size.map_or("as many as tokens and pages take".to_owned(), |size| size.to_string());
         return wrong("bytes behind the header", expected, payload.len());
     }
     let (numbers, pages) = payload.split_at(4 * tokens);
-    let tokens = numbers.as_chunks().0.iter().map(|&bytes| u32::from_le_bytes(bytes)).collect();
+    let mut tokens = reserved(numbers.len() / 4).map_err(Error::Memory)?;
+    tokens.extend(numbers.as_chunks().0.iter().map(|&bytes| u32::from_le_bytes(bytes)));
     // Those of another layout are computed again.
     let fits = filled > 0 && header.layout == LAYOUT && header.page_bytes == base.page_bytes;
-    let pages = fits.then(|| Pages { filled, bytes: pages.to_vec() });
+    let pages = match fits {
+        false => None,
+        true => {
+            let mut bytes = reserved(pages.len()).map_err(Error::Memory)?;
+            bytes.extend_from_slice(pages);
+            Some(Pages { filled, bytes })
+        }
+    };
     Ok(State { header, tokens, pages })
 }
 

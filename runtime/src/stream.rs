@@ -143,6 +143,14 @@ pub(crate) struct Saved {
     text: String,
 }
 
+impl Saved {
+    /// Whether a stream can hold so much back.
+    pub(crate) fn is_possible(&self) -> bool {
+        let longest = self.stops.iter().map(String::len).max().unwrap_or(0);
+        self.bytes.len() < 4 && self.text.len() <= longest
+    }
+}
+
 impl TextStream {
     /// The text of tokens that answer a prompt. Its first space is kept where it continues a text, and removed where
     /// `new_text` says that it starts one, as the answer in a chat does.

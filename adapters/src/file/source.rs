@@ -25,6 +25,18 @@ pub enum Source {
 }
 
 impl Source {
+    /// The same, wherever the process goes.
+    #[must_use]
+    pub fn into_absolute(self) -> Self {
+        match self {
+            Self::Path { path, copy_up_to } => {
+                let absolute = std::path::absolute(&path);
+                Self::Path { path: absolute.unwrap_or(path), copy_up_to }
+            }
+            other => other,
+        }
+    }
+
     /// The file or directory at `path`, copied instead of mapped.
     pub fn copied(path: impl Into<PathBuf>) -> Self {
         Self::Path { path: path.into(), copy_up_to: u64::MAX }

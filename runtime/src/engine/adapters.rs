@@ -8,6 +8,7 @@ use crate::log::Level;
 use crate::mail::Wake;
 use crate::parallel::Progress;
 use crate::registry::{AdapterInfo, Bound, Expect, Generation, Known, Loaded, Reach};
+use crate::session::Session;
 use crate::stack::{Stack, Stacks};
 use crate::text::Text;
 
@@ -17,8 +18,9 @@ impl Engine {
     /// Adapters take no more memory than [`EngineOptions::adapter_bytes`](crate::EngineOptions::adapter_bytes), however many are loaded. When one needs room, those whose last
     /// use is the longest ago leave memory, but for those that are pinned or that running requests use. They keep name and generation, and
     /// come back from their source when a request needs them: in [`Engine::submit`] while there is room beside adapters that other
-    /// requests wait for, else in the step that starts the request, which waits until there is. So their sources must hold what they
-    /// held; if one does not, the request fails with [`Error::SourceChanged`].
+    /// requests wait for, else in the step that starts the request, which waits until there is. So their sources must hold what
+    /// they held: a new version gets a new path. If one does not, the request fails with [`Error::SourceChanged`]. Sources in memory take their bytes
+    /// beside the limit.
     ///
     /// # Errors
     /// What is malformed, not understood or does not fit the model; or the name is taken.
@@ -79,7 +81,7 @@ impl Engine {
     ) -> Result<Generation, Error> {
         self.registry.check(name, expect)?;
         let _wake = Wake(&self.mail);
-        let kept = self.registry.is_limited().then(|| source.clone());
+        let kept = self.registry.is_limited().then(|| source.clone().into_absolute());
         let adapter = Adapter::open(source)?;
         let mut charge = self.registry.charge();
         let mut room = |bytes| self.registry.take(name, &mut charge, bytes);
@@ -96,7 +98,7 @@ impl Engine {
     }
 
     /// What an adapter has in memory, from its source.
-    fn reload(&self, loaded: &Loaded) -> Result<Bound, Error> {
+    fn reload(&self, loaded: &Loaded, go_on: &(dyn Fn() -> bool + Sync)) -> Result<Bound, Error> {
         let (name, generation, Known { content, source, .. }) =
             (loaded.name(), loaded.generation(), loaded.known());
         let source =
@@ -108,14 +110,19 @@ impl Engine {
         }
         let had = loaded.prepared().bytes;
         let mut room = |bytes| if bytes <= had { Ok(()) } else { Err(changed()) };
-        let (bound, _) = self.model.prepare(&adapter, &|_, _| true, &mut room)?;
-        self.say(Level::Debug, || format!("adapter {name}#{generation}: back in memory, {had} bytes"));
-        Ok(bound)
+        let progress = |_, _| go_on() && self.mail.check_open().is_ok();
+        // Says nothing: locks are held.
+        Ok(self.model.prepare(&adapter, &progress, &mut room)?.0)
     }
 
-    /// Holds the adapters of a request in memory, as [`Hold`](crate::schedule::Hold) asks.
-    pub(super) fn hold(&self, stacks: &Stacks, reach: Reach) -> Result<bool, Error> {
-        let held = self.registry.hold(stacks, reach, &|loaded| self.reload(loaded))?;
+    /// [`Engine::hold`], as [`Hold`](crate::schedule::Hold) asks.
+    pub(super) fn hold_for(&self, session: &Session, reach: Reach) -> Result<bool, Error> {
+        self.hold(&session.stacks, reach, &|| !session.is_cancelled())
+    }
+
+    /// Holds the adapters of a request in memory, unless `go_on` ends that; `false` if there is no room.
+    fn hold(&self, stacks: &Stacks, reach: Reach, go_on: &(dyn Fn() -> bool + Sync)) -> Result<bool, Error> {
+        let held = self.registry.hold(stacks, reach, &|loaded| self.reload(loaded, go_on))?;
         if !held && reach == Reach::Nameless {
             // Another thread is loading, and will let go; or adapters were pinned since the request was accepted.
             self.must_fit(stacks)?;
@@ -140,14 +147,14 @@ impl Engine {
             return Err(Error::Limit { option: "scratch_bytes", needed: limit.saturating_add(more), limit });
         }
         let _wake = Wake(&self.mail);
-        self.registry.prefetch(stacks, &|loaded| self.reload(loaded))
+        self.registry.prefetch(stacks, &|loaded| self.reload(loaded, &|| true))
     }
 
     /// The adapters of a sequence that is computed now, held in memory.
     pub(super) fn held(&self, stack: &Stack, sequence: &[u32]) -> Result<Stacks, Error> {
         let stacks = stack.over(sequence).0;
         self.admit(&stacks)?;
-        match self.hold(&stacks, Reach::Awaited)? {
+        match self.hold(&stacks, Reach::Awaited, &|| true)? {
             true => Ok(stacks),
             false => {
                 let name =
@@ -175,7 +182,7 @@ impl Engine {
     /// The name is not in use; or the adapter cannot come back, or finds no room.
     pub fn pin_adapter(&self, name: &str, pinned: bool) -> Result<(), Error> {
         let _wake = Wake(&self.mail);
-        self.registry.pin(name, pinned, &|loaded| self.reload(loaded))
+        self.registry.pin(name, pinned, &|loaded| self.reload(loaded, &|| true))
     }
 
     /// The adapters that are loaded, by name.

@@ -209,9 +209,11 @@ impl Engine {
             return Ok(false);
         }
         let before = self.mail.changes();
-        let advanced = turn.advance(&self.mail, &|stacks, reach| self.hold(stacks, reach));
+        let advanced = turn.advance(&self.mail, &|session, reach| self.hold_for(session, reach));
         turn.idle_since = matches!(advanced, Ok(false)).then_some(before);
+        let ended = turn.take_ended();
         drop(turn);
+        drop(ended);
         self.mail.deliver();
         advanced
     }

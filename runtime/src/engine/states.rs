@@ -9,7 +9,8 @@ use super::requests::check_tokens;
 use crate::kv::pages_for;
 use crate::log::Level;
 use crate::mail::Route;
-use crate::request::{Event, RequestId};
+use crate::request::{Context, Event, RequestId};
+use crate::sequence::Entry;
 use crate::session::Session;
 use crate::state::State;
 use crate::{Answer, Error, state};
@@ -68,20 +69,36 @@ impl Engine {
         let State { header, tokens, pages } = state::read(bytes, self.state_base())?;
         let wrong = |what, expected: String, found: String| Err(Error::State { what, expected, found });
         let (mut adapters, mut placed) = (Vec::new(), Vec::new());
-        for state::Adapter { name, content, weight, .. } in &header.adapters {
+        let (mut from, mut placed_from) = (Vec::new(), Vec::new());
+        for state::Adapter { name, content, weight, from: first } in &header.adapters {
             let Some(own) = self.registry.of_content(name, content) else {
                 return wrong("adapter", format!("{name} of content {content}, loaded"), "none".to_owned());
             };
             match f32::from_bits(*weight) {
-                0.0 => placed.push(own),
-                weight => adapters.push((own, weight)),
+                0.0 => {
+                    placed.push(own);
+                    placed_from.push(*first);
+                }
+                weight => {
+                    adapters.push((own, weight));
+                    from.push(*first);
+                }
             }
         }
+        from.extend(placed_from);
         let stack = self.registry.stack_of(adapters, placed)?;
         let vocabulary = stack.vocabulary(self.config().vocab);
-        let from: Vec<usize> = header.adapters.iter().map(|adapter| adapter.from).collect();
         let stacks = stack.starting(&from);
+        if stacks.all().len() != from.len() {
+            return wrong("adapters", "each once".to_owned(), "one that is named and placed".to_owned());
+        }
         stacks.check(&tokens, vocabulary.embedding, header.prompt)?;
+        let own = tokens.iter().take_while(|&&number| !Entry::is_token(number)).count();
+        if let Context::Shift { keep } = header.context()
+            && keep < own
+        {
+            return wrong("tokens that stay", format!("{own} or more"), keep.to_string());
+        }
         if header.most_tokens > self.config().context {
             return wrong(
                 "tokens",

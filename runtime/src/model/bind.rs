@@ -169,7 +169,7 @@ pub fn prepare<D: Device>(
     let (virtual_tokens, given) = (bound.positions.virtual_tokens, bound.positions.given);
     // Tokens of its own have inputs and logits beside the base's; changed inputs lie beside those that others use.
     let scratch = bound.widest + bound.more.as_ref().map_or(0, |(_, rows)| config.hidden + rows);
-    let scratch = scratch.max(usize::from(bound.changes_shared_inputs()));
+    let scratch = scratch.max(usize::from(bound.changes_shared_inputs() || bound.positions.given > 0));
     let prepared = Prepared {
         edits,
         bytes,

@@ -79,16 +79,20 @@ impl<B: Backend> Scratch<B> {
     }
 
     /// What [`Scratch::bytes`] comes to at most for steps of up to `rows` rows, `outputs` of them with logits, whose adapters take `low`
-    /// values of each; with any, inputs may change, too.
+    /// values of each; with any, inputs may change, and positions be given, too.
     pub fn most_bytes(backend: &B, c: &Config, (rows, outputs): (usize, usize), low: usize) -> usize {
         let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         // `narrow` exchanges `x` and `a` with their counterparts, so that in time all have all rows.
         let all = [c.hidden, c.hidden, c.hidden, q, q, q, kv, kv, c.ffn, c.ffn];
-        let activations = all.map(|cols| backend.activation_bytes(rows, cols)).iter().sum::<usize>();
-        activations
-            + backend.activation_bytes(outputs, c.vocab)
-            + if low > 0 { backend.activation_bytes(rows, c.hidden) } else { 0 }
-            + backend.scratch_bytes(&step_shape(c, rows, rows.saturating_mul(low)))
+        let activations = all.map(|cols| backend.activation_bytes(rows, cols));
+        let given = GIVEN.saturating_sub(rows);
+        let adapters = [backend.activation_bytes(rows, c.hidden), backend.activation_bytes(given, 2 * kv)];
+        let others = [
+            backend.activation_bytes(outputs, c.vocab),
+            backend.scratch_bytes(&step_shape(c, rows, rows.saturating_mul(low))),
+        ];
+        let all = activations.iter().chain(if low > 0 { &adapters[..] } else { &[] }).chain(&others);
+        all.fold(0, |sum, &bytes| sum.saturating_add(bytes))
     }
 
     fn resize(&mut self, backend: &mut B, rows: usize, outputs: usize) -> Result<(), tensor::Error> {
@@ -150,8 +154,8 @@ pub fn forward<B: Backend>(
     if grafts.change_shared_inputs() {
         backend.resize(&mut s.changed, batch.tokens.len())?;
     }
-    if let Some(most) = batch.given.iter().map(|given| given.own.len()).max() {
-        resize(backend, (&mut s.k, &mut s.v), most)?;
+    if !batch.given.is_empty() {
+        resize(backend, (&mut s.k, &mut s.v), GIVEN.max(batch.tokens.len()))?;
     }
     backend.reserve(&step_shape(c, batch.tokens.len(), grafts.low()))?;
     let pairs = batch.tokens.len().saturating_mul(c.rope.rotary / 2);
@@ -311,6 +315,9 @@ fn resize<B: Backend>(
     b.resize(v, rows)
 }
 
+/// Given positions that are stored at once, where a step has fewer rows.
+const GIVEN: usize = 64;
+
 /// Stores the keys and values that adapters give for a layer, by way of `k` and `v`, which have the batch's rows before and
 /// after.
 fn give<B: Backend>(
@@ -323,11 +330,16 @@ fn give<B: Backend>(
         return Ok(());
     }
     for given in &batch.given {
-        resize(b, (k, v), given.own.len())?;
         let [keys, values] = graft::given::<B>(given, layer);
-        b.embed(k, keys, &given.own);
-        b.embed(v, values, &given.own);
-        b.store(cache, layer, (k, v), std::slice::from_ref(&given.span));
+        let at_once = GIVEN.max(batch.tokens.len());
+        for (part, own) in given.own.chunks(at_once).enumerate() {
+            resize(b, (k, v), own.len())?;
+            b.embed(k, keys, own);
+            b.embed(v, values, own);
+            let position = given.span.position + part * at_once;
+            let span = Span { rows: 0..own.len(), position, pages: given.span.pages };
+            b.store(cache, layer, (k, v), &[span]);
+        }
     }
     resize(b, (k, v), batch.tokens.len())
 }

@@ -57,10 +57,10 @@ impl Loaded {
 
     /// Lets it leave memory, unless somebody holds it.
     fn leave(&self) {
-        let gone = match self.resident.try_lock() {
-            Ok(mut slot) => slot.take_if(|resident| Arc::strong_count(resident) == 1),
-            Err(_) => None,
+        let may = |resident: &mut Arc<Resident>| {
+            !self.pinned.load(Ordering::Relaxed) && Arc::strong_count(resident) == 1
         };
+        let gone = self.resident.try_lock().ok().and_then(|mut slot| slot.take_if(may));
         // Freed without the lock.
         drop(gone);
     }
@@ -102,7 +102,11 @@ impl Registry {
         }
         let names = lock(&self.names);
         match names.find(name)? {
-            own if Arc::ptr_eq(own, &loaded) => loaded.pinned.store(true, Ordering::Relaxed),
+            own if Arc::ptr_eq(own, &loaded) => {
+                // Whoever lets it leave looks behind this lock, or while it is still held here.
+                let _slot = lock(&loaded.resident);
+                loaded.pinned.store(true, Ordering::Relaxed);
+            }
             own => {
                 let (expected, found) = (loaded.generation, own.generation);
                 return Err(Error::Changed { name: name.to_owned(), expected, found });
@@ -144,7 +148,10 @@ impl Registry {
                 None => return Ok(false),
             }
         }
-        stacks.all().iter().zip(held).for_each(|(stacked, resident)| stacked.hold(resident));
+        for (stacked, resident) in stacks.all().iter().zip(held) {
+            stacked.adapter().used.store(self.now(), Ordering::Relaxed);
+            stacked.hold(resident);
+        }
         Ok(true)
     }
 
@@ -177,24 +184,33 @@ impl Registry {
         Ok(slot.clone())
     }
 
-    /// Takes as many bytes as make it `bytes`, if need be from other adapters within `reach`; `false` if that is not possible.
+    /// Takes as many bytes as make it `bytes`, if need be from other adapters within `reach`; `false`, and all stay, if that would not
+    /// be enough.
     fn make_room(&self, charge: &mut Charge, bytes: usize, reach: Reach) -> bool {
         while !charge.grow(bytes) {
-            if bytes > self.budget.limit() || !self.free_one(reach) {
+            let leaving = self.leaving(reach);
+            let free: usize = leaving.iter().map(|loaded| loaded.prepared.bytes).sum();
+            if charge.lacks(bytes) > free {
                 return false;
+            }
+            let mut leaving = leaving.iter();
+            while charge.lacks(bytes) > 0
+                && let Some(next) = leaving.next()
+            {
+                next.leave();
             }
         }
         true
     }
 
-    /// Lets an adapter within `reach` leave memory; `false` if there is none.
-    fn free_one(&self, reach: Reach) -> bool {
+    /// The adapters that may leave memory within `reach`, in order.
+    fn leaving(&self, reach: Reach) -> Vec<Arc<Loaded>> {
         let names = lock(&self.names);
         let all: Vec<Arc<Loaded>> = names.all.iter().filter_map(Weak::upgrade).collect();
-        let ranked = all.iter().filter(|loaded| loaded.may_leave()).map(|loaded| {
-            let named = names.of.get(&loaded.name).is_some_and(|own| Arc::ptr_eq(own, loaded));
+        let ranked = all.into_iter().filter(|loaded| loaded.may_leave()).map(|loaded| {
+            let named = names.of.get(&loaded.name).is_some_and(|own| Arc::ptr_eq(own, &loaded));
             // Beside the name and this list.
-            let requests = Arc::strong_count(loaded) - 1 - usize::from(named);
+            let requests = Arc::strong_count(&loaded) - 1 - usize::from(named);
             let used = loaded.used.load(Ordering::Relaxed);
             let rank = match (requests, named) {
                 (0, _) => (Reach::Unused, used),
@@ -203,8 +219,8 @@ impl Registry {
             };
             (rank, loaded)
         });
-        let first = ranked.min_by_key(|(rank, _)| *rank).filter(|((of, _), _)| *of <= reach);
-        drop(names);
-        first.inspect(|(_, loaded)| loaded.leave()).is_some()
+        let mut leaving: Vec<_> = ranked.filter(|((of, _), _)| *of <= reach).collect();
+        leaving.sort_unstable_by_key(|(rank, _)| *rank);
+        leaving.into_iter().map(|(_, loaded)| loaded).collect()
     }
 }

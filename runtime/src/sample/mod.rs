@@ -116,7 +116,7 @@ impl Sampler {
     /// token that does not exist, [`Error::Memory`].
     pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> Result<u32, Error> {
         let step = self.step;
-        self.step += 1;
+        self.step = self.step.wrapping_add(1);
         let changes = self.changes(logits, history)?;
         ROOM.with_borrow_mut(|room| {
             if changes.is_empty() {

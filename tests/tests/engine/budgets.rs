@@ -336,6 +336,93 @@ fn weights_and_scratch_have_limits() {
     }
 }
 
+/// Steps of a row or two store given positions in parts.
+#[test]
+fn given_positions_take_no_more_scratch_than_they_may() {
+    let options = EngineOptions { threads: 1, prefill_chunk: 1, max_batch: 1, ..EngineOptions::default() };
+    let plan = Engine::plan(golden("adapters/base"), options.clone()).unwrap();
+    let expected = answer(&limited(usize::MAX), ask(9, 4, &[]));
+    for more in (0..200 << 10).step_by(10 << 10) {
+        let scratch_bytes = plan.scratch + more;
+        let engine =
+            Engine::open(golden("adapters/base"), EngineOptions { scratch_bytes, ..options.clone() })
+                .unwrap();
+        load(&engine, "prefix_tuning");
+        match engine.submit(ask(9, 4, &[("prefix_tuning", 1.0)])) {
+            Err(Error::Limit { option: "scratch_bytes", .. }) => assert!(more < 100 << 10),
+            Err(error) => panic!("{error}"),
+            Ok(_) => drop(Answers::default().drain(&engine)),
+        }
+        assert!(engine.memory().scratch <= scratch_bytes, "{more}");
+        assert_eq!(answer(&engine, ask(9, 4, &[])), expected);
+    }
+    let huge = EngineOptions { prefill_chunk: usize::MAX, ..options };
+    assert_eq!(Engine::plan(golden("adapters/base"), huge).unwrap().scratch, usize::MAX);
+}
+
+/// Nothing leaves memory for what does not come in.
+#[test]
+fn room_is_not_made_in_vain() {
+    let free = limited(usize::MAX);
+    ["lora", "lora_all", "ia3"].iter().for_each(|name| load(&free, name));
+    let sizes = sizes(&free);
+    // While the large one runs there is room for the smallest, not for another.
+    let engine = limited(sizes["lora_all"] + sizes["ia3"] + 10);
+    ["lora", "lora_all", "ia3"].iter().for_each(|name| load(&engine, name));
+    let running = engine.submit(ask(9, 8, &[("lora_all", 1.0)])).unwrap();
+    engine.step().unwrap();
+    engine.pin_adapter("ia3", true).unwrap();
+    engine.pin_adapter("ia3", false).unwrap();
+    let waiting = engine.submit(ask(9, 8, &[("lora", 1.0)])).unwrap();
+    for _ in 0..3 {
+        engine.step().unwrap();
+        assert!(matches!(engine.pin_adapter("lora", true), Err(Error::Busy { .. })));
+        let ia3 = engine.adapter("ia3").unwrap();
+        assert!(ia3.resident && ia3.loads <= 2, "{ia3:?}");
+    }
+    let answers = Answers::default().drain(&engine);
+    assert_eq!(answers.tokens(waiting), answer(&free, ask(9, 8, &[("lora", 1.0)])));
+    assert!(!answers.tokens(running).is_empty());
+}
+
+/// Pinned is in memory, whoever was about to let it leave.
+#[test]
+fn pins_win_races() {
+    let free = limited(usize::MAX);
+    let names = ["lora", "lora_rslora", "lora_bias"];
+    names.iter().for_each(|name| load(&free, name));
+    let limit = sizes(&free).values().max().unwrap() * 2 + 100;
+    let engine = limited(limit);
+    names.iter().for_each(|name| load(&engine, name));
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (engine, over) = (&engine, &over);
+        for name in &names[1..] {
+            scope.spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    match engine.pin_adapter(name, true) {
+                        Ok(()) => engine.pin_adapter(name, false).unwrap(),
+                        Err(Error::Busy { .. } | Error::Limit { .. }) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            });
+        }
+        for _ in 0..300 {
+            if engine.pin_adapter("lora", true).is_ok() {
+                let loads = engine.adapter("lora").unwrap().loads;
+                std::thread::yield_now();
+                engine.pin_adapter("lora", true).unwrap();
+                let lora = engine.adapter("lora").unwrap();
+                assert!(lora.pinned && lora.loads == loads, "{lora:?}");
+                engine.pin_adapter("lora", false).unwrap();
+            }
+            std::thread::yield_now();
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+}
+
 /// Threads that submit, load, replace, pin and unload while one steps.
 #[test]
 fn threads_share_the_limit() {

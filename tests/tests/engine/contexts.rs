@@ -168,3 +168,30 @@ fn texts_go_on() {
         assert_eq!((&more[..], &rest[..]), (&tokens[count..], &text[length..]), "after {count}");
     }
 }
+
+/// One that has no end and takes the whole cache lets others have their turn.
+#[test]
+fn endless_requests_starve_nobody() {
+    let engine = small(64, EngineOptions::default());
+    let endless = Request { max_tokens: None, context: Context::Shift { keep: 4 }, ..ask(30, 1, &[]) };
+    let [first, second] = [0, 1].map(|_| engine.submit(endless.clone()).unwrap());
+    let others = [0, 1].map(|_| engine.submit(ask(40, 20, &[])).unwrap());
+    let (mut ended, mut counts) = (0, [0; 2]);
+    for _ in 0..2000 {
+        for event in engine.step().unwrap() {
+            match event {
+                Event::Token { id, .. } if id == first => counts[0] += 1,
+                Event::Token { id, .. } if id == second => counts[1] += 1,
+                Event::Finished { id, .. } => {
+                    assert!(others.contains(&id));
+                    ended += 1;
+                }
+                _ => {}
+            }
+        }
+    }
+    assert!(ended == 2 && counts[0] > 500 && counts[1] > 500, "{ended} {counts:?}");
+    [first, second].into_iter().for_each(|id| engine.cancel(id).unwrap());
+    Answers::default().drain(&engine);
+    assert_eq!(engine.memory().kv_used, 0);
+}
