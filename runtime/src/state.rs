@@ -23,6 +23,8 @@ const MAGIC: &[u8; 8] = b"GWSTATE1";
 const DIGEST: usize = 32;
 /// Bytes of a header at most: stop texts and biases are all that can be long.
 const MAX_HEADER: usize = 64 << 20;
+/// Adapters at most.
+const MAX_ADAPTERS: usize = 1024;
 /// How pages of the cache lie in memory. Another layout gets another name.
 const LAYOUT: &str = "cpu/1";
 
@@ -209,6 +211,9 @@ pub fn read(bytes: &[u8], base: Base<'_>) -> Result<State, Error> {
     }
     if header.text.as_ref().is_some_and(|text| !text.is_possible()) {
         return wrong("text that is held back", "the beginning of a character or of a stop text", "more");
+    }
+    if header.adapters.len() > MAX_ADAPTERS {
+        return wrong("adapters", format!("{MAX_ADAPTERS} at most"), header.adapters.len());
     }
     if let Some(adapter) = header.adapters.iter().find(|adapter| adapter.from > prompt) {
         return wrong("adapter", format!("one that acts from the prompt on, {prompt} at most"), adapter.from);
