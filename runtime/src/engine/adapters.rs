@@ -15,12 +15,12 @@ use crate::text::Text;
 impl Engine {
     /// Loads an adapter under a name that is free. Runs on the caller's thread, beside any step.
     ///
-    /// Adapters take no more memory than [`EngineOptions::adapter_bytes`](crate::EngineOptions::adapter_bytes), however many are loaded. When one needs room, those whose last
-    /// use is the longest ago leave memory, but for those that are pinned or that running requests use. They keep name and generation, and
-    /// come back from their source when a request needs them: in [`Engine::submit`] while there is room beside adapters that other
-    /// requests wait for, else in the step that starts the request, which waits until there is. So their sources must hold what
-    /// they held: a new version gets a new path. If one does not, the request fails with [`Error::SourceChanged`]. Sources in memory take their bytes
-    /// beside the limit.
+    /// Adapters take no more memory than [`EngineOptions::adapter_bytes`](crate::EngineOptions::adapter_bytes), however many are loaded.
+    /// When one needs room, those whose last use is the longest ago leave memory, but for those that are pinned or that running requests
+    /// use. They keep name and generation, and come back from their source when a request needs them: in [`Engine::submit`] while there is
+    /// room beside adapters that other requests wait for, else in the step that starts the request, which waits until there is. So their
+    /// sources must hold what they held: a new version gets a new path. If one does not, the request fails with
+    /// [`Error::SourceChanged`]. Sources in memory take their bytes beside the limit.
     ///
     /// # Errors
     /// What is malformed, not understood or does not fit the model; or the name is taken.
@@ -175,8 +175,8 @@ impl Engine {
         Ok(generation)
     }
 
-    /// Keeps an adapter in memory, whatever [`EngineOptions::adapter_bytes`](crate::EngineOptions::adapter_bytes) asks for, until its name is freed, given to another adapter or
-    /// unpinned; brings it there if it is not.
+    /// Keeps an adapter in memory, whatever [`EngineOptions::adapter_bytes`](crate::EngineOptions::adapter_bytes) asks for, until its name is
+    /// freed, given to another adapter or unpinned; brings it there if it is not.
     ///
     /// # Errors
     /// The name is not in use; or the adapter cannot come back, or finds no room.
