@@ -296,8 +296,11 @@ impl Registry {
     ) -> Result<Stack, Error> {
         let names = lock(&self.names);
         let find = |name: &str| names.find(name).cloned();
-        let adapters = adapters.iter().map(|(name, weight)| Ok((find(name)?, *weight)));
-        let adapters = adapters.collect::<Result<Vec<_>, Error>>()?;
+        let weighted = |(name, weight): &(String, f32)| {
+            finite(name, *weight)?;
+            Ok((find(name)?, *weight))
+        };
+        let adapters = adapters.iter().map(weighted).collect::<Result<Vec<_>, Error>>()?;
         let placed = placed.map(find).collect::<Result<Vec<_>, _>>()?;
         drop(names);
         self.stack_of(adapters, placed)
@@ -315,9 +318,7 @@ impl Registry {
         let mut stack: Vec<Stacked> = Vec::with_capacity(adapters.len());
         for (adapter, weight) in adapters {
             let name = || adapter.name.clone();
-            if !weight.is_finite() {
-                return Err(Error::Weighting { name: name(), found: weight });
-            }
+            finite(&adapter.name, weight)?;
             if let Some(site) = adapter.prepared.whole
                 && ![0.0, 1.0].contains(&weight)
             {
@@ -344,6 +345,14 @@ impl Registry {
             }
         }
         Ok(Stack::new(stack))
+    }
+}
+
+/// Refuses a weight that is no number.
+fn finite(name: &str, weight: f32) -> Result<(), Error> {
+    match weight.is_finite() {
+        true => Ok(()),
+        false => Err(Error::Weighting { name: name.to_owned(), found: weight }),
     }
 }
 
