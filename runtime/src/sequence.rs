@@ -43,6 +43,11 @@ impl Entry {
         number < VIRTUAL
     }
 
+    /// How many of the first `numbers` are what adapters put before the prompt.
+    pub fn own(numbers: &[u32]) -> usize {
+        numbers.iter().take_while(|&&number| !Self::is_token(number)).count()
+    }
+
     /// How many of the first `numbers` are given.
     pub fn given(numbers: &[u32]) -> usize {
         numbers.iter().take_while(|&&number| number >= GIVEN).count()

@@ -135,8 +135,8 @@ impl Engine {
         self.registry.must_fit(0, &adapters)
     }
 
-    /// Refuses adapters that could never be in memory together or whose rows take too much scratch, and brings them back if there is room.
-    pub(super) fn admit(&self, stacks: &Stacks) -> Result<(), Error> {
+    /// Refuses adapters that could never be in memory together, or whose rows take too much scratch.
+    fn check(&self, stacks: &Stacks) -> Result<(), Error> {
         self.must_fit(stacks)?;
         let low = stacks.all().iter().map(|stacked| stacked.adapter().prepared().scratch);
         let needed = low.fold(0, usize::saturating_add);
@@ -146,6 +146,16 @@ impl Engine {
             let limit = self.options.scratch_bytes;
             return Err(Error::Limit { option: "scratch_bytes", needed: limit.saturating_add(more), limit });
         }
+        Ok(())
+    }
+
+    /// [`Engine::check`]; then brings back what is not in memory, if there is room.
+    pub(super) fn admit(&self, stacks: &Stacks) -> Result<(), Error> {
+        self.check(stacks)?;
+        if !self.registry.is_limited() {
+            // Nothing ever left.
+            return Ok(());
+        }
         let _wake = Wake(&self.mail);
         self.registry.prefetch(stacks, &|loaded| self.reload(loaded, &|| true))
     }
@@ -153,7 +163,7 @@ impl Engine {
     /// The adapters of a sequence that is computed now, held in memory.
     pub(super) fn held(&self, stack: &Stack, sequence: &[u32]) -> Result<Stacks, Error> {
         let stacks = stack.over(sequence).0;
-        self.admit(&stacks)?;
+        self.check(&stacks)?;
         match self.hold(&stacks, Reach::Awaited, &|| true)? {
             true => Ok(stacks),
             false => {

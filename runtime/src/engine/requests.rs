@@ -62,8 +62,7 @@ impl Engine {
         let context = match request.context {
             Context::Stop => Context::Stop,
             Context::Shift { keep } => {
-                let own = tokens.iter().take_while(|&&number| !Entry::is_token(number)).count();
-                let keep = own.saturating_add(keep).min(tokens.len());
+                let keep = Entry::own(&tokens).saturating_add(keep).min(tokens.len());
                 if keep + 2 > most_tokens {
                     let expected = "at least two fewer than the context and the KV cache hold";
                     return Err(Error::Option { option: "keep", expected, found: keep.to_string() });
@@ -142,10 +141,11 @@ impl Engine {
             return Err(Error::Option { option: "max_tokens", expected: "1 or more", found });
         }
         let room = self.kv_pages.saturating_mul(PAGE);
-        let most = match answer {
-            Some(answer) if policy == Context::Stop => found.saturating_add(answer).min(config.context),
-            Some(answer) => found.saturating_add(answer).min(config.context).min(room + 1).max(found + 1),
-            None => config.context.min(room.saturating_add(1)).max(found + 1),
+        let most = found.saturating_add(answer.unwrap_or(usize::MAX)).min(config.context);
+        let most = match (answer, policy) {
+            // What it asked for is promised whole, or refused.
+            (Some(_), Context::Stop) => most,
+            _ => most.min(room.saturating_add(1)).max(found + 1),
         };
         let needed = pages_for(most - 1);
         match needed <= self.kv_pages {

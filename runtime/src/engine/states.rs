@@ -93,8 +93,8 @@ impl Engine {
             return wrong("adapters", "each once".to_owned(), "one that is named and placed".to_owned());
         }
         stacks.check(&tokens, vocabulary.embedding, header.prompt)?;
-        let own = tokens.iter().take_while(|&&number| !Entry::is_token(number)).count();
-        if let Context::Shift { keep } = header.context()
+        let (context, own) = (header.context(), Entry::own(&tokens));
+        if let Context::Shift { keep } = context
             && keep < own
         {
             return wrong("tokens that stay", format!("{own} or more"), keep.to_string());
@@ -113,7 +113,6 @@ impl Engine {
         let sampler = header.sampler()?;
         let biased = sampler.options().logit_bias.iter().map(|&(token, _)| token);
         check_tokens("logit_bias", biased, vocabulary.head)?;
-        let context = header.context();
         let text = match (stack.text().or(self.text.as_ref()), header.text) {
             (Some(text), Some(saved)) => Some(text.resume(saved)?),
             (None, Some(_)) => return Err(Error::NoTokenizer),
