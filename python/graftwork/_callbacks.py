@@ -51,6 +51,19 @@ def kept() -> int:
     return len(_users)
 
 
+def joined(first: BaseException | None, later: BaseException) -> BaseException:
+    """What is raised where more than one came before anybody could hear: the first, with the later at the end of its context."""
+    if first is None:
+        return later
+    known, last = {id(first)}, first
+    while last.__context__ is not None and id(last.__context__) not in known:
+        last = last.__context__
+        known.add(id(last))
+    if id(later) not in known:
+        last.__context__ = later
+    return first
+
+
 def _drop(number: int) -> None:
     """Lets go of an object."""
     user = _users.pop(number, None)
@@ -59,7 +72,7 @@ def _drop(number: int) -> None:
     try:
         user.dropped()
     except BaseException as exception:
-        report(exception, "the end of a request")
+        report(exception)
 
 
 def _on_event(number: int, event: int) -> int:
@@ -89,7 +102,7 @@ def _log(number: int, level: int, message: int, size: int) -> None:
     try:
         hearer.function(level, text_at(message, size))
     except BaseException as exception:
-        report(exception, "log")
+        report(exception)
 
 
 class Progress:
@@ -225,11 +238,10 @@ def interruption() -> BaseException | None:
 def _hook(unraisable: Any, /) -> None:
     trace = unraisable.exc_traceback
     function = _FUNCTIONS.get(trace.tb_frame.f_code) if trace is not None else None
-    if function is None or isinstance(unraisable, _Unraisable) or threading.get_ident() != _MAIN:
+    if function is None or threading.get_ident() != _MAIN:
         _previous(unraisable)
         return
-    if not _interrupted:
-        _interrupted.append(unraisable.exc_value)
+    _interrupted[:] = [joined(interruption(), unraisable.exc_value)]
     code = trace.tb_frame.f_code
     # Else it has begun: this comes of a second signal, and what it did is done.
     if trace.tb_next is None and trace.tb_lineno == code.co_firstlineno:
@@ -237,18 +249,16 @@ def _hook(unraisable: Any, /) -> None:
         function(*(values[name] for name in code.co_varnames[: code.co_argcount]))
 
 
-class _Unraisable:
-    """What sys.unraisablehook takes."""
+class _Unheard:
+    """Raises an exception where Python itself takes it to sys.unraisablehook, whose argument nobody else can make."""
 
-    def __init__(self, message: str, exception: BaseException) -> None:
-        self.exc_type = type(exception)
-        self.exc_value = exception
-        self.exc_traceback = exception.__traceback__
-        self.err_msg = f"Exception ignored in graftwork: {message}"
-        self.object = None
+    def __init__(self, exception: BaseException) -> None:
+        self.exception = exception
+
+    def __del__(self) -> None:
+        raise self.exception
 
 
-def report(exception: BaseException, where: str) -> None:
+def report(exception: BaseException) -> None:
     """For what was raised where nobody can hear it."""
-    unraisable: Any = _Unraisable(where, exception)
-    sys.unraisablehook(unraisable)
+    _Unheard(exception)

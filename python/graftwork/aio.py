@@ -155,7 +155,7 @@ class Stepper:
                 self._fail(exception)
             else:
                 if thrown is not None:
-                    _callbacks.report(thrown, "on_event")
+                    _callbacks.report(thrown)
 
     def _fail(self, exception: Exception) -> None:
         """A step failed, for everybody."""

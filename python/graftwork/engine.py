@@ -149,7 +149,8 @@ class _Told:
         return bool(self.function(event))
 
     def keep(self, exception: BaseException) -> None:
-        self.thrown.setdefault(threading.get_ident(), exception)
+        me = threading.get_ident()
+        self.thrown[me] = _callbacks.joined(self.thrown.get(me), exception)
 
         def deaf(_: Event) -> bool:
             return True
@@ -555,7 +556,8 @@ class Engine:
     def _take_thrown(self) -> BaseException | None:
         """What a callback raised in this thread, or the handler of a signal before one."""
         thrown = self._thrown.pop(threading.get_ident(), None) if self._thrown else None
-        return thrown if thrown is not None else _callbacks.interruption()
+        interruption = _callbacks.interruption()
+        return thrown if interruption is None else _callbacks.joined(thrown, interruption)
 
     # --------------------------------------------------------------------------------------------------------- States
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from graftwork import _abi
+from graftwork import _abi, _callbacks
 from graftwork.errors import ClosedError, Error
 from graftwork.event import Event, Logits, Logprob
 
@@ -67,7 +67,15 @@ class Inbox:
 
     def keep(self, exception: BaseException) -> None:
         """Keeps what interrupted hear()."""
-        self.kept = exception
+        if self.cancelled:
+            _callbacks.report(exception)
+        else:
+            self.kept = _callbacks.joined(self.kept, exception)
+
+    def take_kept(self) -> BaseException | None:
+        """What was kept, for one who will tell."""
+        kept, self.kept = self.kept, None
+        return kept
 
     def dropped(self) -> None:
         """Nothing follows."""
@@ -110,10 +118,10 @@ class Stream(Iterator[Event]):
         inbox = self._inbox
         if inbox.ended:
             self._over = True
-            raise inbox.kept or closed()
+            raise inbox.take_kept() or closed()
         live = self._engine.step()
-        if inbox.kept is not None:
-            kept, inbox.kept = inbox.kept, None
+        kept = inbox.take_kept()
+        if kept is not None:
             raise kept
         if not live and not inbox.events and not inbox.ended:
             raise Error(
@@ -142,6 +150,10 @@ class Stream(Iterator[Event]):
         inbox = self._inbox
         inbox.cancelled = True
         inbox.events.clear()
+        kept = inbox.take_kept()
+        if kept is not None:
+            # Something else came out of the step that it was kept in.
+            _callbacks.report(kept)
         if not inbox.ended:
             self._engine._cancel_quietly(self.id)
 
