@@ -45,7 +45,7 @@ rustc --edition 2024 -O -C target-feature=+crt-static -C strip=symbols -o "$work
 
 # Found by trying: Linux 6.1 takes the state of AVX-512 as Bochs 2.7 describes it only without protection keys and
 # compacted state, and starts only without some other features and with the simplest timer and interrupts. No test
-# needs any of them.
+# needs any of them. Without a sound card, Bochs' driver for one ends it.
 cp "$kernel" "$work/iso/vmlinuz"
 cp /usr/lib/ISOLINUX/isolinux.bin /usr/lib/syslinux/modules/bios/ldlinux.c32 "$work/iso"
 cat >"$work/iso/isolinux.cfg" <<END
@@ -59,6 +59,7 @@ xorriso -as mkisofs -quiet -o "$work/disc.iso" -b isolinux.bin -c boot.cat -no-e
 cat >"$work/bochsrc" <<END
 config_interface: textconfig
 display_library: rfb, options="timeout=0"
+sound: waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy
 romimage: file=/usr/share/bochs/BIOS-bochs-latest
 vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest
 cpu: model=tigerlake, count=1, ips=20000000
