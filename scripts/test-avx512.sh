@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs the tests of the kernels on an emulated CPU that has AVX-512 with VNNI (a Tiger Lake in Bochs), for machines
-# without. Takes a few minutes. Exits with 0 if all pass, with 77 if what it needs is not installed:
+# without. Takes some ten minutes. Exits with 0 if all pass, with 77 if what it needs is not installed:
 #
 #   apt-get install bochs bochsbios isolinux syslinux-common xorriso cpio
 #
@@ -10,7 +10,7 @@ set -eu
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-target}
 work=$target/avx512
-limit=${LIMIT:-900} # seconds
+limit=${LIMIT:-1800} # seconds
 mkdir -p "$work"
 work=$(cd "$work" && pwd)
 
