@@ -1,5 +1,5 @@
 //! An engine with nothing to do takes no time: its threads sleep, and those that it borrowed are back with their host.
-//! Alone in its process, whose threads it watches. It counts how often they run, not for how long, which depends on the machine's other work.
+//! Alone in its process, whose time it counts.
 #![cfg(target_os = "linux")]
 
 use std::sync::{Arc, Mutex, mpsc};
@@ -9,15 +9,15 @@ use std::time::Duration;
 use graftwork::{Engine, EngineOptions, Executor, Request, Task};
 use graftwork_tests::reference::golden;
 
-/// How often the other threads of this process have been given a processor so far; `None` where the system does not count it.
-fn turns_of_others() -> Option<u64> {
+/// Nanoseconds that the other threads of this process have run so far; `None` where the system does not count them.
+fn time_of_others() -> Option<u64> {
     let own = std::fs::read_link("/proc/thread-self").ok()?;
     let mut sum = 0;
     for thread in std::fs::read_dir("/proc/self/task").ok()? {
         let thread = thread.ok()?;
         if own.file_name() != Some(&thread.file_name()) {
             let counts = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
-            sum += counts.split_whitespace().nth(2)?.parse::<u64>().ok()?;
+            sum += counts.split(' ').next()?.parse::<u64>().ok()?;
         }
     }
     Some(sum)
@@ -41,8 +41,8 @@ fn pool(threads: usize) -> Executor {
 
 #[test]
 fn an_idle_engine_takes_no_time() {
-    let Some(start) = turns_of_others() else {
-        println!("left out: this system does not count the turns of threads");
+    let Some(start) = time_of_others() else {
+        println!("left out: this system does not count the time of threads");
         return;
     };
     let open = |(threads, executor)| {
@@ -53,19 +53,19 @@ fn an_idle_engine_takes_no_time() {
         engine
     };
     let engines = [(2, None), (8, None), (2, Some(pool(1))), (8, Some(pool(7)))].map(open);
-    // Threads may be slow to fall asleep on a busy machine; one that wakes by a clock would do so in every second.
+    // Threads may be slow to fall asleep on a busy machine; one that spins, or wakes by a clock, would take some of every second.
     let seconds: Vec<u64> = (0..10)
         .map(|_| {
-            let before = turns_of_others().unwrap();
-            assert!(before > start, "turns are counted");
+            let before = time_of_others().unwrap();
+            assert!(before > start, "work is counted");
             thread::sleep(Duration::from_secs(1));
-            turns_of_others().unwrap() - before
+            time_of_others().unwrap() - before
         })
-        .take_while(|&turns| turns > 0)
+        .take_while(|&time| time > 0)
         .collect();
     assert!(
         seconds.len() < 10,
-        "threads of {} idle engines ran in each second, so often: {seconds:?}",
+        "{} idle engines took some of each second, in nanoseconds: {seconds:?}",
         engines.len()
     );
 }
