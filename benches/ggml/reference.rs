@@ -65,7 +65,7 @@ impl Ggml {
             ]
         };
         let used = match isa.name() {
-            "avx512vnni" => 5,
+            "avx512vnni" | "avx512amx" => 5,
             "avx512" => 4,
             "avx2" => 3,
             _ => 0,

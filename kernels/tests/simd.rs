@@ -48,6 +48,10 @@ fn instruction_sets_are_those_of_the_cpu() {
         if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") {
             expected.push("avx512");
             expected.extend(has!("avx512vnni").then_some("avx512vnni"));
+            let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+            let amx = |flag: &&str| ["amx_tile", "amx_bf16"].contains(flag);
+            let line = flags.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
+            expected.extend((line.split(' ').filter(amx).count() == 2).then_some("avx512amx"));
         }
     }
     #[cfg(target_arch = "aarch64")]

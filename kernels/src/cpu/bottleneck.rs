@@ -99,12 +99,12 @@ impl Cpu {
     pub(super) fn narrow(&mut self, x: &mut Rows, rows: &Range<usize>, bottleneck: &Bottleneck, scale: f32) {
         let (isa, cols, size) = (self.isa, x.cols, bottleneck.size());
         bottleneck.check(cols, cols);
-        let inputs = Inputs { x: &x.data, stride: cols, cols, x8: &[] };
+        let inputs = Inputs { x: &x.data, stride: cols, cols, x8: &[], tiles: &[] };
         let low = self.low.slice::<f32>(rows.len() * size);
         let inward = bottleneck.inward(rows.clone(), scale);
         self.team
             .tiles(&mut [inward.grid(low)], |_, tile, scratch| inward.compute(isa, &inputs, tile, scratch));
-        let inputs = Inputs { x: low, stride: size, cols: size, x8: &[] };
+        let inputs = Inputs { x: low, stride: size, cols: size, x8: &[], tiles: &[] };
         let strips = cols.div_ceil(LANES).div_ceil(self.team.threads() * super::CHUNKS).max(1);
         let cuts = (0..rows.len()).step_by(PROJECT_ROWS).chain([rows.len()]).collect();
         let part = &mut x.data[rows.start * cols..rows.end * cols];
@@ -144,7 +144,7 @@ impl Cpu {
             let lanes = scratch.lanes.slice::<Lane>(tile.rows.len());
             for k in tile.cols.start / size..tile.cols.end / size {
                 let block = &rotation.blocks[if count == 1 { 0 } else { k }];
-                let inputs = Inputs { x: &old[k * size..], stride: cols, cols: size, x8: &[] };
+                let inputs = Inputs { x: &old[k * size..], stride: cols, cols: size, x8: &[], tiles: &[] };
                 for strip in 0..size.div_ceil(LANES) {
                     let out = Lanes::strip(lanes);
                     block.multiply(isa, strip..strip + 1, &inputs, tile.rows.clone(), true, out);

@@ -110,7 +110,7 @@ impl Product<'_> {
             let (u, z) = tile.row(row).split_at_mut(self.inner());
             let x = &x.x[(self.rows.start + row) * x.stride..][..c * d];
             isa.run(Combine { left: self.left, x, d, out: u });
-            let inputs = Inputs { x: u, stride: d, cols: d, x8: &[] };
+            let inputs = Inputs { x: u, stride: d, cols: d, x8: &[], tiles: &[] };
             for strip in 0..b.div_ceil(LANES) {
                 let (at, end) = (strip * LANES, b.min((strip + 1) * LANES));
                 for first in (0..a).step_by(ROWS) {

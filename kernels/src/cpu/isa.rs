@@ -50,6 +50,13 @@ pub trait Simd: Copy + Send + Sync + 'static {
         x
     }
 
+    /// The unit that multiplies many rows, where the CPU has one and this may use it.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn tiles(self) -> Option<super::avx512::Tiles> {
+        None
+    }
+
     /// `x` in every lane.
     fn splat(self, x: f32) -> Self::F;
     /// Lane `i` is `x[i]`.
@@ -165,12 +172,18 @@ macro_rules! isas {
             pub fn all() -> Vec<Isa> {
                 let mut all = Vec::new();
                 $($(#[cfg($cfg)])? all.extend(<$token>::new().map(Isa::$variant));)*
+                #[cfg(target_arch = "x86_64")]
+                all.extend(super::avx512::Avx512Vnni::with_tiles().map(Isa::Avx512Vnni));
                 all
             }
 
             /// A short name, such as `avx2`.
             pub fn name(self) -> &'static str {
-                match self { $($(#[cfg($cfg)])? Isa::$variant(_) => $name,)* }
+                match self {
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx512Vnni(_) if self.tiles() => "avx512amx",
+                    $($(#[cfg($cfg)])? Isa::$variant(_) => $name,)*
+                }
             }
 
             /// Runs a kernel with this instruction set.
@@ -193,7 +206,7 @@ isas! {
     /// AVX-512 F, BW, DQ and VL.
     #[cfg(target_arch = "x86_64")]
     Avx512(super::avx512::Avx512) = "avx512";
-    /// AVX-512 with VNNI.
+    /// AVX-512 with VNNI; and, as `avx512amx`, with AMX for many rows.
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni(super::avx512::Avx512Vnni) = "avx512vnni";
     /// NEON, which every aarch64 has.
@@ -211,6 +224,15 @@ impl Isa {
     /// The fastest instruction set that this CPU has.
     pub fn best() -> Isa {
         Self::all().pop().unwrap_or(Isa::Portable(Portable))
+    }
+
+    /// Whether many rows are multiplied on a matrix unit.
+    pub fn tiles(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni(s) => s.tiles().is_some(),
+            _ => false,
+        }
     }
 
     /// The instruction set with this name, if this CPU has it.

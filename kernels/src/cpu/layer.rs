@@ -8,39 +8,46 @@ use std::ops::Range;
 use super::bottleneck::Bottleneck;
 use super::change::{Piece, Product, Scale, put};
 use super::isa::{BLOCK, Isa, LANES};
-use super::linear::{Inputs, Join, Lane, Lanes, Matrix, Quantize, ask};
+use super::linear::{Inputs, Join, Lane, Lanes, Matrix, Quantize, SideBySide, ask};
 use super::rows::Inner;
 use super::scratch::{Need, Scratch};
-use super::strip::Activations;
+use super::strip::{ActivationTile, Activations, TILES};
 use super::team::{Early, Grid, Tile};
 use super::{CHUNKS, Cpu, Rows};
 use crate::backend::{Activation, Change, Graft, Output};
 
-/// Outputs, times sixteen, that a thread keeps before it writes them: 16 KiB.
+/// Outputs, times sixteen, that a thread keeps before it writes them: 16 KiB, so that they stay in the first cache.
 const CLOSE: usize = 256;
 
-/// Most rows of them.
-const CLOSE_ROWS: usize = 32;
+/// How many bytes of weights that stay in the second cache a thread keeps one of those outputs for, if it multiplies them with more rows than at a
+/// time: then rows of activations come from farther away than outputs.
+const WEIGHTS_OF_OUTPUTS: usize = 1 << 9;
 
-/// Bytes of weights that a thread multiplies with all rows before it goes on to others: they and as many rows stay in the
-/// second cache.
-const NEAR: usize = 256 << 10;
+/// Most rows of them; or [`TILES`], on a matrix unit.
+const CLOSE_ROWS: usize = 32;
 
 /// Most rows of a tile of `scale A x`.
 pub(super) const PROJECT_ROWS: usize = 64;
 
-/// Lanes that a thread takes: outputs, and a graft's change of as many.
-const LANES_NEEDED: usize = 2 * CLOSE;
+/// Outputs, times sixteen, that a thread keeps where `near` bytes of weights stay near.
+const fn kept(near: usize) -> usize {
+    if near / WEIGHTS_OF_OUTPUTS > CLOSE { near / WEIGHTS_OF_OUTPUTS } else { CLOSE }
+}
 
-/// Scratch that a linear layer takes.
-pub(super) fn scratch() -> Need {
-    const { assert!(PROJECT_ROWS <= LANES_NEEDED) };
-    Need { lanes: LANES_NEEDED * size_of::<Lane>(), work: 0 }
+/// Scratch that a linear layer takes: outputs, and a graft's change of as many.
+pub(super) fn scratch(near: usize) -> Need {
+    const { assert!(PROJECT_ROWS <= 2 * CLOSE) };
+    Need { lanes: 2 * kept(near) * size_of::<Lane>(), work: 0 }
 }
 
 /// Blocks of 8-bit activations of `rows` rows of `inputs` values.
 pub(super) const fn blocks(rows: usize, inputs: usize) -> usize {
     rows.saturating_mul(inputs / BLOCK)
+}
+
+/// Blocks of whole sixteens of those rows side by side, where the CPU has a matrix unit for them.
+pub(super) fn tiles(isa: Isa, rows: usize, inputs: usize) -> usize {
+    if isa.tiles() { blocks(rows / LANES, inputs) } else { 0 }
 }
 
 impl Cpu {
@@ -72,10 +79,13 @@ impl Cpu {
                 y.rows,
                 y.cols,
             );
-            layers.push(Layer { weight, bias: *bias, accumulate: *accumulate, grafts, places });
+            let near = self.near;
+            layers.push(Layer { weight, bias: *bias, accumulate: *accumulate, grafts, places, near });
             grids.push(Grid::new(&mut y.data, y.cols, vec![0, x.rows], width));
         }
-        let inputs = Inputs { x: &x.data, stride: x.cols, cols: x.cols, x8: self.x8.values(x8) };
+        let side_by_side = if integer { tiles(self.isa, x.rows, x.cols) } else { 0 };
+        let (x8, tiles) = (self.x8.values(x8), self.tiles.values(side_by_side));
+        let inputs = Inputs { x: &x.data, stride: x.cols, cols: x.cols, x8, tiles };
         let isa = self.isa;
         let mut low = self.low.slice(steps.iter().map(First::values).sum());
         let mut early = Vec::with_capacity(steps.len());
@@ -92,7 +102,7 @@ impl Cpu {
         });
     }
 
-    /// Rounds the rows of `x` to 8 bits; gives how many blocks that are in `x8`.
+    /// Rounds the rows of `x` to 8 bits, and puts them side by side for a matrix unit; gives how many blocks that are in `x8`.
     fn quantize(&mut self, x: &Rows) -> usize {
         assert_eq!(x.cols % BLOCK, 0, "quantized weights have whole blocks of inputs");
         let count = blocks(x.rows, x.cols);
@@ -104,6 +114,16 @@ impl Cpu {
                 isa.run(Quantize { x: x.row(t), out: tile.row(t) });
             }
         });
+        let (x8, width) = (self.x8.values::<Activations>(count), x.cols / BLOCK);
+        let out = self.tiles.slice::<ActivationTile>(tiles(isa, x.rows, x.cols));
+        if !out.is_empty() {
+            let mut grid = [Grid::by_rows(out, width, 1)];
+            self.team.tiles(&mut grid, |_, mut tile, _| {
+                for i in tile.rows.clone() {
+                    isa.run(SideBySide { x: &x8[i * LANES * width..][..LANES * width], out: tile.row(i) });
+                }
+            });
+        }
         count
     }
 }
@@ -327,6 +347,8 @@ struct Layer<'a> {
     grafts: &'a [Graft<'a, Cpu>],
     /// Which [`First`] each graft has.
     places: Vec<usize>,
+    /// See [`near`](super::near).
+    near: usize,
 }
 
 impl Layer<'_> {
@@ -340,11 +362,13 @@ impl Layer<'_> {
         scratch: &mut Scratch,
     ) {
         let rows = tile.rows.clone();
-        let height = rows.len().min(CLOSE_ROWS);
-        // A single row meets a strip once.
-        let near = if height > 1 { NEAR / self.weight.strip_bytes() } else { CLOSE };
-        let many = (CLOSE / height).min(near).max(2);
-        let (lanes, change) = scratch.lanes.slice::<Lane>(LANES_NEEDED).split_at_mut(CLOSE);
+        let height = rows.len().min(if isa.tiles() { TILES * LANES } else { CLOSE_ROWS });
+        let kept = kept(self.near);
+        // Strips at a time. A single row meets them once.
+        let near = if height > 1 { self.near / self.weight.strip_bytes() } else { CLOSE };
+        let close = if rows.len() > height { kept } else { CLOSE };
+        let many = (close / height).min(near).max(2);
+        let (lanes, change) = scratch.lanes.slice::<Lane>(2 * kept).split_at_mut(kept);
         let end = tile.cols.end.div_ceil(LANES);
         for first in (tile.cols.start / LANES..end).step_by(many) {
             let strips = first..end.min(first + many);
@@ -401,16 +425,17 @@ struct Part {
 }
 
 impl Part {
-    /// Writes outputs to their place in the tile.
+    /// Writes outputs to their place in the tile: all of a row before the next, for rows lie far apart.
     fn write(&self, tile: &mut Tile<'_, f32>, lanes: &[Lane], accumulate: bool) {
-        for (strip, lanes) in self.strips.clone().zip(lanes.chunks_exact(self.rows.len())) {
-            let at = strip * LANES - tile.cols.start;
-            for (row, lane) in self.rows.clone().zip(lanes) {
-                let y = tile.row(row)[at..].iter_mut().zip(lane);
-                if accumulate {
-                    y.for_each(|(y, x)| *y += x);
-                } else {
-                    y.for_each(|(y, x)| *y = *x);
+        let at = self.strips.start * LANES - tile.cols.start;
+        for (i, row) in self.rows.clone().enumerate() {
+            let lanes = lanes[i..].iter().step_by(self.rows.len());
+            for (y, lane) in tile.row(row)[at..].chunks_mut(LANES).zip(lanes) {
+                match <&mut Lane>::try_from(&mut *y) {
+                    // A copy of known length takes no call.
+                    Ok(y) if !accumulate => *y = *lane,
+                    _ if accumulate => add(y, lane, 1.0),
+                    _ => y.copy_from_slice(&lane[..y.len()]),
                 }
             }
         }
@@ -453,7 +478,8 @@ fn add_graft(
             };
             let (x, x8): (&[f32], &[Activations]) =
                 if b.integer() { (&[], bytemuck::cast_slice(low)) } else { (low, &[]) };
-            let x = Inputs { x, stride: if b.integer() { 0 } else { b.cols() }, cols: b.cols(), x8 };
+            let x =
+                Inputs { x, stride: if b.integer() { 0 } else { b.cols() }, cols: b.cols(), x8, tiles: &[] };
             let out = Lanes { lanes: &mut lanes[top..], stride: height, join, by };
             b.multiply(isa, part.strips.clone(), &x, own.clone(), fresh, out);
         }
@@ -501,7 +527,7 @@ pub(super) fn slice(v: &[f32], strip: usize) -> &[f32] {
 }
 
 /// `lane += scale v`.
-pub(super) fn add(lane: &mut Lane, v: &[f32], scale: f32) {
+pub(super) fn add(lane: &mut [f32], v: &[f32], scale: f32) {
     for (y, v) in lane.iter_mut().zip(v) {
         *y += scale * v;
     }

@@ -7,7 +7,7 @@ use std::ops::{Deref, Range};
 use super::arena::{Arena, Filled};
 use super::isa::{BLOCK, GROUP, Isa, Kernel, LANES, Simd};
 use super::math::load_part;
-use super::strip::{AHEAD, Activations, Input, LINE, Strip};
+use super::strip::{AHEAD, ActivationTile, Activations, Input, LINE, Strip};
 use crate::format::{Block, Format, Visitor};
 use crate::strips::Strips;
 use crate::tensor::{Bytes, Error, Tensor, zeros};
@@ -220,6 +220,8 @@ pub struct Inputs<'a> {
     pub cols: usize,
     /// `[rows, cols / 32]`, or empty if no weight wants 8 bits.
     pub x8: &'a [Activations],
+    /// The same of whole sixteens of rows from the first on, `[rows / 16, cols / 32]`, where a matrix unit wants them.
+    pub tiles: &'a [ActivationTile],
 }
 
 impl<'a> Inputs<'a> {
@@ -439,6 +441,27 @@ impl Kernel for Quantize<'_> {
                 out.dsums[g] = out.d[g] * sum;
             }
             out.dsum = out.dsums[0] + out.dsums[1];
+        }
+    }
+}
+
+/// Puts sixteen rows of activations, of as many blocks as `out`, side by side.
+pub struct SideBySide<'a> {
+    /// The rows, one after the other.
+    pub x: &'a [Activations],
+    /// Their blocks.
+    pub out: &'a mut [ActivationTile],
+}
+
+impl Kernel for SideBySide<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _s: S) {
+        for (t, row) in self.x.chunks_exact(self.out.len()).enumerate() {
+            for (tile, x) in self.out.iter_mut().zip(row) {
+                tile.put(t, x);
+            }
         }
     }
 }

@@ -20,6 +20,7 @@ mod layer;
 pub mod limits;
 pub mod linear;
 pub mod math;
+mod near;
 #[cfg(target_arch = "aarch64")]
 pub mod neon;
 pub mod pages;
@@ -47,7 +48,7 @@ use linear::Matrix;
 use pages::{Pages, Store, Stored};
 use rows::{Add, Gate, RmsNorm, Rotate};
 use scratch::{Buffer, Need};
-use strip::Activations;
+use strip::{ActivationTile, Activations};
 use team::{Grid, Team};
 
 use crate::backend::{
@@ -187,8 +188,12 @@ pub struct Cpu {
     device: Arc<CpuDevice>,
     isa: Isa,
     team: Team,
+    /// Bytes of weights that stay near a core.
+    near: usize,
     /// The input of the linear layer in progress, in 8 bits: [`Activations`].
     x8: Buffer,
+    /// The same for a matrix unit: [`ActivationTile`].
+    tiles: Buffer,
     /// `scale A x` and other intermediate values of the grafts of the linear layer in progress: f32.
     low: Buffer,
 }
@@ -196,18 +201,20 @@ pub struct Cpu {
 /// Bytes that the operations of a step need beside their rows.
 struct Needs {
     x8: usize,
+    tiles: usize,
     low: usize,
     /// Of each thread.
     thread: Need,
 }
 
 impl Needs {
-    fn of(step: &StepShape) -> Self {
+    fn of(step: &StepShape, cpu: &Cpu) -> Self {
         let queries = step.rows.min(ATTENTION_ROWS).saturating_mul(step.group);
         Self {
             x8: layer::blocks(step.rows, step.inputs).saturating_mul(size_of::<Activations>()),
+            tiles: layer::tiles(cpu.isa, step.rows, step.inputs).saturating_mul(size_of::<ActivationTile>()),
             low: step.low.saturating_mul(size_of::<f32>()),
-            thread: layer::scratch().or(attention::scratch(queries, step.head_dim)),
+            thread: layer::scratch(cpu.near).or(attention::scratch(queries, step.head_dim)),
         }
     }
 }
@@ -224,7 +231,15 @@ impl Cpu {
     }
 
     fn of(team: Team, isa: Isa) -> Self {
-        Self { device: Arc::default(), isa, team, x8: Buffer::default(), low: Buffer::default() }
+        Self {
+            device: Arc::default(),
+            isa,
+            team,
+            near: near::near(),
+            x8: Buffer::default(),
+            tiles: Buffer::default(),
+            low: Buffer::default(),
+        }
     }
 
     /// The instruction set in use.
@@ -320,20 +335,21 @@ impl Backend for Cpu {
     }
 
     fn reserve(&mut self, step: &StepShape) -> Result<(), Error> {
-        let needs = Needs::of(step);
+        let needs = Needs::of(step, self);
         self.x8.reserve(needs.x8)?;
+        self.tiles.reserve(needs.tiles)?;
         self.low.reserve(needs.low)?;
         self.team.reserve(needs.thread)
     }
 
     fn scratch_bytes(&self, step: &StepShape) -> usize {
-        let Needs { x8, low, thread } = Needs::of(step);
+        let Needs { x8, tiles, low, thread } = Needs::of(step, self);
         let threads = thread.bytes().saturating_mul(self.threads());
-        Buffer::bytes_for(x8).saturating_add(Buffer::bytes_for(low)).saturating_add(threads)
+        [x8, tiles, low].map(Buffer::bytes_for).into_iter().fold(threads, usize::saturating_add)
     }
 
     fn reserved_bytes(&self) -> usize {
-        self.x8.bytes() + self.low.bytes() + self.team.reserved_bytes()
+        self.x8.bytes() + self.tiles.bytes() + self.low.bytes() + self.team.reserved_bytes()
     }
 
     fn cache(&mut self, shape: CacheShape) -> Cache {

@@ -15,7 +15,7 @@ use std::marker::PhantomData;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::isa::{GROUP, LANES, Simd};
+use super::isa::{BLOCK, GROUP, LANES, Simd};
 use super::linear::Multiply;
 use super::unpacked;
 use crate::format::Block;
@@ -44,6 +44,41 @@ pub struct Activations {
     pub dsums: [f32; 2],
     /// `dsums[0] + dsums[1]`.
     pub dsum: f32,
+}
+
+/// Tiles of rows that meet columns of weights which are unpacked for a matrix unit.
+pub const TILES: usize = 4;
+
+/// Thirty-two activations of sixteen rows side by side, as a matrix unit wants them ([`Simd::tiles`]).
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C, align(64))]
+pub struct ActivationTile {
+    /// The codes of each row as bfloat16, of each four columns the first, third, second and fourth.
+    pub q: [[u16; BLOCK]; LANES],
+    /// What [`Activations`] has of each row.
+    pub d: [[f32; LANES]; 2],
+    /// Likewise.
+    pub dsums: [[f32; LANES]; 2],
+    /// Likewise.
+    pub dsum: [f32; LANES],
+}
+
+impl ActivationTile {
+    /// Puts a block of row `t` beside the others.
+    #[inline(always)]
+    pub fn put(&mut self, t: usize, x: &Activations) {
+        let q: &[[i8; 4]] = bytemuck::cast_slice(&x.q);
+        for (to, &[a, b, c, d]) in self.q[t].as_chunks_mut().0.iter_mut().zip(q) {
+            *to = [a, c, b, d].map(
+                #[inline(always)]
+                |q| (f32::from(q).to_bits() >> 16) as u16,
+            );
+        }
+        for g in 0..2 {
+            (self.d[g][t], self.dsums[g][t]) = (x.d[g], x.dsums[g]);
+        }
+        self.dsum[t] = x.dsum;
+    }
 }
 
 /// One row of activations, as both kinds of strips want it.
@@ -119,6 +154,13 @@ pub trait IntBlocks {
     const PAIRED: bool = false;
     /// The codes of columns `4 step..4 step + 4` of block `b`.
     fn codes<S: Simd>(&self, s: S, b: usize, step: usize) -> S::Codes;
+    /// The codes that indices of 4 bits stand for, of formats that look them up.
+    const LEVELS: Option<[u8; 16]> = None;
+    /// Those indices, or codes that stand for themselves.
+    #[inline(always)]
+    fn indices<S: Simd>(&self, s: S, b: usize, step: usize) -> S::Codes {
+        self.codes(s, b, step)
+    }
     /// The scales `d` of block `b`, or of its group `g`.
     fn scale<S: Simd>(&self, s: S, b: usize, g: usize) -> S::F;
     /// The minima `m` of block `b`, or of its group `g`, where the format has them.

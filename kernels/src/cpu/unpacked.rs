@@ -138,6 +138,10 @@ impl<P: IntBlocks> IntBlocks for Unpacked<P> {
 /// [`Strip::many`](super::strip::Strip::many) of integer codes.
 #[inline(always)]
 pub(super) fn many<S: Simd, P: IntPanel>(s: S, m: &mut Multiply<'_, Int<P>>) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(tiles) = s.tiles() {
+        return tiles.many(m);
+    }
     // Codes that fill their bytes are as they are.
     if S::WIDE || size_of::<P>() >= LANES * P::Block::LEN || m.rows.len() < MANY {
         return 0;

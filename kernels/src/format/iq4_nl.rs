@@ -14,6 +14,17 @@ use crate::cpu::strip::{CodeRange, Int, IntBlocks, IntPanel};
 pub(super) const LEVELS: [i8; 16] =
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
+/// They, as a panel looks them up.
+pub(super) const BYTES: [u8; 16] = {
+    let mut bytes = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        bytes[i] = LEVELS[i].cast_unsigned();
+        i += 1;
+    }
+    bytes
+};
+
 /// 32 values.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
@@ -71,9 +82,16 @@ impl IntBlocks for PanelIQ4NL {
     const ZERO: i32 = 0;
     const MIN: bool = false;
 
+    const LEVELS: Option<[u8; 16]> = Some(BYTES);
+
     #[inline(always)]
-    fn codes<S: Simd>(&self, s: S, _b: usize, step: usize) -> S::Codes {
-        s.lookup(bytemuck::cast_ref(&LEVELS), s.bits(&self.codes[step % 4], 4 * (step as u32 / 4), 4))
+    fn codes<S: Simd>(&self, s: S, b: usize, step: usize) -> S::Codes {
+        s.lookup(&BYTES, self.indices(s, b, step))
+    }
+
+    #[inline(always)]
+    fn indices<S: Simd>(&self, s: S, _b: usize, step: usize) -> S::Codes {
+        s.bits(&self.codes[step % 4], 4 * (step as u32 / 4), 4)
     }
 
     #[inline(always)]

@@ -8,7 +8,7 @@ use std::array::from_fn;
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
-use super::iq4_nl::LEVELS;
+use super::iq4_nl::{BYTES, LEVELS};
 use super::levels::{self, Levels, PanelLevels};
 use super::search::{extreme, levels, nearest, nearest_level};
 use super::{Block, plane};
@@ -26,15 +26,7 @@ pub struct BlockIQ4XS {
 const _: () = assert!(size_of::<BlockIQ4XS>() == 136);
 
 impl Levels for BlockIQ4XS {
-    const VALUES: [u8; 16] = {
-        let mut values = [0; 16];
-        let mut i = 0;
-        while i < 16 {
-            values[i] = LEVELS[i].cast_unsigned();
-            i += 1;
-        }
-        values
-    };
+    const VALUES: [u8; 16] = BYTES;
     const RANGE: CodeRange = CodeRange::Signed;
     const ZERO: i32 = 0;
     const UNIT: f32 = 1.0;

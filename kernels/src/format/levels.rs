@@ -90,14 +90,21 @@ impl<B: Levels, const LOW: usize, const HIGH: usize, const SCALES: usize> IntBlo
     const MIN: bool = false;
     const GROUPED: bool = SCALES == 16;
 
+    const LEVELS: Option<[u8; 16]> = Some(B::VALUES);
+
     #[inline(always)]
     fn codes<S: Simd>(&self, s: S, b: usize, step: usize) -> S::Codes {
+        s.lookup(&B::VALUES, self.indices(s, b, step))
+    }
+
+    #[inline(always)]
+    fn indices<S: Simd>(&self, s: S, b: usize, step: usize) -> S::Codes {
         let (vector, part) = (step * LOW / 8, step % (8 / LOW));
         let mut codes = s.bits(&self.low[b][vector], (LOW * part) as u32, LOW as u32);
         if HIGH > 0 {
             codes = s.join(codes, self.high[b].codes(s, step), LOW as u32);
         }
-        s.lookup(&B::VALUES, codes)
+        codes
     }
 
     #[inline(always)]

@@ -1,11 +1,14 @@
-//! AVX-512, without and with VNNI: sixteen lanes are one register.
+//! AVX-512, without and with VNNI, and with AMX: sixteen lanes are one register.
 //!
-//! The two differ in the integer dot products alone, so they are one type with a constant for the difference.
+//! The first two differ in the integer dot products alone, so they are one type with a constant for the difference.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::isa::{GROUP, LANES, Simd, steps_in_16_bits};
+
+mod tiles;
+pub use tiles::Tiles;
 
 /// Proof that this CPU has AVX-512 with its F, BW, DQ and VL parts (every one but Xeon Phi), and VNNI if `VNNI`.
 #[derive(Clone, Copy, Debug)]
@@ -13,6 +16,8 @@ pub struct Wide<const VNNI: bool> {
     /// Whether memory is asked into the second cache: on Intel's CPUs, where one sequence was decoded 1.15 times as fast
     /// so.
     second: bool,
+    /// Whether many rows are multiplied on the CPU's matrix unit.
+    tiles: bool,
 }
 
 /// AVX-512 as of 2017.
@@ -29,12 +34,12 @@ impl<const VNNI: bool> Wide<VNNI> {
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
             && (!VNNI || is_x86_feature_detected!("avx512vnni"));
-        has.then(|| Self { second: intel() })
+        has.then(|| Self { second: intel(), tiles: false })
     }
 }
 
 /// Whether Intel made this CPU.
-fn intel() -> bool {
+pub(super) fn intel() -> bool {
     let maker = __cpuid(0);
     [maker.ebx, maker.edx, maker.ecx].map(u32::to_le_bytes).as_flattened() == b"GenuineIntel"
 }
@@ -87,6 +92,11 @@ impl<const VNNI: bool> Simd for Wide<VNNI> {
                 _mm_prefetch::<_MM_HINT_T0>(address);
             }
         }
+    }
+
+    #[inline(always)]
+    fn tiles(self) -> Option<Tiles> {
+        self.unit()
     }
 
     #[inline(always)]
