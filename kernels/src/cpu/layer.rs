@@ -368,9 +368,12 @@ impl Layer<'_> {
         let near = if height > 1 { self.near / self.weight.strip_bytes() } else { CLOSE };
         let close = if rows.len() > height { kept } else { CLOSE };
         let many = (close / height).min(near).max(2);
+        let (first, end) = (tile.cols.start / LANES, tile.cols.end.div_ceil(LANES));
+        // Alike, for a last few would want all activations for themselves.
+        let parts = (end - first).div_ceil(many).max(1);
+        let many = (end - first).div_ceil(parts).max(1);
         let (lanes, change) = scratch.lanes.slice::<Lane>(2 * kept).split_at_mut(kept);
-        let end = tile.cols.end.div_ceil(LANES);
-        for first in (tile.cols.start / LANES..end).step_by(many) {
+        for first in (first..end).step_by(many) {
             let strips = first..end.min(first + many);
             for graft in self.grafts {
                 match &graft.change {
