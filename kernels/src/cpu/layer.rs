@@ -23,15 +23,15 @@ const CLOSE: usize = 256;
 /// time: then rows of activations come from farther away than outputs.
 const WEIGHTS_OF_OUTPUTS: usize = 1 << 9;
 
-/// Most rows of them; or [`TILES`], on a matrix unit.
+/// Most rows of activations at a time; on a matrix unit, [`TILES`] of sixteen.
 const CLOSE_ROWS: usize = 32;
 
 /// Most rows of a tile of `scale A x`.
 pub(super) const PROJECT_ROWS: usize = 64;
 
 /// Outputs, times sixteen, that a thread keeps where `near` bytes of weights stay near.
-const fn kept(near: usize) -> usize {
-    if near / WEIGHTS_OF_OUTPUTS > CLOSE { near / WEIGHTS_OF_OUTPUTS } else { CLOSE }
+fn kept(near: usize) -> usize {
+    CLOSE.max(near / WEIGHTS_OF_OUTPUTS)
 }
 
 /// Scratch that a linear layer takes: outputs, and a graft's change of as many.

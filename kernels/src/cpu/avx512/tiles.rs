@@ -160,7 +160,7 @@ impl Unit {
         Self { before }
     }
 
-    /// Begins the sums of both groups of the `i`-th block.
+    /// Begins the sums of both groups of a block with an even or odd number.
     #[inline(always)]
     fn multiply(&self, odd: bool, x: &ActivationTile, w: &Columns) {
         macro_rules! multiply {
@@ -187,7 +187,7 @@ impl Unit {
         if odd { multiply!("tmm1", "tmm6", "tmm7") } else { multiply!("tmm0", "tmm4", "tmm5") }
     }
 
-    /// Stores the sums of the `i`-th block.
+    /// Stores the sums of a block with an even or odd number.
     #[inline(always)]
     fn store(&self, odd: bool, out: &mut Products) {
         macro_rules! store {
